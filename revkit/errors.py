@@ -1,0 +1,187 @@
+"""Every error that revkit raises or writes down; each says what happened, whose fault it was,
+and what to do next.
+
+    RevkitError
+    ├── UsageError (ValueError)      yours: refused before anything was sent
+    │   ├── MissingColumn            an input is bound to a column that is not there
+    │   ├── ColumnExists             an output would overwrite a column that is not its own
+    │   ├── NoModel                  no model is configured for this task
+    │   └── MissingExtra             an optional package is not installed
+    ├── RowFailure                   one attempt at one row failed; the run goes on
+    │   ├── MissingInput             an input of the row is NA: nothing was sent
+    │   ├── BadOutput                a reply arrived, but is not what the task asked for
+    │   └── ModelError               the model's server could not be asked, or said no
+    │       ├── ConnectionFailed     no connection, or it broke
+    │       ├── AttemptTimeout       no whole reply in time
+    │       ├── BadReply             what arrived is not a reply of this protocol
+    │       ├── ServerError          an HTTP status other than success (``.status``)
+    │       ├── ModelMissing         the server does not have the model: ends the run
+    │       └── AccessDenied         401 or 403: ends the run
+    ├── ModelUnavailable             the embedded model could not be fetched or started
+    └── RunFailed                    the run as a whole; ``.result`` holds what is done
+
+An exception out of a user's callable needs no class of its own: it is written down under the
+name of its own type.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .result import ParallelResult
+
+__all__ = [
+    "AccessDenied",
+    "AttemptTimeout",
+    "BadOutput",
+    "BadReply",
+    "ColumnExists",
+    "ConnectionFailed",
+    "Interrupted",
+    "MissingColumn",
+    "MissingExtra",
+    "MissingInput",
+    "ModelError",
+    "ModelMissing",
+    "ModelUnavailable",
+    "NoModel",
+    "RevkitError",
+    "RowFailure",
+    "RunFailed",
+    "ServerError",
+    "UsageError",
+    "nearest",
+]
+
+
+class RevkitError(Exception):
+    """Base of all errors of revkit."""
+
+
+class UsageError(RevkitError, ValueError):
+    """The call cannot be carried out as it was written; nothing was sent."""
+
+
+class MissingColumn(UsageError):
+    """An input is bound to a column that does not exist."""
+
+
+class ColumnExists(UsageError):
+    """An output would overwrite a column that the same task did not write."""
+
+
+class NoModel(UsageError):
+    """The task needs a language model and none is configured."""
+
+
+class MissingExtra(UsageError):
+    """A feature needs an optional package that is not installed."""
+
+
+class RowFailure(RevkitError):
+    """One attempt at one row failed.
+
+    Attributes:
+        status: HTTP status of the reply, or None where there was none.
+        text: what the model had said, or None where it said nothing.
+        ends_run: True where every other row must fail in the same way, so that going on
+            would only cost time or money.
+    """
+
+    ends_run = False
+
+    def __init__(self, message: str, *, status: int | None = None, text: str | None = None):
+        super().__init__(message)
+        self.status = status
+        self.text = text
+
+
+class MissingInput(RowFailure):
+    """An input of the row is missing (NA); nothing was sent."""
+
+
+class BadOutput(RowFailure):
+    """The model replied, but not with what the task asked for; ``text`` is what it said."""
+
+
+class ModelError(RowFailure):
+    """The model's server could not be asked, or refused."""
+
+
+class ConnectionFailed(ModelError):
+    """No connection could be made, or it broke before the whole reply had arrived."""
+
+
+class AttemptTimeout(ModelError):
+    """The whole reply did not arrive in time."""
+
+
+class BadReply(ModelError):
+    """What arrived is not a reply of the protocol that the client speaks."""
+
+
+class ServerError(ModelError):
+    """The server answered with a status that is not success."""
+
+
+class ModelMissing(ServerError):
+    """The server does not have the model that was asked for."""
+
+    ends_run = True
+
+
+class AccessDenied(ServerError):
+    """The server did not accept the key (401) or its rights (403)."""
+
+    ends_run = True
+
+
+class ModelUnavailable(RevkitError):
+    """The embedded model could not be fetched, checked or started."""
+
+
+class RunFailed(RevkitError):
+    """The run failed as a whole; every row that was done is in ``result``.
+
+    Attributes:
+        result: the whole partial result of the run.
+    """
+
+    def __init__(self, message: str, result: ParallelResult):
+        super().__init__(message)
+        self.result = result
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was interrupted; what was done is in the columns and in ``result``.
+
+    A ``KeyboardInterrupt``, so that "run all cells" and scripts stop too.
+    """
+
+    def __init__(self, message: str, result: ParallelResult):
+        super().__init__(message)
+        self.result = result
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Close the sentence about an unknown name: the nearest known ones, or all of them.
+
+    >>> nearest("reveiw", ["id", "review"])
+    'did you mean "review"?'
+    >>> nearest("zzz", ["id", "review"])
+    'there are "id", "review".'
+    """
+    names = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
+    if not close:
+        folded = {k.casefold(): k for k in names}
+        close = [folded[str(name).casefold()]] if str(name).casefold() in folded else []
+    if close:
+        return "did you mean " + " or ".join(f'"{c}"' for c in close) + "?"
+    if not names:
+        return "there are none."
+    shown = ", ".join(f'"{k}"' for k in names[:12])
+    return f"there are {shown}" + (f" and {len(names) - 12} more." if len(names) > 12 else ".")
