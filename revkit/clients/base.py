@@ -1,0 +1,152 @@
+"""What a client is. Everything that a model's protocol decides lives behind these few types.
+
+A client builds requests and reads responses, and never touches the network: the conversation
+about one prompt is a generator, ``Session.exchange``, that yields a :class:`Request`, is sent
+the :class:`Response`, and returns the :class:`Reply`. A protocol that needs a second request
+(a server that refuses a response format, say) just yields again. How bytes travel is a
+*transport*; the engines drive the one with the other, so each protocol is written once for
+threads and for asyncio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ..task import ModelTask
+
+__all__ = [
+    "AsyncTransport",
+    "Client",
+    "Exchange",
+    "Message",
+    "Reply",
+    "Request",
+    "Response",
+    "Session",
+    "Transport",
+]
+
+
+class Message(TypedDict):
+    """One chat turn."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request.
+
+    Attributes:
+        url: absolute URL.
+        body: the encoded body; with a body the method is POST, without one GET.
+        headers: headers beside those that the transport sets itself.
+    """
+
+    url: str
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One whole HTTP response. Header names are lower-case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model said to one prompt.
+
+    Attributes:
+        text: the message's text.
+        prompt_tokens, completion_tokens: as the server counts them; None where it does not.
+        finish_reason: why it stopped (``"stop"``, ``"length"``, …); None where it does not say.
+        probabilities: for class outputs, output -> label -> probability (each sums to 1), where
+            the model gives them.
+    """
+
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish_reason: str | None = None
+    probabilities: Mapping[str, Mapping[str, float]] | None = None
+
+
+Exchange = Generator[Request, Response, Reply]
+
+
+class Session(Protocol):
+    """A client's side of one run: knows the task, remembers what the server refused."""
+
+    def exchange(self, messages: Sequence[Message]) -> Exchange:
+        """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
+        ...
+
+
+class Transport(Protocol):
+    """Carries one request at a time for each calling thread."""
+
+    def send(self, request: Request) -> Response: ...
+
+    def close(self) -> None: ...
+
+
+class AsyncTransport(Protocol):
+    """Carries requests on the running event loop."""
+
+    async def send(self, request: Request) -> Response: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Client:
+    """Base of all clients: a model at an endpoint.
+
+    A client is configuration: it holds no connection, so it can be kept, shared by runs and used
+    on any event loop. Runs open what they need and close it.
+
+    Attributes:
+        name: what reports call the model, such as ``"ollama:llama3.2:3b"``. Holds no key.
+        engines: the engines that can carry it; the first one is what ``engine="auto"`` takes.
+        loop_factory: makes a loop for each run on the async engine (a virtual clock, say); None:
+            the run takes the loop that revkit keeps.
+    """
+
+    name: str
+    engines: tuple[str, ...] = ("async", "thread")
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+
+    def ready(self, task: ModelTask, *, max_workers: int) -> None:
+        """Do what must be done once before a run (the embedded model starts here).
+
+        Called in the thread that called revkit, never on an event loop; may block.
+        """
+
+    def session(self, task: ModelTask) -> Session:
+        """Open the client's side of one run of ``task``."""
+        raise TypeError(f"{type(self).__name__} does not implement session()")
+
+    def transport(self, *, max_workers: int) -> Transport:
+        """Open the transport of a run on the thread engine."""
+        raise TypeError(f"{type(self).__name__} does not implement transport()")
+
+    async def async_transport(self, *, max_workers: int) -> AsyncTransport:
+        """Open the transport of a run on the running event loop."""
+        raise TypeError(f"{type(self).__name__} does not implement async_transport()")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the model's answers beside the prompt, as plain JSON; never a key."""
+        return {"model": self.name}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"

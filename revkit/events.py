@@ -1,0 +1,109 @@
+"""The words that the parts of a run speak to each other.
+
+A *row* is one unit of work. An *attempt* is one try at a row by one *worker*. An attempt ends in
+an *outcome*: a :class:`Success`, a :class:`Failure`, or :data:`CANCELLED`. The scheduler makes a
+*decision* of it, and the worker reports all of that as one *fact*: :class:`Attempted`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from .clients.base import Reply
+
+__all__ = [
+    "CANCELLED",
+    "Attempt",
+    "Attempted",
+    "Cancelled",
+    "Decision",
+    "Failure",
+    "Outcome",
+    "Status",
+    "Success",
+]
+
+
+class Status(StrEnum):
+    """What became of a row."""
+
+    OK = "ok"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    NOT_STARTED = "not_started"
+
+
+class Decision(StrEnum):
+    """What the scheduler makes of an outcome; the values name it in ``run.attempts``."""
+
+    OK = "ok"
+    RETRY = "retried"
+    FAIL = "failed"
+    CANCEL = "cancelled"
+
+
+class Attempt(NamedTuple):
+    """A try at a row, handed to a worker."""
+
+    row: int
+    number: int  #: from 1
+    worker: int
+    previous: Failure | None = None  #: why the attempt before this one did not do
+
+
+class Success(NamedTuple):
+    """The row has its values."""
+
+    values: Mapping[str, Any]
+    reply: Reply | None = None  #: None where no model was asked
+
+
+class Failure(NamedTuple):
+    """The attempt did not give the row its values.
+
+    Attributes:
+        type: name of the error's type, such as ``"BadOutput"`` or ``"ZeroDivisionError"``.
+        message: what happened and what to do.
+        status: HTTP status, if there was one.
+        reply: what the model said, if it said something.
+        text: its text, if it said something.
+        correctable: the model may do better when it is shown the message.
+        ends_run: every other row must fail in the same way.
+        cause: the exception, without its traceback but for the first one of a run.
+    """
+
+    type: str
+    message: str
+    status: int | None = None
+    reply: Reply | None = None
+    text: str | None = None
+    correctable: bool = False
+    ends_run: bool = False
+    cause: BaseException | None = None
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class Cancelled(Enum):
+    """The attempt was cancelled before it had an outcome."""
+
+    CANCELLED = "cancelled"
+
+
+CANCELLED: Final = Cancelled.CANCELLED
+
+Outcome = Success | Failure | Cancelled
+
+
+class Attempted(NamedTuple):
+    """One attempt, ended. Times are in seconds on the engine's monotonic clock."""
+
+    attempt: Attempt
+    start: float
+    end: float
+    outcome: Outcome
+    decision: Decision

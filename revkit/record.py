@@ -1,0 +1,185 @@
+"""Everything that is known about a run, as columns: written by the drain, read by the result.
+
+Attempts are kept as typed arrays and outputs as one list for each column, because a run may have
+millions of rows. What can be derived from them (a row's worker, its number of attempts) is not
+kept.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .clients.base import Reply
+from .events import Attempted, Decision, Failure, Status, Success
+
+__all__ = ["DECISIONS", "Record", "RowResult"]
+
+#: A decision is kept as its place in this list.
+DECISIONS = list(Decision)
+_CODE = {decision: code for code, decision in enumerate(DECISIONS)}
+_STATUS = {
+    Decision.OK: Status.OK,
+    Decision.FAIL: Status.ERROR,
+    Decision.CANCEL: Status.CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """One settled row, as a progress callback gets it.
+
+    Attributes:
+        row: position of the row, from 0.
+        status: ``"ok"``, ``"error"`` or ``"cancelled"``.
+        values: output name to value; empty where the row is not ok.
+        error: what went wrong, None where the row is ok.
+        attempts: attempts made; 0 where an input was missing.
+        worker: worker of the last attempt, None where there was none.
+        service_s: seconds that the last attempt took, None where there was none.
+    """
+
+    row: int
+    status: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    attempts: int = 0
+    worker: int | None = None
+    service_s: float | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the row has its values."""
+        return self.status == Status.OK.value
+
+
+class Record:
+    """The columns of one run of ``total`` rows.
+
+    Attributes:
+        status: of each row.
+        values: output name to its values by row position; None where there is no value.
+        failures: row to the failure that stands in its ``error`` column.
+        replies: row to the last reply, for tasks that ask a model.
+        row, number, worker, decision, start, end: the attempts in the order in which they ended;
+            times in seconds on the engine's clock, decisions as places in :data:`DECISIONS`.
+        prompt_tokens, completion_tokens: of each attempt, -1 where not known; empty for callables.
+        began, ended: when the run started and ended, on the same clock.
+        attempt_failures: place among the attempts -> why that attempt failed.
+        first_failure: the first failure in time.
+        stopped: why the run was stopped before its end, else None.
+        interrupt: the exception that interrupted it, else None.
+    """
+
+    def __init__(self, total: int, outputs: Iterable[str] = (), *, asks_model: bool):
+        self.total = total
+        self.asks_model = asks_model
+        self.status = [Status.NOT_STARTED] * total
+        self.values: dict[Any, list[Any]] = {name: [None] * total for name in outputs}
+        self.failures: dict[int, Failure] = {}
+        self.replies: dict[int, Reply] = {}
+        self.attempt_failures: dict[int, Failure] = {}
+        self.row, self.number, self.worker = array("q"), array("q"), array("q")
+        self.decision = array("b")
+        self.start, self.end = array("d"), array("d")
+        self.prompt_tokens, self.completion_tokens = array("q"), array("q")
+        self.began = self.ended = 0.0
+        self.settled = self.failed = 0
+        self.first_failure: tuple[int, Failure] | None = None
+        self.stopped: str | None = None
+        self.interrupt: BaseException | None = None
+        self.workers = 0
+        self.engine = ""
+
+    def attempted(self, fact: Attempted) -> bool:
+        """Write down one attempt; says whether its row is settled by it."""
+        attempt, start, end, outcome, decision = fact
+        row = attempt.row
+        self.row.append(row)
+        self.number.append(attempt.number)
+        self.worker.append(attempt.worker)
+        self.start.append(start)
+        self.end.append(end)
+        self.decision.append(_CODE[decision])
+        if isinstance(outcome, Success):
+            self.status[row] = Status.OK
+            self._keep(row, outcome.values)
+            self.failures.pop(row, None)
+            reply = outcome.reply
+        elif isinstance(outcome, Failure):
+            self.failures[row] = outcome
+            self.attempt_failures[len(self.row) - 1] = outcome
+            if self.first_failure is None:
+                self.first_failure = (row, outcome)
+            reply = outcome.reply
+        else:
+            reply = None
+        if self.asks_model:
+            if reply is not None:
+                self.replies[row] = reply
+            prompt = reply.prompt_tokens if reply is not None else None
+            completion = reply.completion_tokens if reply is not None else None
+            self.prompt_tokens.append(-1 if prompt is None else prompt)
+            self.completion_tokens.append(-1 if completion is None else completion)
+        if decision is Decision.RETRY:
+            return False
+        self.settled += 1
+        if decision is not Decision.OK:
+            self.failed += decision is Decision.FAIL
+            self.status[row] = _STATUS[decision]
+        return True
+
+    def _keep(self, row: int, values: Mapping[str, Any]) -> None:
+        columns = self.values
+        for name, value in values.items():
+            try:
+                columns[name][row] = value
+            except KeyError:
+                columns[name] = [None] * self.total
+                columns[name][row] = value
+
+    def refused(self, row: int, failure: Failure) -> None:
+        """Write down a row that fails without an attempt."""
+        self.status[row] = Status.ERROR
+        self.failures[row] = failure
+        self.settled += 1
+        self.failed += 1
+        if self.first_failure is None:
+            self.first_failure = (row, failure)
+
+    def close(self, *, ended: float, running: Iterable[int], stopped: str | None) -> None:
+        """End the record: every row that is not settled gets the status that it has now."""
+        self.ended = ended
+        self.stopped = stopped
+        for row in running:
+            self.status[row] = Status.CANCELLED
+        for row in self.failures:  # was to be tried again when the run was stopped
+            if self.status[row] is Status.NOT_STARTED:
+                self.status[row] = Status.ERROR
+
+    def error(self, row: int) -> str | None:
+        """What stands in the ``error`` column for ``row``: None exactly where it is ok."""
+        status = self.status[row]
+        if status is Status.OK:
+            return None
+        if status is Status.ERROR:
+            return str(self.failures[row])
+        why = self.stopped or "the run ended"
+        if status is Status.CANCELLED:
+            return f"Cancelled: {why} while this row was running"
+        return f"NotStarted: {why} before this row was started"
+
+    def row_result(self, fact: Attempted) -> RowResult:
+        """The row that ``fact`` settled, for a progress callback."""
+        attempt, start, end, outcome, _ = fact
+        return RowResult(
+            row=attempt.row,
+            status=self.status[attempt.row].value,
+            values=outcome.values if isinstance(outcome, Success) else {},
+            error=self.error(attempt.row),
+            attempts=attempt.number,
+            worker=attempt.worker,
+            service_s=end - start,
+        )
