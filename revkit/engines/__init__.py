@@ -1,0 +1,25 @@
+"""The two ways to run workers: ``threads.py`` and ``loop.py``.
+
+Both are thin: a worker takes an attempt from the scheduler, does the work, settles it with the
+scheduler, and emits the fact. ``engine.emit`` is called from a worker's thread or loop; the last
+thing that an engine emits is :class:`Ended`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..events import Attempted
+
+__all__ = ["Emit", "Ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """No worker is left. ``crash`` is an error of revkit's own that ended them, or None."""
+
+    crash: BaseException | None = None
+
+
+Emit = Callable[[Attempted | Ended], None]

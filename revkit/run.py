@@ -1,0 +1,397 @@
+"""One run, from a plan to its record: starts an engine and drains what it reports.
+
+*One drain owns every effect.* Workers only append facts to a queue and wake the drain; it alone
+writes the record and calls the user's progress callback, so none of these needs a lock. In
+:func:`execute` the drain is the calling thread; in :func:`aexecute` it is the caller's task.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from .clients.base import Client
+from .engines import Ended
+from .errors import UsageError
+from .events import Attempted, Failure
+from .record import Record, RowResult
+from .scheduler import Scheduler
+from .task import CallableTask, ModelTask
+from .work import CallableWork, ModelWork, Rows, Work
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+__all__ = ["Plan", "Progress", "aexecute", "available_cpus", "choose_engine", "execute"]
+
+Progress = Callable[[int, int, RowResult], object]
+
+#: The drain looks up at least this often (seconds), so that an interrupt never waits for a reply.
+_TICK = 0.1
+#: What runs in threads when the run is interrupted gets this long to end (seconds).
+_GRACE = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before anything is sent.
+
+    Attributes:
+        refused: rows that fail without an attempt, and why.
+        engine: ``"thread"`` or ``"async"``.
+        loop: where the async engine runs when the caller does not await it.
+        bar: a progress bar's ``update(done, failed, tokens)`` and ``close()``, or None.
+        callback: the user's progress callback, or None.
+    """
+
+    task: ModelTask | CallableTask
+    rows: Rows
+    total: int
+    client: Client | None
+    engine: Literal["thread", "async"]
+    loop: Literal["background", "notebook"]
+    workers: int
+    refused: Mapping[int, Failure] = field(default_factory=dict)
+    bar: Any = None
+    callback: Progress | None = None
+
+    def work(self) -> Work:
+        if isinstance(self.task, CallableTask):
+            return CallableWork(self.task, self.rows)
+        assert self.client is not None
+        return ModelWork(self.task, self.client, self.rows)
+
+    def prepare(self) -> None:
+        """What the client does once before a run; may block."""
+        if self.client is not None and isinstance(self.task, ModelTask):
+            self.client.ready(self.task, max_workers=self.workers)
+
+
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def choose_engine(
+    wanted: str, task: ModelTask | CallableTask, client: Client | None
+) -> Literal["thread", "async"]:
+    """The engine for a task.
+
+    Raises:
+        UsageError: the task or its client cannot run on the engine that was asked for.
+    """
+    if wanted not in ("auto", "thread", "async"):
+        raise UsageError(f'engine={wanted!r}: there are "auto", "thread" and "async"')
+    can: tuple[str, ...]
+    if isinstance(task, CallableTask):
+        can = ("async",) if task.is_async else ("thread",)
+        why = (
+            f"{task.name} is a coroutine function, which runs on a loop"
+            if task.is_async
+            else f"{task.name} is a plain function, which would block the loop"
+        )
+    else:
+        assert client is not None
+        can = client.engines
+        why = f"{client!r} was given an HTTP client for the other engine"
+    engine = can[0] if wanted == "auto" else wanted
+    if engine not in can:
+        raise UsageError(f'engine="{wanted}": {why}; leave engine= out, or pass "{can[0]}"')
+    return "thread" if engine == "thread" else "async"
+
+
+class Drain:
+    """Takes the facts that workers report, and does what follows from them."""
+
+    def __init__(self, plan: Plan, wake: Callable[[], None]):
+        outputs = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
+        self.record = Record(plan.total, outputs, asks_model=plan.client is not None)
+        self.ended: Ended | None = None
+        self._plan = plan
+        self._callback = plan.callback
+        self._facts: deque[Attempted | Ended] = deque()
+        self._wake = wake
+        self._tokens = 0
+
+    def emit(self, fact: Attempted | Ended) -> None:
+        """Called by workers, from any thread."""
+        self._facts.append(fact)
+        self._wake()
+
+    def begin(self) -> None:
+        """Settle the rows that need no attempt."""
+        for row, failure in self._plan.refused.items():
+            self.record.refused(row, failure)
+            if self._callback is not None:
+                self._tell(RowResult(row, "error", error=str(failure)))
+        self._show()
+
+    def step(self) -> None:
+        """Write down everything that was reported since the last step."""
+        facts, record = self._facts, self.record
+        while facts:
+            fact = facts.popleft()
+            if isinstance(fact, Ended):
+                self.ended = fact
+                break
+            if record.attempted(fact) and self._callback is not None:
+                self._tell(record.row_result(fact))
+        self._show()
+
+    def _show(self) -> None:
+        if self._plan.bar is not None:
+            record = self.record
+            tokens = sum(
+                count
+                for column in (record.prompt_tokens, record.completion_tokens)
+                for count in column[self._tokens :]
+                if count > 0
+            )
+            self._tokens = len(record.prompt_tokens)
+            self._plan.bar.update(record.settled, record.failed, tokens)
+
+    def _tell(self, row: RowResult) -> None:
+        assert self._callback is not None
+        try:
+            self._callback(self.record.settled, self._plan.total, row)
+        except Exception as error:  # noqa: BLE001 - reported, and the run goes on
+            self._callback = None
+            warnings.warn(
+                f"the progress callback raised {type(error).__name__}: {error}; "
+                "it is not called again, the run goes on",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _scheduler(plan: Plan) -> Scheduler:
+    rows = (row for row in range(plan.total) if row not in plan.refused)
+    return Scheduler(rows if plan.refused else range(plan.total), max_workers=plan.workers)
+
+
+def _close(drain: Drain, plan: Plan, scheduler: Scheduler, began: float, ended: float) -> Record:
+    record = drain.record
+    record.began = began
+    record.workers, record.engine = plan.workers, plan.engine
+    record.close(ended=ended, running=scheduler.running, stopped=scheduler.stopped)
+    if plan.bar is not None:
+        plan.bar.close()
+    if drain.ended is not None and drain.ended.crash is not None:
+        raise drain.ended.crash
+    return record
+
+
+def execute(plan: Plan) -> Record:
+    """Carry a plan out; the calling thread is the drain.
+
+    An interrupt (Ctrl-C, the notebook's stop button) ends the run, not this function: the record
+    comes back with ``interrupt`` set.
+    """
+    if plan.loop == "notebook":
+        return _execute_on_notebook_loop(plan)
+    if plan.total > len(plan.refused):
+        plan.prepare()
+    woken = threading.Event()
+
+    def wake() -> None:
+        if not woken.is_set():  # far cheaper than to set it again
+            woken.set()
+
+    drain = Drain(plan, wake)
+    drain.begin()
+    scheduler = _scheduler(plan)
+    with _started(plan, scheduler, drain) as engine, _first_interrupt(wake) as pressed:
+        try:
+            while drain.ended is None and not pressed():
+                woken.wait(_TICK)
+                woken.clear()
+                drain.step()
+        except BaseException:
+            engine.cancel()
+            raise
+        if drain.ended is None:
+            engine.cancel()
+            drain.record.interrupt = KeyboardInterrupt()
+            give_up = time.monotonic() + _GRACE
+            while drain.ended is None and time.monotonic() < give_up:
+                woken.wait(_TICK)
+                woken.clear()
+                drain.step()
+        return _close(drain, plan, scheduler, engine.began, engine.clock())
+
+
+class _Engine(NamedTuple):
+    """An engine at work beside the calling thread."""
+
+    clock: Callable[[], float]
+    began: float
+    cancel: Callable[[], object]
+
+
+@contextmanager
+def _started(plan: Plan, scheduler: Scheduler, drain: Drain) -> Iterator[_Engine]:
+    """Start the plan's engine beside the calling thread."""
+    if plan.total == len(plan.refused):
+        drain.ended = Ended()
+        yield _Engine(time.monotonic, time.monotonic(), lambda: None)
+    elif plan.engine == "thread":
+        from .engines.threads import ThreadEngine
+
+        threads = ThreadEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
+        began = threads.clock()
+        threads.start()
+        yield _Engine(threads.clock, began, threads.cancel)
+    else:
+        from .engines import loop as loops
+
+        factory = plan.client.loop_factory if plan.client is not None else None
+        loop = loops.background() if factory is None else loops.start_loop(factory)
+        engine = loops.LoopEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
+        began = loop.time()
+        loops.submit(loop, engine.run())
+        try:
+            yield _Engine(loop.time, began, lambda: loop.call_soon_threadsafe(engine.cancel))
+        finally:
+            if factory is not None:
+                loop.call_soon_threadsafe(loop.stop)
+
+
+@contextmanager
+def _first_interrupt(wake: Callable[[], object]) -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C only set a flag, so that it never strikes between two lines of the
+    drain; the second one raises as usual. Does nothing outside the main thread, and leaves a
+    handler that is not Python's own alone.
+    """
+    pressed = threading.Event()
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if not ours:
+        yield pressed.is_set
+        return
+
+    def press(number: int, frame: FrameType | None) -> None:
+        if pressed.is_set():
+            signal.default_int_handler(number, frame)
+        pressed.set()
+        wake()
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+async def aexecute(plan: Plan) -> Record:
+    """Carry a plan out on the running loop; the caller's task is the drain.
+
+    Cancelling the task ends the run, not this function: the record comes back with ``interrupt``
+    set, and the caller re-raises it.
+    """
+    import asyncio
+
+    if plan.client is not None and plan.client.loop_factory is not None:
+        raise UsageError(
+            f"{plan.client!r} brings an event loop of its own: call parallel_map, which runs "
+            "beside yours"
+        )
+    if plan.total > len(plan.refused):
+        await asyncio.to_thread(plan.prepare)
+    loop = asyncio.get_running_loop()
+    woken = asyncio.Event()
+    asked = False
+
+    def wake() -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            loop.call_soon_threadsafe(woken.set)
+
+    drain = Drain(plan, wake)
+    drain.begin()
+    scheduler = _scheduler(plan)
+    clock = loop.time
+    began = clock()
+    cancel: Callable[[], None]
+    running: asyncio.Task[None] | None = None
+    if plan.total == len(plan.refused):
+        drain.ended = Ended()
+        cancel = woken.set
+    elif plan.engine == "thread":
+        from .engines.threads import ThreadEngine
+
+        threads = ThreadEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
+        threads.start()
+        clock, cancel = threads.clock, threads.cancel
+        began = clock()
+    else:
+        from .engines.loop import LoopEngine
+
+        engine = LoopEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
+        running = asyncio.create_task(engine.run())
+        cancel = engine.cancel
+
+    give_up: float | None = None
+    while drain.ended is None:
+        # A kernel delivers an interrupt only at the next event of the loop, so there is one.
+        tick = loop.call_later(_TICK, woken.set)
+        try:
+            await woken.wait()
+        except asyncio.CancelledError as error:
+            if drain.record.interrupt is not None:
+                raise  # cancelled once more while it ended
+            drain.record.interrupt = error
+            give_up = time.monotonic() + _GRACE
+            cancel()
+        finally:
+            tick.cancel()
+        woken.clear()
+        asked = False
+        drain.step()
+        if give_up is not None and time.monotonic() > give_up:
+            break
+    if running is not None and drain.ended is not None:
+        await asyncio.wait([running])
+    return _close(drain, plan, scheduler, began, clock())
+
+
+def _execute_on_notebook_loop(plan: Plan) -> Record:
+    """Run on the notebook's own loop, from a cell that is itself running on it.
+
+    The one place for nest-asyncio: it lets a running loop run again. ``nest_asyncio2`` is the
+    maintained successor; the original is archived and drops cells queued behind a nested run.
+    """
+    import asyncio
+
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise UsageError(
+            'loop="notebook": no event loop is running here; leave loop= out'
+        ) from None
+    if type(loop).__module__.split(".")[0] == "uvloop":
+        raise UsageError(
+            'loop="notebook": uvloop cannot run a loop inside itself; leave loop= out, or '
+            "`await df.llm.aparallel_map(...)`"
+        )
+    import nest_asyncio2
+
+    nest_asyncio2.apply(loop)
+    task = loop.create_task(aexecute(plan))
+    with _first_interrupt(lambda: loop.call_soon_threadsafe(task.cancel)):
+        record: Record = loop.run_until_complete(task)
+    return record

@@ -1,0 +1,271 @@
+"""What a worker does in one attempt: call a user's function, or ask a model and read its reply.
+
+The engines know nothing of tasks and clients; they call :class:`Work`. Nothing that goes wrong in
+an attempt leaves it as an exception: it becomes the outcome.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .clients.base import (
+    AsyncTransport,
+    Client,
+    Exchange,
+    Message,
+    Reply,
+    Request,
+    Response,
+    Transport,
+)
+from .errors import BadOutput, RowFailure
+from .events import Attempt, Failure, Outcome, Success
+from .task import CallableTask, ModelTask
+
+__all__ = ["CallableWork", "Context", "ModelWork", "Rows", "Work", "adrive", "drive"]
+
+#: An error message may quote a whole reply; a column of them should stay readable.
+_MESSAGE_BOUND = 2_000
+
+_PLAIN = frozenset({str, int, float, bool})
+
+_OTHER_LOOP = ("bound to a different event loop", "attached to a different loop")
+
+
+class Rows:
+    """The rows of a run, as columns.
+
+    Args:
+        names: the row's keys.
+        columns: a list of values for each name.
+        scalar: a callable gets the one value itself, not a mapping of it.
+    """
+
+    def __init__(self, names: Sequence[Any], columns: Sequence[list[Any]], *, scalar: bool = False):
+        self.names = tuple(names)
+        self.columns = list(columns)
+        self.scalar = scalar
+
+    def mapping(self, row: int) -> dict[Any, Any]:
+        """The row as a new dict."""
+        return {name: column[row] for name, column in zip(self.names, self.columns, strict=True)}
+
+    def item(self, row: int) -> Any:
+        """The row as a callable gets it."""
+        return self.columns[0][row] if self.scalar else self.mapping(row)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a callable with a parameter named ``context`` is told.
+
+    Attributes:
+        worker: number of the worker, from 0.
+        row: position of the row, from 0.
+        attempt: number of the attempt at this row, from 1.
+    """
+
+    worker: int
+    row: int
+    attempt: int
+
+
+class Work(Protocol):
+    """One kind of attempt. The thread engine uses the first three methods, the loop the others."""
+
+    def open(self, max_workers: int) -> None: ...
+    def attempt(self, attempt: Attempt) -> Outcome: ...
+    def close(self) -> None: ...
+
+    async def aopen(self, max_workers: int) -> None: ...
+    async def aattempt(self, attempt: Attempt) -> Outcome: ...
+    async def aclose(self) -> None: ...
+
+
+class Failures:
+    """Turns exceptions into failures; the first one keeps its traceback, for the user to read."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept = False
+
+    def of(self, error: BaseException, reply: Reply | None = None) -> Failure:
+        with self._lock:
+            first, self._kept = not self._kept, True
+        if not first:
+            # A traceback holds every local variable of every frame: thousands would add up.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+        message = str(error)[:_MESSAGE_BOUND]
+        if isinstance(error, RuntimeError) and any(words in message for words in _OTHER_LOOP):
+            message += (
+                " - the function uses an object of the notebook's own event loop: call "
+                '`await df.llm.aparallel_map(...)`, or pass loop="notebook"'
+            )
+        if isinstance(error, RowFailure):
+            return Failure(
+                type(error).__name__,
+                message,
+                status=error.status,
+                text=error.text if reply is None else reply.text,
+                reply=reply,
+                correctable=isinstance(error, BadOutput) and reply is not None,
+                ends_run=error.ends_run,
+                cause=error,
+            )
+        return Failure(type(error).__name__, message, cause=error)
+
+
+class CallableWork:
+    """Calls a user's function with each row."""
+
+    def __init__(self, task: CallableTask, rows: Rows):
+        self._task = task
+        self._rows = rows
+        self._failures = Failures()
+
+    def open(self, max_workers: int) -> None: ...
+    def close(self) -> None: ...
+    async def aopen(self, max_workers: int) -> None: ...
+    async def aclose(self) -> None: ...
+
+    def attempt(self, attempt: Attempt) -> Outcome:
+        try:
+            return Success(self._values(self._call(attempt)))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
+            return self._failures.of(error)
+
+    async def aattempt(self, attempt: Attempt) -> Outcome:
+        try:
+            return Success(self._values(await self._call(attempt)))
+        except Exception as error:  # noqa: BLE001 - CancelledError is the engine's to judge
+            return self._failures.of(error)
+
+    def _call(self, attempt: Attempt) -> Any:
+        item = self._rows.item(attempt.row)
+        if self._task.wants_context:
+            context = Context(attempt.worker, attempt.row, attempt.number)
+            return self._task.fn(item, context=context)
+        return self._task.fn(item)
+
+    def _values(self, value: Any) -> Mapping[str, Any]:
+        if type(value) in _PLAIN:  # nearly always: the questions below cost more than they do
+            return {self._task.output: value}
+        if isinstance(value, Mapping):
+            if not value:
+                raise BadOutput(f"{self._task.name} returned an empty mapping: it has no outputs")
+            return value
+        if value is None:
+            raise BadOutput(
+                f"{self._task.name} returned None: return a value, or "
+                f"{{{self._task.output!r}: None}} where there is none to give"
+            )
+        if inspect.isawaitable(value):
+            if inspect.iscoroutine(value):
+                value.close()
+            raise BadOutput(
+                f"{self._task.name} returned an awaitable: pass a function that is declared "
+                "with `async def`"
+            )
+        return {self._task.output: value}
+
+
+class ModelWork:
+    """Asks a model about each row."""
+
+    def __init__(self, task: ModelTask, client: Client, rows: Rows):
+        self._task = task
+        self._client = client
+        self._rows = rows
+        self._failures = Failures()
+        self._session = client.session(task)
+        self._transport: Transport | None = None
+        self._async_transport: AsyncTransport | None = None
+
+    def open(self, max_workers: int) -> None:
+        self._transport = self._client.transport(max_workers=max_workers)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    async def aopen(self, max_workers: int) -> None:
+        self._async_transport = await self._client.async_transport(max_workers=max_workers)
+
+    async def aclose(self) -> None:
+        if self._async_transport is not None:
+            await self._async_transport.aclose()
+
+    def attempt(self, attempt: Attempt) -> Outcome:
+        assert self._transport is not None
+        try:
+            reply = drive(self._session.exchange(self._messages(attempt)), self._transport.send)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's error
+            return self._failures.of(error)
+        return self._read(reply)
+
+    async def aattempt(self, attempt: Attempt) -> Outcome:
+        assert self._async_transport is not None
+        exchange = self._session.exchange(self._messages(attempt))
+        try:
+            reply = await adrive(exchange, self._async_transport.send)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's error
+            return self._failures.of(error)
+        return self._read(reply)
+
+    def _messages(self, attempt: Attempt) -> list[Message]:
+        messages = self._task.messages(self._rows.mapping(attempt.row))
+        before = attempt.previous
+        if before is not None and before.text:
+            messages.append({"role": "assistant", "content": before.text})
+            again = f"{before.message}. {self._task.outputs.describe()}".strip()
+            messages.append({"role": "user", "content": again})
+        return messages
+
+    def _read(self, reply: Reply) -> Outcome:
+        try:
+            return Success(self._task.parse(reply.text), reply)
+        except BadOutput as error:
+            if reply.finish_reason == "length":
+                cut = f"{error}; the reply was cut off: give the model more max_tokens"
+                error = BadOutput(cut, text=reply.text)
+            return self._failures.of(error, reply)
+
+
+def drive(exchange: Exchange, send: Callable[[Request], Response]) -> Reply:
+    """Carry an exchange's requests until it has its reply."""
+    try:
+        request = next(exchange)
+        while True:
+            try:
+                response = send(request)
+            except RowFailure as error:  # the protocol may have a better word for it
+                request = exchange.throw(error)
+            else:
+                request = exchange.send(response)
+    except StopIteration as end:
+        reply: Reply = end.value
+        return reply
+    finally:
+        exchange.close()
+
+
+async def adrive(exchange: Exchange, send: Callable[[Request], Awaitable[Response]]) -> Reply:
+    """:func:`drive` for a transport that is awaited."""
+    try:
+        request = next(exchange)
+        while True:
+            try:
+                response = await send(request)
+            except RowFailure as error:
+                request = exchange.throw(error)
+            else:
+                request = exchange.send(response)
+    except StopIteration as end:
+        reply: Reply = end.value
+        return reply
+    finally:
+        exchange.close()
