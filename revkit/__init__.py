@@ -1,0 +1,112 @@
+"""revkit: run a language model over every row of a DataFrame, and see where the time went.
+
+A reading order, from what decides to what touches the world:
+
+    errors      every error, drawn as a tree
+    events      the words that the parts of a run speak to each other
+    outputs     typed outputs: declared, described to a model, read out of its reply
+    task        what is done to each row: a signature, a template, a callable
+    scheduler   which row is tried next, by whom, and what becomes of it
+    record      everything that is known about a run, as columns
+    metrics     the figures of a run
+    work        what a worker does in one attempt
+    engines/    threads and the event loop: two thin ways to run workers
+    clients/    Ollama, OpenAI-compatible servers, the embedded model
+    run         one run: an engine, and the drain that owns every effect
+    columns     between a frame's columns and a run's rows
+    result      what a run gives back; plot, display and progress show it
+    api         parallel_map; accessor is its door for frames
+    config      which model a task gets
+"""
+
+from __future__ import annotations
+
+from . import accessor as _accessor
+from ._version import __version__
+from .accessor import register_accessor
+from .api import aparallel_map, last_result, parallel_map
+from .clients.base import Client, Reply
+
+try:
+    from .clients.local import Local
+except ImportError:
+    pass
+try:
+    from .clients.ollama import Ollama
+    from .clients.openai import OpenAICompatible
+except ImportError:
+    pass
+from .config import load_agent, use
+from .data import data_file, load_reviews
+from .errors import (
+    AccessDenied,
+    AttemptTimeout,
+    BadOutput,
+    BadReply,
+    ColumnExists,
+    ConnectionFailed,
+    Interrupted,
+    MissingColumn,
+    MissingExtra,
+    MissingInput,
+    ModelError,
+    ModelMissing,
+    ModelUnavailable,
+    NoModel,
+    RevkitError,
+    RowFailure,
+    RunFailed,
+    ServerError,
+    UsageError,
+)
+from .outputs import Field
+from .record import RowResult
+from .result import ParallelResult
+from .sentiment import SENTIMENT, SENTIMENT_WITH_REASON
+from .task import Signature
+from .work import Context
+
+__all__ = [
+    "SENTIMENT",
+    "SENTIMENT_WITH_REASON",
+    "AccessDenied",
+    "AttemptTimeout",
+    "BadOutput",
+    "BadReply",
+    "Client",
+    "ColumnExists",
+    "ConnectionFailed",
+    "Context",
+    "Field",
+    "Interrupted",
+    "Local",
+    "MissingColumn",
+    "MissingExtra",
+    "MissingInput",
+    "ModelError",
+    "ModelMissing",
+    "ModelUnavailable",
+    "NoModel",
+    "Ollama",
+    "OpenAICompatible",
+    "ParallelResult",
+    "Reply",
+    "RevkitError",
+    "RowFailure",
+    "RowResult",
+    "RunFailed",
+    "ServerError",
+    "Signature",
+    "UsageError",
+    "__version__",
+    "aparallel_map",
+    "data_file",
+    "last_result",
+    "load_agent",
+    "load_reviews",
+    "parallel_map",
+    "register_accessor",
+    "use",
+]
+
+_accessor.register_default()

@@ -1,0 +1,142 @@
+"""``df.llm`` and ``series.llm``: the doors for pandas users.
+
+An accessor only hands its frame on; pandas 3 makes a new one at each ``df.llm``, so it keeps no
+state. Columns become rows and results become columns in ``columns.py``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Unpack
+
+import pandas as pd
+
+from .api import Options, TaskLike, amap_any, map_any, shows_options
+from .errors import UsageError
+from .result import ParallelResult
+from .sentiment import SENTIMENT
+
+__all__ = ["DataFrameAccessor", "FrameOptions", "SeriesAccessor", "register_accessor"]
+
+
+class FrameOptions(Options, total=False):
+    """The keyword arguments of ``df.llm.parallel_map``."""
+
+    inplace: bool
+
+
+class DataFrameAccessor:
+    """``df.llm``: run a language model, or a function, over every row of a frame."""
+
+    def __init__(self, frame: pd.DataFrame):
+        self._frame = frame
+
+    @shows_options()
+    def parallel_map(
+        self, task: TaskLike = SENTIMENT, **options: Unpack[FrameOptions]
+    ) -> ParallelResult:
+        """Run a task over every row, in parallel, and write the outputs back in row order.
+
+        Args:
+            inplace: write the output columns and ``error`` into this frame (default). Where its
+                rows were changed while the run went on, nothing is written and a warning says
+                so; ``run.frame`` is the finished frame either way.
+
+        The other arguments, what is returned and what is raised: :func:`revkit.parallel_map`.
+
+        >>> import pandas as pd, revkit
+        >>> df = pd.DataFrame({"review": ["Superb!", "Broken."]}, index=[7, 7])
+        >>> run = df.llm.parallel_map(lambda row: len(row["review"]), output="length")
+        >>> df
+            review  length error
+        7  Superb!       7  <NA>
+        7  Broken.       7  <NA>
+        """
+        return map_any(self._frame, task, **{"inplace": True, **options})
+
+    @shows_options("loop")
+    async def aparallel_map(
+        self, task: TaskLike = SENTIMENT, **options: Unpack[FrameOptions]
+    ) -> ParallelResult:
+        """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
+        return await amap_any(self._frame, task, **{"inplace": True, **options})
+
+
+class SeriesAccessor:
+    """``series.llm``: the same over the values of a Series; the results are in ``run.frame``."""
+
+    def __init__(self, series: pd.Series):
+        self._series = series
+
+    @shows_options("inplace", "on")
+    def parallel_map(
+        self, task: TaskLike = SENTIMENT, **options: Unpack[Options]
+    ) -> ParallelResult:
+        """Run a task over every value; a callable gets the value itself.
+
+        The arguments, what is returned and what is raised: :func:`revkit.parallel_map`.
+
+        >>> import pandas as pd, revkit
+        >>> run = pd.Series(["a", "bb"], name="word").llm.parallel_map(len, output="length")
+        >>> run.frame
+          word  length error
+        0    a       1  <NA>
+        1   bb       2  <NA>
+        """
+        return map_any(self._series, task, **options)
+
+    @shows_options("inplace", "on", "loop")
+    async def aparallel_map(
+        self, task: TaskLike = SENTIMENT, **options: Unpack[Options]
+    ) -> ParallelResult:
+        """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
+        return await amap_any(self._series, task, **options)
+
+
+def register_accessor(name: str) -> None:
+    """Register the accessors under another name than ``llm``.
+
+    Args:
+        name: an identifier; ``df.<name>.parallel_map`` is then the door.
+
+    Raises:
+        UsageError: the name is no identifier, or frames or Series have it already.
+
+    >>> import pandas as pd, revkit
+    >>> revkit.register_accessor("revkit")
+    >>> pd.Series([3]).revkit.parallel_map(lambda x: x + 1).frame["response"].tolist()
+    [4]
+    """
+    if not name.isidentifier():
+        raise UsageError(f"{name!r} cannot be the name of an accessor: it is not an identifier")
+    if not _free(name):
+        raise UsageError(f'"{name}" is taken already on DataFrame or Series; choose another name')
+    _register(name)
+
+
+def _free(name: str) -> bool:
+    """Whether no one else has the name: revkit's own accessor may be registered again."""
+    found: list[Any] = [getattr(kind, name, None) for kind in (pd.DataFrame, pd.Series)]
+    return all(thing is None or getattr(thing, "__module__", None) == __name__ for thing in found)
+
+
+def _register(name: str) -> None:
+    for kind, register, accessor in (
+        (pd.DataFrame, pd.api.extensions.register_dataframe_accessor, DataFrameAccessor),
+        (pd.Series, pd.api.extensions.register_series_accessor, SeriesAccessor),
+    ):
+        if not hasattr(kind, name):
+            register(name)(accessor)
+
+
+def register_default() -> None:
+    """Register ``llm`` at import, unless another package was there first."""
+    if _free("llm"):
+        _register("llm")
+        return
+    warnings.warn(
+        "another package has registered the accessor `llm`, so revkit leaves it alone; "
+        'revkit.register_accessor("revkit") gives it another name',
+        UserWarning,
+        stacklevel=3,
+    )

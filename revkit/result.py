@@ -1,0 +1,313 @@
+"""What a run gives back: :class:`ParallelResult`, a reading of the run's record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from . import metrics as figures
+from .columns import STRING
+from .errors import UsageError, nearest
+from .events import Status
+from .record import DECISIONS, Record
+from .task import CallableTask, ModelTask
+from .work import Rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["ParallelResult", "failure_message"]
+
+#: Failures of one run that read the same are told once; this many different ones are told.
+_TOLD = 5
+
+
+class ParallelResult:
+    """The finished run: its frame, what became of each row, and where the time went.
+
+    Shown at the end of a notebook cell, it gives counts, latency percentiles and the timeline.
+
+    Attributes:
+        frame: the finished frame: the caller's columns, the outputs and the error column, with
+            the caller's index and row order.
+        task: what was done to each row.
+        model_name: the model's name, None for a callable.
+        outputs: output name to its labels, or to None where it is not a class output.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        *,
+        frame: pd.DataFrame,
+        task: ModelTask | CallableTask,
+        rows: Rows,
+        columns: Mapping[str, Hashable],
+        model_name: str | None,
+    ):
+        self.frame = frame
+        self.task = task
+        self.model_name = model_name
+        fields = task.outputs if isinstance(task, ModelTask) else {}
+        self.outputs: dict[str, tuple[Any, ...] | None] = {
+            name: fields[name].labels if name in fields else None for name in record.values
+        }
+        self._record = record
+        self._rows = rows
+        self._columns = dict(columns)
+
+    # -- what became of the rows ---------------------------------------------------------------
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """One line for each row, with the frame's index.
+
+        Columns: ``row`` (int64, position from 0); each output; ``status`` (``ok``, ``error``,
+        ``cancelled``, ``not_started``); ``source`` (``model``, or ``none`` where no attempt was
+        made); ``attempts`` (int64); ``service_ms`` (float64, of the last attempt); ``wait_ms``
+        (float64, the time since the start of the run in which no attempt of the row was running,
+        until its last one ended); ``worker`` (Int64, of the last attempt); ``prompt_tokens``,
+        ``completion_tokens`` (Int64, of all attempts); ``finish_reason``, ``text`` (what the
+        model said last); ``probabilities`` (a dict for each row in which the model gave them);
+        ``error_type``, ``error``.
+        """
+        record = self._record
+        row = np.asarray(record.row, dtype=np.int64)
+        total = record.total
+        attempts = np.bincount(row, minlength=total)
+        last = np.full(total, -1)
+        last[row] = np.arange(len(row))  # of repeated places the last one stands
+        tried = last >= 0
+        service = figures.service_times(record)
+        busy = np.bincount(row, weights=service, minlength=total)
+        end = np.asarray(record.end) - record.began
+
+        def of_last(values: Any) -> Any:
+            out = np.full(total, np.nan)
+            out[tried] = np.asarray(values, dtype=float)[last[tried]]
+            return out
+
+        replies = [record.replies.get(i) for i in range(total)]
+        failures = [
+            record.failures[i] if s is Status.ERROR else None for i, s in enumerate(record.status)
+        ]
+        data: dict[Any, Any] = {"row": np.arange(total)}
+        for name, column in self._columns.items():
+            data[name] = self.frame[column].array
+        data |= {
+            "status": pd.array([status.value for status in record.status], dtype=STRING),
+            "source": pd.array(np.where(tried, "model", "none").tolist(), dtype=STRING),
+            "attempts": attempts,
+            "service_ms": of_last(service) * 1e3,
+            "wait_ms": (of_last(end) - np.where(tried, busy, np.nan)) * 1e3,
+            "worker": pd.array(of_last(record.worker), dtype="Int64"),
+            "prompt_tokens": self._tokens(record.prompt_tokens, row),
+            "completion_tokens": self._tokens(record.completion_tokens, row),
+            "finish_reason": pd.array([r and r.finish_reason for r in replies], dtype=STRING),
+            "text": pd.array([r and r.text for r in replies], dtype=STRING),
+            "probabilities": pd.Series(
+                [r and r.probabilities for r in replies], dtype=object
+            ).array,
+            "error_type": pd.array([f and f.type for f in failures], dtype=STRING),
+            "error": pd.array([record.error(i) for i in range(total)], dtype=STRING),
+        }
+        return pd.DataFrame(data, index=self.frame.index)
+
+    def _tokens(self, counts: Any, row: Any) -> Any:
+        total = self._record.total
+        known = np.asarray(counts, dtype=np.int64)
+        if not len(known):
+            return pd.array([None] * total, dtype="Int64")
+        has = known >= 0
+        summed = np.bincount(row[has], weights=known[has], minlength=total)
+        summed[np.bincount(row[has], minlength=total) == 0] = np.nan
+        return pd.array(summed, dtype="Int64")
+
+    @property
+    def completions(self) -> pd.DataFrame:
+        """The outputs of the rows that succeeded: dense, in row order, with the frame's index."""
+        good = np.array([status is Status.OK for status in self._record.status], dtype=bool)
+        columns = self.frame[list(self._columns.values())]
+        return columns.set_axis(list(self._columns), axis=1)[good]
+
+    @cached_property
+    def errors(self) -> pd.DataFrame:
+        """One line for each row that failed, in row order.
+
+        Columns: ``row`` (position from 0), ``index`` (its label in the frame), ``item`` (its
+        inputs), ``error_type``, ``status`` (Int64, HTTP), ``message``, ``attempts``, ``text``
+        (what the model said, where it said something).
+        """
+        record = self._record
+        failed = [i for i, status in enumerate(record.status) if status is Status.ERROR]
+        failures = [record.failures[i] for i in failed]
+        counts = Counter(record.row)
+        return pd.DataFrame(
+            {
+                "row": np.array(failed, dtype=np.int64),
+                "index": pd.Series([self.frame.index[i] for i in failed], dtype=object).array,
+                "item": pd.Series([self._rows.item(i) for i in failed], dtype=object).array,
+                "error_type": pd.array([f.type for f in failures], dtype=STRING),
+                "status": pd.array([f.status for f in failures], dtype="Int64"),
+                "message": pd.array([f.message for f in failures], dtype=STRING),
+                "attempts": np.array([counts[i] for i in failed], dtype=np.int64),
+                "text": pd.array([f.text for f in failures], dtype=STRING),
+            }
+        )
+
+    def summary(self, output: str | None = None) -> pd.DataFrame:
+        """How often each value of an output occurs among the rows that succeeded.
+
+        Args:
+            output: name of an output; None: the first class output, else the first output.
+
+        Returns:
+            A frame indexed by value with the columns ``count`` (int64) and ``share`` (float64,
+            0 to 1). The labels of a class output stand in declared order, also those that do not
+            occur; other values stand most frequent first.
+
+        Raises:
+            UsageError: there is no such output.
+        """
+        if output is None:
+            classes = [name for name, labels in self.outputs.items() if labels is not None]
+            output = next(iter(classes or self.outputs))
+        if output not in self._columns:
+            raise UsageError(f'there is no output "{output}"; {nearest(output, self._columns)}')
+        values = self.completions[output]
+        labels = self.outputs[output]
+        if labels is None:
+            counts = values.value_counts()
+        else:
+            counts = values.value_counts(sort=False).reindex(list(labels), fill_value=0)
+        total = max(1, len(values))
+        index = pd.Index(counts.index.tolist(), name=output)
+        count = counts.to_numpy(dtype=np.int64)
+        return pd.DataFrame({"count": count, "share": count / total}, index=index)
+
+    # -- where the time went -------------------------------------------------------------------
+
+    @cached_property
+    def metrics(self) -> figures.Metrics:
+        """Counts and rates; see :class:`revkit.metrics.Metrics`."""
+        return figures.metrics(self._record)
+
+    @cached_property
+    def latency(self) -> pd.Series:
+        """Service time of the good attempts in milliseconds.
+
+        A float64 Series indexed ``min``, ``mean``, ``p50``, ``p90``, ``p95``, ``p99``, ``max``;
+        all NaN where no attempt was good. Service time runs from the moment a worker takes up a
+        row to the moment its reply is read; the time a row waits for a worker is not part of it.
+        """
+        return pd.Series(figures.latency(self._record), name="latency_ms", dtype="float64")
+
+    @cached_property
+    def usage(self) -> figures.Usage:
+        """Tokens of all attempts, failed ones too; see :class:`revkit.metrics.Usage`."""
+        return figures.usage(self._record)
+
+    @cached_property
+    def attempts(self) -> pd.DataFrame:
+        """The timeline as a frame: one line for each attempt, in the order in which they ended.
+
+        Columns: ``row``, ``attempt`` (from 1), ``worker`` (from 0), ``start_s``, ``end_s``
+        (float64, seconds since the start of the run), ``service_ms``, ``outcome`` (``ok``,
+        ``retried``, ``failed``, ``cancelled``), ``error_type``, ``error``, ``prompt_tokens``,
+        ``completion_tokens`` (Int64).
+        """
+        record = self._record
+        count = len(record.row)
+        failures = [record.attempt_failures.get(i) for i in range(count)]
+        words = np.array([decision.value for decision in DECISIONS], dtype=object)
+
+        def tokens(counts: Any) -> Any:
+            known = np.asarray(counts if len(counts) else [-1] * count, dtype=float)
+            return pd.array(np.where(known < 0, np.nan, known), dtype="Int64")
+
+        return pd.DataFrame(
+            {
+                "row": np.asarray(record.row, dtype=np.int64),
+                "attempt": np.asarray(record.number, dtype=np.int64),
+                "worker": np.asarray(record.worker, dtype=np.int64),
+                "start_s": np.asarray(record.start, dtype=float) - record.began,
+                "end_s": np.asarray(record.end, dtype=float) - record.began,
+                "service_ms": figures.service_times(record) * 1e3,
+                "outcome": pd.array(words[np.asarray(record.decision, dtype=int)], dtype=STRING),
+                "error_type": pd.array([f and f.type for f in failures], dtype=STRING),
+                "error": pd.array([f and str(f) for f in failures], dtype=STRING),
+                "prompt_tokens": tokens(record.prompt_tokens),
+                "completion_tokens": tokens(record.completion_tokens),
+            }
+        )
+
+    def plot_timeline(self, *, ax: Axes | None = None) -> Axes:
+        """Draw what each worker did: one lane a worker, one bar an attempt, coloured by outcome.
+
+        Args:
+            ax: matplotlib Axes to draw into; None: a new figure, which a notebook shows.
+
+        Returns:
+            The Axes; ``.figure.savefig(path)`` saves it.
+        """
+        from .plot import draw_timeline
+
+        return draw_timeline(
+            self.attempts, ax=ax, workers=self.metrics.workers, wall_s=self.metrics.wall_s
+        )
+
+    def timeline_png(self) -> bytes:
+        """The timeline as a PNG."""
+        from .plot import timeline_png
+
+        return timeline_png(self.attempts, workers=self.metrics.workers, wall_s=self.metrics.wall_s)
+
+    # -- as text and HTML ----------------------------------------------------------------------
+
+    def report(self) -> str:
+        """The whole as text, for a terminal."""
+        from . import display
+
+        return display.text(self)
+
+    def __repr__(self) -> str:
+        from . import display
+
+        return display.short(self)
+
+    def _repr_html_(self) -> str:
+        from . import display
+
+        return display.html(self)
+
+
+def failure_message(result: ParallelResult) -> str:
+    """Why a run failed: the first failure in time, then the others grouped, with counts."""
+    record = result._record
+    assert record.first_failure is not None
+    row, first = record.first_failure
+    failed = result.metrics.failed
+    if result.metrics.succeeded:
+        head = f"the run was stopped after {failed} of {record.total} rows had failed"
+    else:
+        head = f"all {failed} rows that were run failed" if failed > 1 else "the only row failed"
+        if failed < record.total:
+            head += f", {record.total - failed} more were not run"
+    lines = [f"{head}. The first was row {row}: {first}"]
+    groups = Counter(
+        str(record.failures[i]) for i, status in enumerate(record.status) if status is Status.ERROR
+    )
+    rest = [(text, n) for text, n in groups.most_common() if text != str(first)]
+    if failed > 1 and groups[str(first)] > 1:
+        lines.append(f"  {groups[str(first)]} x the same")
+    lines += [f"  {n} x {text}" for text, n in rest[:_TOLD]]
+    if len(rest) > _TOLD:
+        others = sum(n for _, n in rest[_TOLD:])
+        lines.append(f"  {others} x others, of {len(rest) - _TOLD} kinds")
+    lines.append("The partial result is in .result of this error, and in revkit.last_result().")
+    return "\n".join(lines)
