@@ -72,9 +72,11 @@ def client_for(model: Any) -> Client:
         from .clients.openai import OpenAICompatible
 
         return OpenAICompatible(name)
-    known = nearest(provider, ["local", "ollama", "openai"]) if not name else ""
-    hint = f" ({provider}:<model>); {known}" if provider in ("ollama", "openai") else f"; {known}"
-    raise UsageError(f'model="{model}" is not a model\'s name{hint} choices:\n{_CHOICES}')
+    if provider in ("ollama", "openai"):
+        hint = f'write "{provider}:" and the name of the model.'
+    else:
+        hint = nearest(provider, ["local", "ollama", "openai"])
+    raise UsageError(f'model="{model}" is not the name of a model; {hint} Choices:\n{_CHOICES}')
 
 
 def resolve(model: Any, task: ModelTask) -> Client:

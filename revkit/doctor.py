@@ -58,12 +58,12 @@ def check_embedded() -> Finding:
             name, False, "its runtime is not installed", 'pip install "revkit[local]" installs it'
         )
     runtime = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
-    path = model_file.cached()
-    if path is None:
+    path = model_file.cached_model()
+    if not path.exists():
         return Finding(
             name,
             True,
-            f"{runtime}; the model (98 MB) is fetched at the first use",
+            f"{runtime}; the model (93 MB) is fetched at the first use",
             "`revkit demo` fetches it now",
         )
     return Finding(name, True, f"{runtime}; the model is at {path}")
@@ -134,7 +134,7 @@ def _ask(
     """Ask a server which models it has."""
     transport = client.transport(max_workers=1)
     try:
-        response = transport.send(Request(client.url(path), headers=client.headers))
+        response = transport.send(Request(client.url(path), headers=client._headers))
         models = [harmless(model, 80) for model in read(client.decode(response))]
     except ModelError as error:
         return Finding(name, False, str(error))
