@@ -26,16 +26,9 @@ from ._version import __version__
 from .accessor import register_accessor
 from .api import aparallel_map, last_result, parallel_map
 from .clients.base import Client, Reply
-
-try:
-    from .clients.local import Local
-except ImportError:
-    pass
-try:
-    from .clients.ollama import Ollama
-    from .clients.openai import OpenAICompatible
-except ImportError:
-    pass
+from .clients.local import Local
+from .clients.ollama import Ollama
+from .clients.openai import OpenAICompatible
 from .config import load_agent, use
 from .data import data_file, load_reviews
 from .errors import (

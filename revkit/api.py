@@ -26,6 +26,7 @@ from .task import CallableTask, ModelTask, as_task
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from .progress import Bar
     from .record import Record
 
 __all__ = ["Options", "TaskLike", "aparallel_map", "last_result", "map_any", "parallel_map"]
@@ -94,7 +95,7 @@ def _prepare(
         frame, binding = source, columns.bind_frame(source, task, on)
     elif isinstance(source, pd.Series):
         binding = columns.bind_series(source, task, on)
-        frame = source.to_frame(name="item" if source.name is None else source.name)
+        frame = columns.series_frame(source)
     elif isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
         raise UsageError(
             "items= takes a list of mappings, a list of values, a DataFrame or a Series; got "
@@ -128,13 +129,12 @@ def _prepare(
         max_workers=max_workers,
         worker_cap=worker_cap,
     )
-    bar = callback = None
+    open_bar: Callable[[int], Bar] | None = None
+    callback: Progress | None = None
     if callable(progress):
         callback = progress
     elif progress is True:
         from .progress import bar as open_bar
-
-        bar = open_bar(total)
     elif progress is not False:
         raise UsageError(
             f"progress={progress!r}: True for a bar, False for none, or a function of "
@@ -149,7 +149,7 @@ def _prepare(
         loop=loop,
         workers=workers,
         refused=binding.refused,
-        bar=bar,
+        open_bar=open_bar,
         callback=callback,
     )
     return _Prepared(
@@ -188,15 +188,15 @@ def _finish(call: _Prepared, record: Record) -> ParallelResult:
     )
     if call.target is not None:
         _write_back(call, made, surprise)
-    if isinstance(record.interrupt, KeyboardInterrupt):
+    if isinstance(record.ended_by, KeyboardInterrupt):
         done = result.metrics.succeeded
         raise Interrupted(
             f"interrupted: {done} of {record.total} rows are done, and stand in the columns and "
             "in revkit.last_result()",
             result,
         )
-    if record.interrupt is not None:
-        raise record.interrupt
+    if record.ended_by is not None:
+        raise record.ended_by
     if record.failed and (record.stopped or not result.metrics.succeeded):
         cause = record.first_failure[1].cause if record.first_failure else None
         raise RunFailed(failure_message(result), result) from cause
@@ -232,14 +232,7 @@ def _write_back(call: _Prepared, made: Mapping[Any, Any], surprise: Any) -> None
 def map_any(source: Any, task: Any, **options: Any) -> ParallelResult:
     """Run ``task`` over a frame, a Series or a list, from a plain call."""
     call = _prepare(source, task, **options)
-    return _finish(call, _execute(call.plan))
-
-
-def _execute(plan: Plan) -> Record:
-    record = execute(plan)
-    if record.interrupt is not None:  # on the notebook's loop an interrupt cancels a task
-        record.interrupt = KeyboardInterrupt()
-    return record
+    return _finish(call, execute(call.plan))
 
 
 async def amap_any(source: Any, task: Any, **options: Any) -> ParallelResult:

@@ -10,7 +10,6 @@ import platform
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import config
 from ._version import __version__
 from .clients.base import Request
 from .clients.ollama import Ollama

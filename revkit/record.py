@@ -68,9 +68,9 @@ class Record:
         prompt_tokens, completion_tokens: of each attempt, -1 where not known; empty for callables.
         began, ended: when the run started and ended, on the same clock.
         attempt_failures: place among the attempts -> why that attempt failed.
-        first_failure: the first failure in time.
+        first_refused: the first row that failed without an attempt, None where none did.
         stopped: why the run was stopped before its end, else None.
-        interrupt: the exception that interrupted it, else None.
+        ended_by: the exception that ended it (an interrupt, a fault of revkit), else None.
     """
 
     def __init__(self, total: int, outputs: Iterable[str] = (), *, asks_model: bool):
@@ -87,9 +87,9 @@ class Record:
         self.prompt_tokens, self.completion_tokens = array("q"), array("q")
         self.began = self.ended = 0.0
         self.settled = self.failed = 0
-        self.first_failure: tuple[int, Failure] | None = None
+        self.first_refused: tuple[int, Failure] | None = None
         self.stopped: str | None = None
-        self.interrupt: BaseException | None = None
+        self.ended_by: BaseException | None = None
         self.workers = 0
         self.engine = ""
 
@@ -111,8 +111,6 @@ class Record:
         elif isinstance(outcome, Failure):
             self.failures[row] = outcome
             self.attempt_failures[len(self.row) - 1] = outcome
-            if self.first_failure is None:
-                self.first_failure = (row, outcome)
             reply = outcome.reply
         else:
             reply = None
@@ -146,8 +144,18 @@ class Record:
         self.failures[row] = failure
         self.settled += 1
         self.failed += 1
-        if self.first_failure is None:
-            self.first_failure = (row, failure)
+        if self.first_refused is None:
+            self.first_refused = (row, failure)
+
+    @property
+    def first_failure(self) -> tuple[int, Failure] | None:
+        """The first failure in time of a row that stayed without its values, and its row."""
+        if self.first_refused is not None:
+            return self.first_refused
+        for at, failure in self.attempt_failures.items():
+            if self.status[self.row[at]] is Status.ERROR:
+                return self.row[at], failure
+        return None
 
     def close(self, *, ended: float, running: Iterable[int], stopped: str | None) -> None:
         """End the record: every row that is not settled gets the status that it has now."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .clients.base import Client
 from .engines import Ended
@@ -30,6 +30,8 @@ from .work import CallableWork, ModelWork, Rows, Work
 
 if TYPE_CHECKING:
     import asyncio
+
+    from .progress import Bar
 
 
 __all__ = ["Plan", "Progress", "aexecute", "available_cpus", "choose_engine", "execute"]
@@ -50,7 +52,7 @@ class Plan:
         refused: rows that fail without an attempt, and why.
         engine: ``"thread"`` or ``"async"``.
         loop: where the async engine runs when the caller does not await it.
-        bar: a progress bar's ``update(done, failed, tokens)`` and ``close()``, or None.
+        open_bar: opens a progress bar for so many rows, or None.
         callback: the user's progress callback, or None.
     """
 
@@ -62,7 +64,7 @@ class Plan:
     loop: Literal["background", "notebook"]
     workers: int
     refused: Mapping[int, Failure] = field(default_factory=dict)
-    bar: Any = None
+    open_bar: Callable[[int], Bar] | None = None
     callback: Progress | None = None
 
     def work(self) -> Work:
@@ -121,6 +123,7 @@ class Drain:
         self.ended: Ended | None = None
         self._plan = plan
         self._callback = plan.callback
+        self._bar: Bar | None = None
         self._facts: deque[Attempted | Ended] = deque()
         self._wake = wake
         self._tokens = 0
@@ -132,6 +135,8 @@ class Drain:
 
     def begin(self) -> None:
         """Settle the rows that need no attempt."""
+        if self._plan.open_bar is not None:
+            self._bar = self._plan.open_bar(self._plan.total)
         for row, failure in self._plan.refused.items():
             self.record.refused(row, failure)
             if self._callback is not None:
@@ -151,7 +156,7 @@ class Drain:
         self._show()
 
     def _show(self) -> None:
-        if self._plan.bar is not None:
+        if self._bar is not None:
             record = self.record
             tokens = sum(
                 count
@@ -160,7 +165,22 @@ class Drain:
                 if count > 0
             )
             self._tokens = len(record.prompt_tokens)
-            self._plan.bar.update(record.settled, record.failed, tokens)
+            self._bar.update(record.settled, record.failed, tokens)
+
+    def close(self, scheduler: Scheduler, *, began: float, ended: float) -> Record:
+        """End the record."""
+        record, plan = self.record, self._plan
+        record.began = began
+        record.workers, record.engine = plan.workers, plan.engine
+        if self.ended is not None and self.ended.crash is not None:
+            record.ended_by = self.ended.crash
+        record.close(ended=ended, running=scheduler.running, stopped=scheduler.stopped)
+        return record
+
+    def put_away(self) -> None:
+        """Leave the screen as it should stay, however the run ended."""
+        if self._bar is not None:
+            self._bar.close()
 
     def _tell(self, row: RowResult) -> None:
         assert self._callback is not None
@@ -181,23 +201,11 @@ def _scheduler(plan: Plan) -> Scheduler:
     return Scheduler(rows if plan.refused else range(plan.total), max_workers=plan.workers)
 
 
-def _close(drain: Drain, plan: Plan, scheduler: Scheduler, began: float, ended: float) -> Record:
-    record = drain.record
-    record.began = began
-    record.workers, record.engine = plan.workers, plan.engine
-    record.close(ended=ended, running=scheduler.running, stopped=scheduler.stopped)
-    if plan.bar is not None:
-        plan.bar.close()
-    if drain.ended is not None and drain.ended.crash is not None:
-        raise drain.ended.crash
-    return record
-
-
 def execute(plan: Plan) -> Record:
     """Carry a plan out; the calling thread is the drain.
 
     An interrupt (Ctrl-C, the notebook's stop button) ends the run, not this function: the record
-    comes back with ``interrupt`` set.
+    comes back with ``ended_by`` set.
     """
     if plan.loop == "notebook":
         return _execute_on_notebook_loop(plan)
@@ -210,26 +218,30 @@ def execute(plan: Plan) -> Record:
             woken.set()
 
     drain = Drain(plan, wake)
-    drain.begin()
     scheduler = _scheduler(plan)
-    with _started(plan, scheduler, drain) as engine, _first_interrupt(wake) as pressed:
-        try:
-            while drain.ended is None and not pressed():
-                woken.wait(_TICK)
-                woken.clear()
-                drain.step()
-        except BaseException:
-            engine.cancel()
-            raise
-        if drain.ended is None:
-            engine.cancel()
-            drain.record.interrupt = KeyboardInterrupt()
-            give_up = time.monotonic() + _GRACE
-            while drain.ended is None and time.monotonic() < give_up:
-                woken.wait(_TICK)
-                woken.clear()
-                drain.step()
-        return _close(drain, plan, scheduler, engine.began, engine.clock())
+    try:
+        drain.begin()
+        with _first_interrupt(wake) as pressed, _started(plan, scheduler, drain) as engine:
+            try:
+                while drain.ended is None and not pressed():
+                    woken.wait(_TICK)
+                    woken.clear()
+                    drain.step()
+                if drain.ended is None:
+                    engine.cancel()
+                    give_up = time.monotonic() + _GRACE
+                    while drain.ended is None and time.monotonic() < give_up:
+                        woken.wait(_TICK)
+                        woken.clear()
+                        drain.step()
+            except BaseException:
+                engine.cancel()
+                raise
+            if pressed():
+                drain.record.ended_by = KeyboardInterrupt()
+            return drain.close(scheduler, began=engine.began, ended=engine.clock())
+    finally:
+        drain.put_away()
 
 
 class _Engine(NamedTuple):
@@ -299,8 +311,8 @@ def _first_interrupt(wake: Callable[[], object]) -> Iterator[Callable[[], bool]]
 async def aexecute(plan: Plan) -> Record:
     """Carry a plan out on the running loop; the caller's task is the drain.
 
-    Cancelling the task ends the run, not this function: the record comes back with ``interrupt``
-    set, and the caller re-raises it.
+    Cancelling the task ends the run, not this function: the record comes back with ``ended_by``
+    set, and the caller raises it again.
     """
     import asyncio
 
@@ -322,51 +334,53 @@ async def aexecute(plan: Plan) -> Record:
             loop.call_soon_threadsafe(woken.set)
 
     drain = Drain(plan, wake)
-    drain.begin()
     scheduler = _scheduler(plan)
-    clock = loop.time
-    began = clock()
-    cancel: Callable[[], None]
+    cancel: Callable[[], object] = woken.set
     running: asyncio.Task[None] | None = None
-    if plan.total == len(plan.refused):
-        drain.ended = Ended()
-        cancel = woken.set
-    elif plan.engine == "thread":
-        from .engines.threads import ThreadEngine
-
-        threads = ThreadEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
-        threads.start()
-        clock, cancel = threads.clock, threads.cancel
+    try:
+        drain.begin()
+        clock = loop.time
         began = clock()
-    else:
-        from .engines.loop import LoopEngine
+        if plan.total == len(plan.refused):
+            drain.ended = Ended()
+        elif plan.engine == "thread":
+            from .engines.threads import ThreadEngine
 
-        engine = LoopEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
-        running = asyncio.create_task(engine.run())
-        cancel = engine.cancel
+            threads = ThreadEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
+            clock, cancel = threads.clock, threads.cancel
+            began = clock()
+            threads.start()
+        else:
+            from .engines.loop import LoopEngine
 
-    give_up: float | None = None
-    while drain.ended is None:
-        # A kernel delivers an interrupt only at the next event of the loop, so there is one.
-        tick = loop.call_later(_TICK, woken.set)
-        try:
-            await woken.wait()
-        except asyncio.CancelledError as error:
-            if drain.record.interrupt is not None:
-                raise  # cancelled once more while it ended
-            drain.record.interrupt = error
-            give_up = time.monotonic() + _GRACE
-            cancel()
-        finally:
-            tick.cancel()
-        woken.clear()
-        asked = False
-        drain.step()
-        if give_up is not None and time.monotonic() > give_up:
-            break
-    if running is not None and drain.ended is not None:
-        await asyncio.wait([running])
-    return _close(drain, plan, scheduler, began, clock())
+            engine = LoopEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
+            cancel = engine.cancel
+            running = asyncio.create_task(engine.run())
+        give_up: float | None = None
+        while drain.ended is None and (give_up is None or time.monotonic() < give_up):
+            # A kernel delivers an interrupt only at the next event of the loop, so there is one.
+            tick = loop.call_later(_TICK, woken.set)
+            try:
+                await woken.wait()
+            except asyncio.CancelledError as error:
+                if give_up is not None:
+                    raise  # cancelled once more while it ended
+                drain.record.ended_by = error
+                give_up = time.monotonic() + _GRACE
+                cancel()
+            finally:
+                tick.cancel()
+            woken.clear()
+            asked = False
+            drain.step()
+        if running is not None and drain.ended is not None:
+            await asyncio.wait([running])
+        return drain.close(scheduler, began=began, ended=clock())
+    except BaseException:
+        cancel()
+        raise
+    finally:
+        drain.put_away()
 
 
 def _execute_on_notebook_loop(plan: Plan) -> Record:
@@ -394,4 +408,6 @@ def _execute_on_notebook_loop(plan: Plan) -> Record:
     task = loop.create_task(aexecute(plan))
     with _first_interrupt(lambda: loop.call_soon_threadsafe(task.cancel)):
         record: Record = loop.run_until_complete(task)
+    if isinstance(record.ended_by, asyncio.CancelledError):
+        record.ended_by = KeyboardInterrupt()
     return record
