@@ -1,0 +1,365 @@
+"""How a run looks: ``short`` is its repr, ``text`` its report for a terminal, ``html`` the cell.
+
+Two rules hold everywhere. What came from rows, replies or column names passes through
+``harmless`` (and, in HTML, is escaped), so that it can neither draw, nor run, nor break the
+layout. What differs between two runs of the same thing stands where the sanitising file of
+``revkit.testing`` finds it: in HTML inside ``<span class="revkit-time">`` or
+``<img class="revkit-plot">``, in text on a line of its own after a known name. The repr has none.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
+    from .result import ParallelResult
+
+__all__ = ["duration", "harmless", "html", "printable", "short", "text"]
+
+_COLUMNS = 100  # characters that a line of a report never exceeds
+_BAR = 40  # width of the bar of a label that every row has
+_LABELS = 20  # labels that are shown of one output
+_GROUPS = 10  # kinds of error that are shown
+_NONE = "n/a"
+
+
+def duration(seconds: float) -> str:
+    """A span of time in the unit in which it is read most easily, to about three digits.
+
+    >>> [duration(s) for s in (0.00042, 0.1234, 1.2399, 59.96, 123, 3723)]
+    ['0.42 ms', '123 ms', '1.24 s', '1 min 00 s', '2 min 03 s', '1 h 02 min']
+    >>> duration(float("nan"))
+    'n/a'
+    """
+    if seconds != seconds:
+        return _NONE
+    if round(seconds * 1e3, 1) < 10:
+        return f"{seconds * 1e3:.2f} ms"
+    if round(seconds * 1e3) < 1000:
+        return f"{seconds * 1e3:.0f} ms"
+    if round(seconds, 1) < 60:
+        return f"{seconds:.2f} s" if round(seconds, 2) < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def harmless(value: object, limit: int = 200) -> str:
+    """Foreign text on one line, at most ``limit`` characters, control characters made visible.
+
+    >>> harmless("one\\ntwo \\x1b[31mred")
+    'one two \\\\x1b[31mred'
+    >>> harmless("a long story", limit=9)
+    'a long...'
+    """
+    line = " ".join(str(value)[: 2 * limit].split())
+    # Joiners are invisible too, but many scripts and emoji need them. Lone surrogates are not
+    # printable, so what is left can be encoded.
+    line = "".join(
+        c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape").decode()
+        for c in line
+    )
+    return line if len(line) <= limit else line[: limit - 3].rstrip() + "..."
+
+
+def printable(text: str) -> str:
+    """The text as standard output can take it, so that ``print`` never raises an encoding error.
+
+    Bars turn into ``#``, and other characters that a terminal does not know into escapes.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.replace("█", "#").encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def short(result: ParallelResult) -> str:
+    """The repr: counts and labels on one or two lines, and nothing that time decides."""
+    lines = ["ParallelResult: " + ", ".join(_counts(result.metrics))]
+    summaries = [
+        f"{name}: " + ", ".join(f"{share.rows:,} {share.label}" for share in shares)
+        for name, shares, _ in _summaries(result)
+    ]
+    if summaries:
+        lines.append(harmless("; ".join(summaries), _COLUMNS))
+    return "\n".join(lines)
+
+
+def text(result: ParallelResult) -> str:
+    """The report: several lines of at most 100 characters, to be printed."""
+    lines = [", ".join(_counts(result.metrics))]
+    if result.model_name is not None:
+        lines.append(f"model: {harmless(result.model_name, 80)}")
+    for name, shares, more in _summaries(result):
+        wide = max(_width(share.label) for share in shares)
+        lines += ["", name]
+        for label, count, share in shares:
+            label += " " * (wide - _width(label))
+            bar = "█" * round(share * _BAR)
+            lines.append(f"  {label}  {count:>7,}  {share:>6.1%}  {bar}".rstrip())
+        lines += [f"  {more}"] if more else []
+
+    lines += ["", "performance"]
+    for name, value, note in _figures(result.metrics):
+        lines.append(f"  {name:<17}  {value}")
+        lines += _wrapped(note, indent=21, hang=0)
+    if latency := _latency(result):
+        lines += ["", "latency of good attempts"]
+        lines.append(" " * 14 + "".join(f"{name:>12}" for name in latency))
+        lines.append("  service time" + "".join(f"{value:>12}" for value in latency.values()))
+    if tokens := _tokens(result):
+        lines += ["", "tokens", f"  {tokens}"]
+
+    groups, more = _errors(result)
+    if groups:
+        lines += ["", "errors"]
+        for group in groups:
+            lines += _wrapped(f"{group.rows:,} x {group.kind}: {group.message}", indent=2)
+            lines += _wrapped(f"such as {group.example}", indent=6)
+        lines += [f"  {more}"] if more else []
+        lines.append(f"  {_GO_ON}")
+    return printable("\n".join(lines))
+
+
+def html(result: ParallelResult) -> str:
+    """The cell's output: counts, labels, percentiles, figures, timeline, errors, what to do next.
+
+    It has no scripts and takes its colours from the page, so it fits light and dark notebooks
+    and survives an export.
+    """
+    counts, *others = _counts(result.metrics)
+    parts = [f"<style>{_STYLE}</style>", f"<p><b>{counts}</b>"]
+    parts += [f" &middot; {count}" for count in others]
+    if result.model_name is not None:
+        parts.append(f" <small>with {_safe(result.model_name)}</small>")
+    parts.append("</p>")
+    for name, shares, more in _summaries(result):
+        rows = [
+            (
+                escape(label),
+                f"{count:,}",
+                f"{share:.1%}",
+                f'<div style="width:{share * 100:.1f}%">&nbsp;</div>' if count else "",
+            )
+            for label, count, share in shares
+        ]
+        parts.append(_table((escape(name), "rows", "share", ""), rows, "revkit-shares"))
+        parts.append(f"<p><small>{escape(more)}</small></p>" if more else "")
+    if latency := _latency(result):
+        head = ("service time of good attempts", *latency)
+        parts.append(_table(head, [("", *map(_timed, latency.values()))]))
+    figures = _figures(result.metrics)
+    notes = " ".join(f"{name}, {note}." for name, _, note in figures if note)
+    parts.append(_table([name for name, *_ in figures], [[_timed(v) for _, v, _ in figures]]))
+    parts.append(f"<p><small>{escape(notes)}</small></p>" if notes else "")
+    if tokens := _tokens(result):
+        parts.append(f"<p>tokens: {tokens}</p>")
+    if result.metrics.attempts:
+        picture = base64.b64encode(result.timeline_png()).decode()
+        parts.append(
+            '<img class="revkit-plot" width="900" alt="Timeline: one lane a worker, one bar an '
+            f'attempt" src="data:image/png;base64,{picture}">'
+        )
+    groups, more = _errors(result)
+    if groups:
+        rows = [
+            (f"{g.rows:,}", escape(g.kind), escape(g.message), escape(g.example)) for g in groups
+        ]
+        parts.append(_table(("rows", "error", "message", "such as"), rows, "revkit-errors"))
+        parts.append(f"<p>{escape(more)} {_GO_ON}</p>")
+    return '<div class="revkit-run">' + "".join(parts) + "</div>"
+
+
+# -- what is shown, in text and HTML alike --------------------------------------------------------
+
+_GO_ON = "Every failed row, with its item and message: run.errors"
+
+
+class _Share(NamedTuple):
+    label: str
+    rows: int
+    share: float  # 0 to 1
+
+
+class _Group(NamedTuple):
+    """Failed rows whose errors read the same."""
+
+    kind: str
+    message: str
+    rows: int
+    example: str
+
+
+def _counts(metrics: Metrics) -> list[str]:
+    """How many rows there are, how many went well, and whatever else happened."""
+    optional = {
+        "failed": metrics.failed,
+        "cancelled": metrics.cancelled,
+        "not started": metrics.not_started,
+    }
+    return [
+        f"{metrics.total:,} row" + ("" if metrics.total == 1 else "s"),
+        f"{metrics.succeeded:,} ok",
+        *(f"{count:,} {name}" for name, count in optional.items() if count),
+        *([f"{metrics.attempts:,} attempts"] if metrics.retries else []),
+    ]
+
+
+def _summaries(result: ParallelResult) -> Iterator[tuple[str, list[_Share], str]]:
+    """Each class output: its name, its labels in declared order, and what is left out."""
+    for name, labels in result.outputs.items():
+        if labels:
+            table = result.summary(name)
+            columns = table.index.tolist(), table["count"].tolist(), table["share"].tolist()
+            shares = [
+                _Share(harmless(label, 40), count, share)
+                for label, count, share in zip(*columns, strict=True)
+            ]
+            more = len(shares) - _LABELS
+            yield (
+                harmless(name, 40),
+                shares[:_LABELS],
+                f"{more:,} more: run.summary({name!r})" if more > 0 else "",
+            )
+
+
+def _figures(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """What time decides: name, value, and a note on what the value rests on."""
+    rate = metrics.rows_per_s
+    attempted = metrics.succeeded + metrics.failed
+    speedup = metrics.speedup_estimate
+    times = "" if speedup != speedup else " x"
+    return [
+        ("total time", duration(metrics.wall_s), ""),
+        ("per row", duration(1 / rate if rate > 0 else float("nan")), ""),
+        ("rows per second", _number(rate), ""),
+        ("success rate", f"{metrics.succeeded / attempted:.1%}" if attempted else _NONE, ""),
+        ("mean concurrency", _number(metrics.mean_concurrency), ""),
+        ("speed-up estimate", _number(speedup) + times, harmless(metrics.speedup_basis)),
+        ("workers", f"{metrics.workers:,} ({metrics.engine})", ""),
+    ]
+
+
+def _latency(result: ParallelResult) -> dict[str, str]:
+    """Name to duration: min, mean, percentiles, max; empty where no attempt was good."""
+    if result.latency.isna().all():
+        return {}
+    return {str(name): duration(ms / 1e3) for name, ms in result.latency.items()}
+
+
+def _tokens(result: ParallelResult) -> str:
+    usage = result.usage
+    counts = {
+        "prompt": usage.prompt_tokens,
+        "completion": usage.completion_tokens,
+        "total": usage.total_tokens,
+    }
+    return ", ".join(f"{n:,} {name}" for name, n in counts.items() if n is not None)
+
+
+def _errors(result: ParallelResult) -> tuple[list[_Group], str]:
+    """Failed rows grouped by what went wrong, most frequent first, and what is left out."""
+    table = result.errors
+    columns = [table[c].tolist() for c in ("error_type", "message", "row", "index", "item")]
+    groups: dict[tuple[str, str], _Group] = {}
+    for kind, message, row, label, item in zip(*columns, strict=True):
+        known = groups.get((kind, message))
+        if known is not None:
+            groups[kind, message] = known._replace(rows=known.rows + 1)
+            continue
+        where = (
+            f"row {row}" if str(row) == str(label) else f"row {row} (index {harmless(label, 40)})"
+        )
+        groups[kind, message] = _Group(
+            harmless(kind, 60), harmless(message), 1, f"{where}: {_item(item)}"
+        )
+    ordered = sorted(groups.values(), key=lambda group: -group.rows)
+    more = len(ordered) - _GROUPS
+    return ordered[:_GROUPS], f"{more:,} more kinds of error." if more > 0 else ""
+
+
+def _item(item: object) -> str:
+    """A row's inputs on one line."""
+    if isinstance(item, Mapping):
+        if len(item) == 1:
+            (item,) = item.values()
+        else:
+            pairs = list(item.items())[:8]
+            item = ", ".join(f"{harmless(k, 30)}: {harmless(v, 60)}" for k, v in pairs)
+    return harmless(item, 120)
+
+
+# -- small change ---------------------------------------------------------------------------------
+
+
+def _number(value: float) -> str:
+    """Three digits or so.
+
+    >>> [_number(n) for n in (0.1234, 12.34, 1234.5)]
+    ['0.12', '12.3', '1,234']
+    """
+    if value != value:
+        return _NONE
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal needs."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _wrapped(text: str, *, indent: int, hang: int = 2) -> list[str]:
+    first, later = " " * indent, " " * (indent + hang)
+    return textwrap.wrap(text, _COLUMNS, initial_indent=first, subsequent_indent=later)
+
+
+def _safe(value: object) -> str:
+    return escape(harmless(value))
+
+
+def _timed(value: str) -> str:
+    return f'<span class="revkit-time">{escape(value)}</span>'
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
+    """An HTML table of cells that are HTML already."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
+    return (
+        f'<table class="revkit-table {kind}"><thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+# Colours are the page's own, or show on light and dark alike; the bars have that of the timeline.
+# Two classes in a selector, so that it wins over JupyterLab's own rules for tables.
+_STYLE = """
+.revkit-run { color: inherit; max-width: 1000px; overflow-x: auto; }
+.revkit-run p { margin: .4em 0; }
+.revkit-run small { opacity: .75; }
+.revkit-run .revkit-table { border: 0; border-collapse: collapse; color: inherit;
+  font-size: inherit; margin: .6em 0; table-layout: auto; }
+.revkit-run .revkit-table tr, .revkit-run .revkit-table thead { background: none; border: 0; }
+.revkit-run .revkit-table th, .revkit-run .revkit-table td { border: 0; padding: .15em .9em .15em 0;
+  text-align: right; vertical-align: top; white-space: nowrap; }
+.revkit-run .revkit-table th { border-bottom: 1px solid var(--jp-border-color1, #8888);
+  font-weight: 600; }
+.revkit-run .revkit-table th:first-child, .revkit-run .revkit-table td:first-child
+  { text-align: left; }
+.revkit-run .revkit-shares td:last-child { min-width: 240px; text-align: left; }
+.revkit-run .revkit-shares td div { background: #5b9bd5; }
+.revkit-run .revkit-errors th, .revkit-run .revkit-errors td { text-align: left;
+  white-space: normal; }
+.revkit-run .revkit-plot { display: block; height: auto; margin: .6em 0; max-width: 100%; }
+"""

@@ -1,0 +1,117 @@
+"""The progress bar of a run: which kind fits where the user looks, and when it is redrawn.
+
+========================================  ==============================================
+where                                     bar
+========================================  ==============================================
+notebook whose kernel has ipywidgets      tqdm's widget
+notebook without                          tqdm's line of text, redrawn in place
+terminal                                  tqdm's line of text, redrawn in place
+elsewhere (a log, a pipe), TQDM_DISABLE   none
+========================================  ==============================================
+
+``tqdm.auto`` would choose too, but without ipywidgets it prints a warning with a path of the
+user's machine into the notebook.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Bar", "bar"]
+
+_INTERVAL_S = 0.1  # between two redraws: smooth to the eye, nothing to the run
+
+
+class Bar:
+    """A progress bar, or nothing at all, behind two methods that are cheap to call for every row.
+
+    Only the drain calls it, so it needs no lock, and none of tqdm's own watching thread.
+    """
+
+    def __init__(self, drawn: Any = None, *, clock: Callable[[], float] = time.monotonic):
+        self._drawn = drawn  # a tqdm, or None
+        self._clock = clock
+        self._next_s = 0.0
+        self._done = self._failed = self._tokens = 0
+
+    def update(self, done: int, failed: int, tokens: int = 0) -> None:
+        """Note how far the run is, and redraw if it is time to.
+
+        Args:
+            done: rows settled so far, failed ones too.
+            failed: rows failed so far.
+            tokens: tokens used since the last call.
+        """
+        if self._drawn is None:
+            return
+        self._done, self._failed = done, failed
+        self._tokens += tokens
+        now = self._clock()
+        if now >= self._next_s:
+            self._next_s = now + _INTERVAL_S
+            self._note()
+            self._drawn.update(self._done - self._drawn.n)  # draws
+
+    def close(self) -> None:
+        """Draw the last state and leave it standing. Closing twice does no harm."""
+        if self._drawn is not None:
+            self._note()
+            self._drawn.n = self._done
+            self._drawn.close()  # draws
+            self._drawn = None
+
+    def _note(self) -> None:
+        tokens = f", {self._tokens:,} tokens" if self._tokens else ""
+        self._drawn.set_postfix_str(f"{self._failed:,} failed{tokens}", refresh=False)
+
+
+def bar(total: int, *, label: str = "rows") -> Bar:
+    """A bar for ``total`` rows, of the kind that fits where the process runs.
+
+    Args:
+        total: rows of the run.
+        label: what is counted, in the plural; stands before the bar.
+
+    >>> shown = bar(12)  # in a test nobody looks at a terminal: none is drawn
+    >>> shown.update(1, 0, 250)
+    >>> shown.close()
+    """
+    kind = _kind()
+    if kind is None:
+        return Bar()
+    options: dict[str, Any] = {"total": total, "desc": label, "unit": f" {label}"}
+    options |= {"mininterval": 0, "miniters": 0}  # every update draws: Bar decides when
+    options |= {"disable": False}  # tqdm itself would take TQDM_DISABLE=0 for a yes
+    if kind == "widget":
+        from tqdm.notebook import tqdm_notebook
+
+        return Bar(_unwatched(tqdm_notebook)(**options))
+    from tqdm import tqdm
+
+    return Bar(_unwatched(tqdm)(**options, dynamic_ncols=kind == "terminal"))
+
+
+def _unwatched(base: Any) -> Any:
+    """The class without the thread that redraws bars nobody updates; it would outlive the run."""
+    return type("tqdm", (base,), {"monitor_interval": 0})
+
+
+def _kind() -> str | None:
+    """``"widget"``, ``"text"`` (in a notebook), ``"terminal"``, or None where no bar is wanted."""
+    if os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false"):
+        return None
+    if _in_kernel():
+        return "widget" if importlib.util.find_spec("ipywidgets") else "text"
+    return "terminal" if sys.stderr is not None and sys.stderr.isatty() else None
+
+
+def _in_kernel() -> bool:
+    """Whether this process is the kernel of a notebook; imports nothing to find out."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
