@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr)  # noqa: T201 - a command speaks
+    print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-# ruff: noqa: T201 - a command prints
 """``revkit demo``: the whole of revkit on twelve reviews, or on a file of the user's."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: T201 - a command prints
 """``revkit doctor``: which models can be reached from here, and what to do about the others."""
 
 from __future__ import annotations

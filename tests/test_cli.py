@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_the_demo_shows_each_review_in_order_the_summary_the_figures_and_the_tim
     texts = revkit.load_reviews()["review"].tolist()
 
     def answer(messages: list[dict[str, str]], body: object) -> str:
-        return '{"sentiment": "%s"}' % labels[texts.index(messages[-1]["content"])]
+        return json.dumps({"sentiment": labels[texts.index(messages[-1]["content"])]})
 
     with serve(answer) as server:
         assert demo(server.url, monkeypatch=monkeypatch) == 0
