@@ -1,0 +1,184 @@
+"""What can go wrong on the way to a server, as our own errors.
+
+Each library has its own tree of exceptions and its own words for the same fault; here each fault
+has one class and one sentence, which says whose it is and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from ..errors import AttemptTimeout, BadReply, ConnectionFailed, RevkitError
+from .network import display_url
+
+__all__ = ["Peer", "from_aiohttp", "from_httpx"]
+
+
+class Peer:
+    """The server at the other end, and the words for what went wrong with it.
+
+    The words never quote the server or a library: either might repeat a key.
+
+    Args:
+        endpoint: its URL; shown without credentials and query.
+        proxy: the proxy on the way, if any.
+        timeout: seconds for one whole exchange.
+        connect_timeout: seconds for making a connection.
+        hint: what to do where no connection can be made.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        proxy: str | None,
+        timeout: float,
+        connect_timeout: float,
+        hint: str,
+    ):
+        self.where = display_url(endpoint)
+        self._through = f" through the proxy {display_url(proxy)}" if proxy else ""
+        self._timeout = timeout
+        self._connect_timeout = min(timeout, connect_timeout)
+        self._hint = hint
+
+    def unreachable(self, error: BaseException) -> ConnectionFailed:
+        reason, hint = _reason(error)
+        return ConnectionFailed(
+            f"cannot connect to {self.where}{self._through}: {reason}; {hint or self._hint}"
+        )
+
+    def refused_by_proxy(self) -> ConnectionFailed:
+        return ConnectionFailed(
+            f"cannot connect to {self.where}{self._through}: the proxy refused; check its address "
+            "and password, or name the server in NO_PROXY"
+        )
+
+    def broken(self, error: BaseException) -> ConnectionFailed:
+        reason, _ = _reason(error, otherwise="it was closed")
+        return ConnectionFailed(
+            f"the connection to {self.where}{self._through} broke before the whole reply had "
+            f"arrived: {reason}; the server or the network dropped it, so see the server's log"
+        )
+
+    def no_connection_in_time(self) -> AttemptTimeout:
+        return AttemptTimeout(
+            f"no connection to {self.where}{self._through} within {self._connect_timeout:g} s; "
+            f"{self._hint}"
+        )
+
+    def no_reply_in_time(self) -> AttemptTimeout:
+        return AttemptTimeout(
+            f"no whole reply from {self.where}{self._through} within {self._timeout:g} s; raise "
+            "the client's timeout=, or use fewer workers if the server is overloaded"
+        )
+
+    def not_http(self) -> BadReply:
+        return BadReply(
+            f"what {self.where}{self._through} sent is not valid HTTP; is the address that of the "
+            "model's server?"
+        )
+
+    def wrong_loop(self, error: BaseException) -> ConnectionFailed:
+        failure = ConnectionFailed(
+            f"the httpx.AsyncClient given as http= belongs to another event loop ({error}); use "
+            "await df.llm.aparallel_map(...), which runs on the loop of the caller, or "
+            'parallel_map(..., loop="notebook")'
+        )
+        failure.ends_run = True  # every other row would fail in the same way
+        return failure
+
+    def other(self, error: BaseException) -> ConnectionFailed:
+        said = str(error) if isinstance(error, RuntimeError) else ""  # never one with a URL in it
+        return ConnectionFailed(
+            f"the request to {self.where}{self._through} could not be sent "
+            f"({': '.join(filter(None, [type(error).__name__, said]))}); "
+            "check the address, the headers and the client given as http="
+        )
+
+
+def _reason(error: BaseException, *, otherwise: str = "") -> tuple[str, str]:
+    """Why the operating system said no, and a hint of its own, out of any library's error.
+
+    Libraries word and nest the same fault differently, so the words come from its root.
+    """
+    import ssl
+
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    for link in reversed(chain):
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return (
+                f"its TLS certificate was not accepted ({link.verify_message})",
+                "if it is a certificate of your own, name its authority in SSL_CERT_FILE",
+            )
+        if isinstance(link, ssl.SSLError):
+            return f"TLS failed ({link.reason})", "is it http:// rather than https://?"
+        if isinstance(link, socket.gaierror):
+            return "its name cannot be resolved", ""
+        if isinstance(link, OSError) and link.errno and not isinstance(link, TimeoutError):
+            return os.strerror(link.errno).lower(), ""
+    return otherwise or "no connection", ""
+
+
+def from_httpx(error: Exception, peer: Peer) -> Exception:
+    """One of our errors for one of httpx, or of httpcore where a transport lets it through."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if "ConnectTimeout" in names:
+        return peer.no_connection_in_time()
+    if "TimeoutException" in names or isinstance(error, TimeoutError):
+        return peer.no_reply_in_time()
+    if "ProxyError" in names:
+        return peer.refused_by_proxy()
+    if "ConnectError" in names:
+        return peer.unreachable(error)
+    if "NetworkError" in names:
+        return peer.broken(error)
+    if "RemoteProtocolError" in names:
+        # h11 has one class for a connection that closed early and for bytes that are not HTTP.
+        said = str(error)
+        early = ("disconnected without", "closed connection without", "ConnectionClosed")
+        return peer.broken(error) if any(words in said for words in early) else peer.not_http()
+    if "DecodingError" in names:
+        return peer.not_http()
+    return _from_any(error, peer)
+
+
+def from_aiohttp(error: Exception, peer: Peer) -> Exception:
+    """One of our errors for one of aiohttp."""
+    import aiohttp
+
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return peer.no_connection_in_time()
+    if isinstance(error, TimeoutError):
+        return peer.no_reply_in_time()
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return peer.refused_by_proxy()
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientConnectorCertificateError):
+        return peer.unreachable(error)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return peer.not_http()
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return peer.broken(error)
+    if isinstance(error, aiohttp.ClientConnectionError):
+        return peer.broken(error)
+    return _from_any(error, peer)
+
+
+def _from_any(error: Exception, peer: Peer) -> Exception:
+    if isinstance(error, RevkitError):
+        return error
+    said = str(error)
+    if isinstance(error, RuntimeError) and (
+        "different event loop" in said or "different loop" in said or "Event loop is closed" in said
+    ):
+        return peer.wrong_loop(error)
+    if isinstance(error, OSError):
+        return peer.broken(error)
+    library = type(error).__module__.partition(".")[0]
+    if isinstance(error, RuntimeError) or library in ("aiohttp", "httpcore", "httpx"):
+        return peer.other(error)
+    return error  # out of the user's own transport, hook or mock: theirs to see as it is

@@ -1,0 +1,340 @@
+"""How requests travel: from threads over httpx, on the loop over aiohttp, or over the httpx client
+that the user passes.
+
+The layers are alike in every respect that a user can notice. One rule each:
+
+- **Proxies** are read from the environment by ``network.proxy_for`` when a run opens its
+  transport, and handed to the layer by name. Nothing else is taken from the environment, so
+  ``.netrc`` is not read by one layer and ignored by another.
+- **Redirects** are not followed: a key must not travel to another server. The response is
+  returned, and the client makes it an error that names the target.
+- **TLS** is always verified, with the certificates of ``network.tls_context``.
+- **Compression**: gzip is asked for and unpacked by ``network.BoundedBody``, which bounds the
+  body as it arrives.
+- **Time**: ``timeout`` bounds a whole exchange, ``CONNECT_TIMEOUT`` the making of a connection.
+- **Connections**: at most one a worker, kept open between requests; cookies are dropped.
+- **Faults**: never a library's exception, but ``ConnectionFailed`` (no connection, or it broke),
+  ``AttemptTimeout`` or ``BadReply`` (not HTTP, too large), in the words of ``faults.Peer``.
+
+A client or transport of httpx that the user passes keeps its own proxies, certificates, auth,
+cookies and limits, and is never closed here; the other rules hold for it too. In threads httpx
+bounds each wait for the network; the total is looked at whenever bytes of the body arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .._version import __version__
+from ..errors import UsageError
+from .base import Request, Response
+from .faults import Peer, from_aiohttp, from_httpx
+from .network import BoundedBody, lower_headers, proxy_for, tls_context
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+
+    UserHttp: TypeAlias = (
+        httpx.Client | httpx.BaseTransport | httpx.AsyncClient | httpx.AsyncBaseTransport
+    )
+
+__all__ = ["AiohttpTransport", "HttpxAsyncTransport", "HttpxTransport", "engines_for"]
+
+#: Seconds for making a connection, TLS included.
+CONNECT_TIMEOUT = 10.0
+#: Seconds after which an idle connection is not used again: less than the 5 s after which
+#: uvicorn, and so vLLM, closes it, which would break the request that is just being sent.
+KEEPALIVE = 4.0
+#: Bytes of one body, decompressed.
+MAX_BODY = 16 * 2**20
+#: Sent with every request, to proxies as well: no key may stand here.
+HEADERS = {
+    "accept": "application/json",
+    "accept-encoding": "gzip",
+    "user-agent": f"revkit/{__version__}",
+}
+
+
+def engines_for(http: UserHttp | None) -> tuple[str, ...]:
+    """The engines that can use what the user passed as ``http=``, the preferred one first.
+
+    Raises:
+        UsageError: it is not a client or transport of httpx.
+    """
+    if http is None:
+        return ("async", "thread")
+    import httpx
+
+    engines = []
+    if isinstance(http, httpx.AsyncClient | httpx.AsyncBaseTransport):
+        engines.append("async")
+    if isinstance(http, httpx.Client | httpx.BaseTransport):
+        engines.append("thread")
+    if not engines:
+        raise UsageError(
+            "http= takes an httpx.Client, an httpx.AsyncClient or an httpx transport, not "
+            f"{type(http).__name__}"
+        )
+    return tuple(engines)
+
+
+class HttpxTransport:
+    """Carries requests from threads.
+
+    Args:
+        endpoint: URL of the server that all requests go to.
+        http: the user's client or transport; None: each thread opens a connection of its own.
+        timeout: seconds for one whole exchange.
+        max_body: bytes of one decompressed body.
+        hint: what to do where no connection can be made.
+
+    Raises:
+        UsageError: the environment names a proxy or certificates that cannot be used.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        http: httpx.Client | httpx.BaseTransport | None = None,
+        timeout: float = 120.0,
+        max_body: int = MAX_BODY,
+        hint: str = "is the server running, and is the address right?",
+    ):
+        proxy = proxy_for(endpoint) if http is None else None
+        self._peer = _peer(endpoint, proxy, timeout, hint)
+        self._timeout = timeout
+        self._max_body = max_body
+        self._waits = _waits(timeout)
+        self._http = http
+        #: Ours, one for each thread: in a pool that threads share, httpcore may take a connection
+        #: for idle that another thread has just begun to use, and close it under its hands.
+        self._own = threading.local()
+        self._opened: list[httpx.Client] = []
+        self._tls = _tls_for(endpoint) if http is None else None
+        self._proxy = proxy
+
+    def send(self, request: Request) -> Response:
+        """Send one request and wait for the whole response. Raises ``ModelError`` kinds."""
+        end = time.monotonic() + self._timeout
+        try:
+            with self._open(request) as (status, headers, chunks):
+                body = BoundedBody(headers, limit=self._max_body, where=self._peer.where)
+                for chunk in chunks:
+                    if time.monotonic() > end:
+                        raise self._peer.no_reply_in_time()
+                    body.feed(chunk)
+                return Response(status, headers, body.end())
+        except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
+            raise from_httpx(error, self._peer) from None
+
+    @contextmanager
+    def _open(self, request: Request) -> Iterator[tuple[int, dict[str, str], Iterator[bytes]]]:
+        import httpx
+
+        http = self._http or self._of_this_thread()
+        if isinstance(http, httpx.Client):
+            built = _build(http, request, self._waits)
+            response = http.send(built, stream=True, follow_redirects=False)
+        else:
+            response = http.handle_request(_build(None, request, self._waits))
+        with closing(response):
+            if response.is_stream_consumed:  # a hook or a mock has read, and unpacked, it
+                response.headers.pop("content-encoding", None)
+                chunks = iter([response.content])
+            else:
+                chunks = response.iter_raw()
+            yield response.status_code, lower_headers(response.headers.multi_items()), chunks
+
+    def _of_this_thread(self) -> httpx.Client:
+        client: httpx.Client | None = getattr(self._own, "client", None)
+        if client is None:
+            client = self._own.client = _own_client(self._proxy, self._tls)
+            self._opened.append(client)
+        return client
+
+    def close(self) -> None:
+        """Close the connections that were opened here; not those of a user's client."""
+        for client in self._opened:
+            client.close()
+
+
+def _own_client(proxy: str | None, tls: ssl.SSLContext | None) -> httpx.Client:
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+    import httpx
+
+    return httpx.Client(
+        proxy=proxy,
+        # Without TLS no certificates are needed, and loading them takes time.
+        verify=tls or False,
+        limits=httpx.Limits(
+            max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE
+        ),
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        trust_env=False,
+    )
+
+
+class HttpxAsyncTransport:
+    """Carries requests on the running loop, over the user's ``AsyncClient`` or transport.
+
+    Args: as for :class:`HttpxTransport`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        http: httpx.AsyncClient | httpx.AsyncBaseTransport,
+        timeout: float = 120.0,
+        max_body: int = MAX_BODY,
+        hint: str = "is the server running, and is the address right?",
+    ):
+        self._peer = _peer(endpoint, None, timeout, hint)
+        self._timeout = timeout
+        self._max_body = max_body
+        self._waits = _waits(timeout)
+        self._http = http
+
+    async def send(self, request: Request) -> Response:
+        """Send one request and wait for the whole response. Raises ``ModelError`` kinds."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                async with self._open(request) as (status, headers, chunks):
+                    body = BoundedBody(headers, limit=self._max_body, where=self._peer.where)
+                    async for chunk in chunks:
+                        body.feed(chunk)
+                    return Response(status, headers, body.end())
+        except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
+            raise from_httpx(error, self._peer) from None
+
+    @asynccontextmanager
+    async def _open(
+        self, request: Request
+    ) -> AsyncIterator[tuple[int, dict[str, str], AsyncIterator[bytes]]]:
+        import httpx
+
+        if isinstance(self._http, httpx.AsyncClient):
+            built = _build(self._http, request, self._waits)
+            response = await self._http.send(built, stream=True, follow_redirects=False)
+        else:
+            response = await self._http.handle_async_request(_build(None, request, self._waits))
+        try:
+            if response.is_stream_consumed:  # a hook or a mock has read, and unpacked, it
+                response.headers.pop("content-encoding", None)
+                chunks = _once(response.content)
+            else:
+                chunks = response.aiter_raw()
+            yield response.status_code, lower_headers(response.headers.multi_items()), chunks
+        finally:
+            await response.aclose()
+
+    async def aclose(self) -> None:
+        """Nothing to close: the client is the user's."""
+
+
+class AiohttpTransport:
+    """Carries requests on the running loop, over aiohttp: a tenth of the CPU of httpx's pool.
+
+    Args: as for :class:`HttpxTransport`; and ``max_workers``, the most connections that are open
+    at the same time.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        max_workers: int,
+        timeout: float = 120.0,
+        max_body: int = MAX_BODY,
+        hint: str = "is the server running, and is the address right?",
+    ):
+        import aiohttp
+
+        proxy = proxy_for(endpoint)
+        self._peer = _peer(endpoint, proxy, timeout, hint)
+        self._max_body = max_body
+        self._proxy = proxy
+        self._urls: dict[str, Any] = {}  #: a run has one or two: parsing them is a tenth of a row
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=max_workers,
+                keepalive_timeout=KEEPALIVE,
+                ssl=_tls_for(endpoint) or True,
+            ),
+            headers=HEADERS,
+            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    async def send(self, request: Request) -> Response:
+        """Send one request and wait for the whole response. Raises ``ModelError`` kinds."""
+        url = self._urls.get(request.url)
+        if url is None:
+            import yarl
+
+            url = self._urls[request.url] = yarl.URL(request.url)
+        try:
+            async with self._session.request(
+                "GET" if request.body is None else "POST",
+                url,
+                data=request.body,
+                headers=request.headers,
+                allow_redirects=False,
+                proxy=self._proxy,
+            ) as response:
+                headers = lower_headers(response.headers.items())
+                body = BoundedBody(headers, limit=self._max_body, where=self._peer.where)
+                while chunk := await response.content.readany():
+                    body.feed(chunk)
+                return Response(response.status, headers, body.end())
+        except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
+            raise from_aiohttp(error, self._peer) from None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+
+def _peer(endpoint: str, proxy: str | None, timeout: float, hint: str) -> Peer:
+    return Peer(endpoint, proxy=proxy, timeout=timeout, connect_timeout=CONNECT_TIMEOUT, hint=hint)
+
+
+def _tls_for(endpoint: str) -> ssl.SSLContext | None:
+    return tls_context() if endpoint.startswith("https:") else None
+
+
+def _waits(timeout: float) -> dict[str, dict[str, float]]:
+    """The request extension by which httpx takes its four timeouts."""
+    connect = min(timeout, CONNECT_TIMEOUT)
+    return {"timeout": {"connect": connect, "read": timeout, "write": timeout, "pool": timeout}}
+
+
+def _build(
+    client: httpx.Client | httpx.AsyncClient | None,
+    request: Request,
+    extensions: dict[str, dict[str, float]],
+) -> httpx.Request:
+    import httpx
+
+    return (client.build_request if client is not None else httpx.Request)(
+        "GET" if request.body is None else "POST",
+        request.url,
+        content=request.body,
+        headers=HEADERS | dict(request.headers),
+        extensions=extensions,
+    )
+
+
+async def _once(chunk: bytes) -> AsyncIterator[bytes]:
+    yield chunk

@@ -1,0 +1,181 @@
+"""Ollama's own protocol, ``POST /api/chat``, in which ``format`` forces typed outputs."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadOutput, BadReply, UsageError
+from .base import Exchange, Message, Reply, Request, Response
+from .protocol import HttpClient, count, encode, error_message, is_secret, static_body
+
+if TYPE_CHECKING:
+    from ..task import ModelTask
+    from .http import UserHttp
+
+__all__ = ["Ollama"]
+
+
+class Ollama(HttpClient):
+    """A model that an Ollama server runs.
+
+    Args:
+        model: its name, as ``ollama list`` shows it.
+        host: where the server is; by default ``OLLAMA_HOST``, read as Ollama's own client reads
+            it, else ``http://127.0.0.1:11434``.
+        options: of the model, by Ollama's names (``num_ctx``, ``top_p``, …); they go before the
+            arguments below.
+        keep_alive: how long the model stays loaded: seconds, or text such as ``"10m"``.
+        max_tokens: most tokens of one reply (Ollama's ``num_predict``).
+        temperature: 0, the default, makes replies as repeatable as the server can; None leaves it
+            to the model.
+        seed: of the sampling.
+        headers: sent with every request, for a server behind a gateway.
+        http: an ``httpx.Client``, ``httpx.AsyncClient`` or transport to send with.
+        timeout: seconds for one whole reply. The first one includes loading the model.
+
+    Raises:
+        UsageError: an argument cannot be used.
+
+    >>> Ollama("llama3.2:3b", host="gpu-box")
+    Ollama('llama3.2:3b', host='http://gpu-box:11434')
+    """
+
+    path = "/api/chat"
+
+    def __init__(
+        self,
+        model: str = "llama3.2:3b",
+        *,
+        host: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        keep_alive: float | str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = 0.0,
+        seed: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        http: UserHttp | None = None,
+        timeout: float = 120.0,
+    ):
+        super().__init__(
+            name=f"ollama:{model}",
+            model=model,
+            url=read_host(os.environ.get("OLLAMA_HOST") if host is None else host),
+            headers=headers or {},
+            http=http,
+            timeout=timeout,
+            parameter="host",
+            hint="start Ollama with `ollama serve` or `docker compose up -d`, or pass host= or "
+            "set OLLAMA_HOST if it runs elsewhere",
+        )
+        given = {"temperature": temperature, "num_predict": max_tokens, "seed": seed}
+        self.options = {k: v for k, v in given.items() if v is not None} | dict(options or {})
+        self.max_tokens: int | None = self.options.get("num_predict")
+        self.keep_alive = keep_alive
+
+    def session(self, task: ModelTask) -> OllamaSession:
+        return OllamaSession(self, task)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "protocol": "ollama",
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "options": {k: v for k, v in self.options.items() if not is_secret(k)},
+        }
+
+    def model_hint(self) -> str:
+        return f"run `ollama pull {self.model}`"
+
+    def __repr__(self) -> str:
+        return f"Ollama({self.model!r}, host={self.endpoint!r})"
+
+
+class OllamaSession:
+    """One run's conversation with an Ollama server."""
+
+    def __init__(self, client: Ollama, task: ModelTask):
+        self._client = client
+        self._url = client.url(client.path)
+        fields: dict[str, Any] = {"model": client.model, "stream": False}
+        schema = task.outputs.json_schema
+        if schema is not None:
+            fields["format"] = schema
+        if client.options:
+            fields["options"] = client.options
+        if client.keep_alive is not None:
+            fields["keep_alive"] = client.keep_alive
+        self._static = static_body(fields, "options= or keep_alive=")
+
+    def exchange(self, messages: Sequence[Message]) -> Exchange:
+        """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
+        client = self._client
+        response = yield Request(self._url, encode(self._static, messages), client._headers)
+        return self._read(client.decode(response), response)
+
+    def _read(self, found: dict[str, Any], response: Response) -> Reply:
+        client = self._client
+        if found.get("error"):
+            said = error_message(response.body)
+            missing = "model" in said and "not found" in said
+            if missing:
+                raise client.failure(response, status=404)
+            raise BadReply(
+                f'{client.endpoint} answered 200 with an error: "{client.quote(said)}"; see the '
+                "server's log",
+                status=response.status,
+            )
+        message = found.get("message")
+        text = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(text, str) or found.get("done") is False:
+            raise BadReply(
+                f"{client.endpoint} answered with JSON that is not a whole chat reply of Ollama's "
+                "(no text in message.content); is it an Ollama server?",
+                status=response.status,
+            )
+        reason = found.get("done_reason")
+        if not text and reason == "length":
+            raise BadOutput(
+                "the model used up its tokens before it said anything; raise max_tokens=", text=""
+            )
+        return Reply(
+            text,
+            prompt_tokens=count(found.get("prompt_eval_count")),
+            completion_tokens=count(found.get("eval_count")),
+            finish_reason=reason if isinstance(reason, str) else None,
+        )
+
+
+def read_host(host: str | None) -> str:
+    """The URL that a host stands for, as Ollama's own client reads ``OLLAMA_HOST``.
+
+    A scheme brings its own port, without one it is 11434. Servers are told to listen on all
+    addresses by ``0.0.0.0`` or ``[::]``, which nobody can connect to everywhere: loopback it is.
+
+    >>> read_host(None), read_host(":8080"), read_host("https://box/ollama/")
+    ('http://127.0.0.1:11434', 'http://127.0.0.1:8080', 'https://box:443/ollama')
+
+    Raises:
+        UsageError: it is not a host.
+    """
+    given = (host or "").strip().strip("\"'")
+    scheme, _, rest = given.partition("://")
+    if rest:
+        port = {"http": 80, "https": 443}.get(scheme, 11434)
+    else:
+        scheme, rest, port = "http", given, 11434
+    try:
+        parts = urllib.parse.urlsplit(f"{scheme}://{rest}")
+        port = parts.port or port
+    except ValueError:  # whose words might hold a password
+        raise UsageError("host= or OLLAMA_HOST is not a host such as 127.0.0.1:11434") from None
+    name = parts.hostname or "127.0.0.1"
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)
+    if ":" in name:
+        name = f"[{name}]"
+    login, at, _ = parts.netloc.rpartition("@")
+    path = parts.path.strip("/")
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{scheme}://{login}{at}{name}:{port}{'/' + path if path else ''}{query}"

@@ -1,0 +1,327 @@
+"""The protocol of OpenAI's ``POST /chat/completions``, which most servers speak in part.
+
+What a server refuses of it is found out by asking: a request that is refused because of an
+optional part is sent again without that part, within the same exchange, and once a reply has
+come the session leaves it out for the rest of the run. See :class:`Dialect`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ..errors import BadOutput, BadReply
+from .base import Exchange, Message, Reply, Request, Response
+from .protocol import HttpClient, count, encode, error_message, is_secret, static_body
+
+if TYPE_CHECKING:
+    from ..task import ModelTask
+    from .http import UserHttp
+
+__all__ = ["OpenAICompatible"]
+
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+
+
+class OpenAICompatible(HttpClient):
+    """A model behind OpenAI's API or one that is like it: vLLM, llama.cpp, LM Studio, gateways.
+
+    Args:
+        model: its name at the server.
+        base_url: the URL up to and with ``/v1``; by default ``OPENAI_BASE_URL``, else OpenAI's.
+        api_key: by default ``OPENAI_API_KEY``; a server of your own needs none.
+        max_tokens: most tokens of one reply.
+        temperature: 0, the default, makes replies as repeatable as the server can, and is left
+            out where a model takes no temperature; None leaves it to the server.
+        seed: of the sampling.
+        extra_body: fields that are added to each request as they are.
+        headers: sent with every request; one named ``Authorization`` goes before ``api_key``.
+        http: an ``httpx.Client``, ``httpx.AsyncClient`` or transport to send with.
+        timeout: seconds for one whole reply.
+
+    Raises:
+        UsageError: an argument cannot be used.
+
+    >>> OpenAICompatible("qwen3", base_url="http://me:secret@127.0.0.1:8000/v1", api_key="secret")
+    OpenAICompatible('qwen3', base_url='http://127.0.0.1:8000/v1')
+    """
+
+    path = "/chat/completions"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = 0.0,
+        seed: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        http: UserHttp | None = None,
+        timeout: float = 120.0,
+    ):
+        if base_url is None:
+            base_url = os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
+        if api_key is None:
+            api_key = os.environ.get("OPENAI_API_KEY")
+        # A key read from a file ends in a newline, which no header may hold.
+        key = (api_key or "").strip()
+        super().__init__(
+            name=f"openai:{model}",
+            model=model,
+            url=base_url,
+            headers=({"authorization": f"Bearer {key}"} if key else {}) | _lower(headers or {}),
+            http=http,
+            timeout=timeout,
+            parameter="base_url",
+            hint="is the server running, and is base_url= (or OPENAI_BASE_URL) right?",
+        )
+        self._has_key = bool(key)
+        self.max_tokens = max_tokens
+        self.temperature = temperature
+        self.seed = seed
+        self.extra_body = dict(extra_body or {})
+
+    def session(self, task: ModelTask) -> OpenAISession:
+        return OpenAISession(self, task)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "protocol": "openai",
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "extra_body": {k: v for k, v in self.extra_body.items() if not is_secret(k)},
+        }
+
+    def is_model_missing(self, response: Response, status: int) -> bool:
+        if _error(response.body).get("code") == "model_not_found":
+            return True
+        return super().is_model_missing(response, status)
+
+    def access_hint(self) -> str:
+        if self._has_key:
+            return "check OPENAI_API_KEY or api_key=, and that the key may use this model"
+        return "set OPENAI_API_KEY, or pass api_key="
+
+    def __repr__(self) -> str:
+        return f"OpenAICompatible({self.model!r}, base_url={self.endpoint!r})"
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How much of the protocol a request uses.
+
+    Attributes:
+        format: how the reply's form is asked for: 2 by JSON schema, 1 by JSON mode, 0 by the
+            prompt alone.
+        new_limit: ``max_tokens`` goes by its newer name, ``max_completion_tokens``.
+        temperature: it is sent.
+    """
+
+    format: int
+    new_limit: bool = False
+    temperature: bool = True
+
+    def without(self, refusal: Response, *, worked: bool) -> Dialect | None:
+        """The dialect to try after ``refusal``, or None if it was not about the dialect.
+
+        ``worked`` says that this dialect has brought a reply in this run. Then only a refusal
+        that names what it refuses counts; before, any refusal may be about the format.
+        """
+        if refusal.status not in (400, 404, 415, 422, 500, 501):
+            return None
+        found = _error(refusal.body)
+        said = f"{found.get('param') or ''} {error_message(refusal.body)}"
+        if _UNSUPPORTED.search(f"{found.get('code') or ''} {said}"):
+            if not self.new_limit and re.search(r"\bmax_tokens\b", said):
+                return replace(self, new_limit=True)
+            if self.temperature and "temperature" in said:
+                return replace(self, temperature=False)
+        if self.format:
+            vague = not worked and refusal.status in (400, 422)
+            if _FORMAT.search(said) or vague:
+                return replace(self, format=self.format - 1)
+        return None
+
+    def meet(self, other: Dialect) -> Dialect:
+        """What both allow."""
+        return Dialect(
+            min(self.format, other.format),
+            self.new_limit or other.new_limit,
+            self.temperature and other.temperature,
+        )
+
+
+_FORMAT = re.compile(
+    r"(?i)response_?format|json_?(schema|object|mode)|json mode|schema|structured|grammar|guided"
+)
+_UNSUPPORTED = re.compile(
+    r"(?i)unsupported|not support|n't support|unrecogni[sz]ed|unknown|extra|not (permitted|allowed)"
+)
+
+
+class OpenAISession:
+    """One run's conversation with a server, and what has been learned of its dialect.
+
+    Shared by all workers of the run, on threads or a loop, without a lock: the dialect is one
+    attribute that only ever loses parts. Two workers that learn at the same moment may cost a
+    request more, never a wrong one.
+    """
+
+    def __init__(self, client: OpenAICompatible, task: ModelTask):
+        self._client = client
+        self._url = client.url(client.path)
+        self._schema = task.outputs.json_schema
+        self._dialect = Dialect(
+            format=0 if self._schema is None else 2,
+            temperature=client.temperature is not None,
+        )
+        self._worked = False  #: the present dialect has brought a reply
+        self._static: dict[Dialect, bytes] = {}  #: the part of the body that rows share
+        self._static_body(self._dialect)  # so that a body that is not JSON fails here
+
+    def exchange(self, messages: Sequence[Message]) -> Exchange:
+        """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
+        client = self._client
+        dialect = self._dialect
+        while True:
+            body = encode(self._static_body(dialect), messages)
+            response = yield Request(self._url, body, client._headers)
+            if 200 <= response.status < 300:
+                break
+            weaker = self._weaker(dialect, response)
+            if weaker is None:
+                raise client.failure(response)
+            dialect = weaker
+        reply = self._read(client.decode(response), response)
+        if dialect != self._dialect:
+            self._dialect = self._dialect.meet(dialect)
+        self._worked = True
+        return reply
+
+    def _weaker(self, dialect: Dialect, refusal: Response) -> Dialect | None:
+        weaker = dialect.without(refusal, worked=self._worked and dialect == self._dialect)
+        if weaker is None:
+            return None
+        # Only our default of 0 may be left out silently: another one is the user's wish.
+        if dialect.temperature and not weaker.temperature and self._client.temperature:
+            return None
+        if weaker.new_limit and self._client.max_tokens is None:
+            return None
+        return weaker
+
+    def _static_body(self, dialect: Dialect) -> bytes:
+        found = self._static.get(dialect)
+        if found is None:
+            found = self._static[dialect] = static_body(self._fields(dialect), "extra_body=")
+        return found
+
+    def _fields(self, dialect: Dialect) -> dict[str, Any]:
+        client = self._client
+        fields: dict[str, Any] = {"model": client.model, "stream": False}
+        if client.max_tokens is not None:
+            name = "max_completion_tokens" if dialect.new_limit else "max_tokens"
+            fields[name] = client.max_tokens
+        if dialect.temperature:
+            fields["temperature"] = client.temperature
+        if client.seed is not None:
+            fields["seed"] = client.seed
+        if dialect.format == 2:
+            schema = {"name": "outputs", "strict": True, "schema": self._schema}
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif dialect.format == 1:
+            fields["response_format"] = {"type": "json_object"}
+        return fields | client.extra_body
+
+    def _read(self, found: dict[str, Any], response: Response) -> Reply:
+        client = self._client
+        choices = found.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(choice, dict) or not isinstance(message, dict):
+            raise self._no_choice(response)
+        reason = choice.get("finish_reason")
+        text = _text(message.get("content"))
+        if not text:
+            why = _silence(message, reason)
+            if why or text is None:
+                raise BadOutput(
+                    client.quote(why or "the reply has no text"),
+                    text=_text(message.get("refusal")) or "",
+                )
+        usage = found.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        return Reply(
+            text or "",
+            prompt_tokens=count(usage.get("prompt_tokens")),
+            completion_tokens=count(usage.get("completion_tokens")),
+            finish_reason=reason if isinstance(reason, str) else None,
+        )
+
+    def _no_choice(self, response: Response) -> Exception:
+        """The error for a successful status without a choice; gateways put errors there."""
+        client = self._client
+        found = _error(response.body)
+        code = found.get("code")
+        if isinstance(code, int) and 400 <= code < 600:
+            return client.failure(response, status=code)
+        if found:
+            said = client.quote(error_message(response.body))
+            return BadReply(
+                f'{client.endpoint} answered {response.status} with an error: "{said}"; see the '
+                "server's log",
+                status=response.status,
+            )
+        return BadReply(
+            f"{client.endpoint} answered with JSON that is not a chat completion (no message in "
+            "choices); is it an OpenAI-compatible server?",
+            status=response.status,
+        )
+
+
+def _error(body: bytes) -> dict[str, Any]:
+    """The ``error`` object of a response, empty where there is none."""
+    try:
+        found = orjson.loads(body)
+    except ValueError:
+        return {}
+    error = found.get("error") if isinstance(found, dict) else None
+    if isinstance(error, str) and error:
+        return {"message": error}
+    return error if isinstance(error, dict) else {}
+
+
+def _text(content: Any) -> str | None:
+    """The text of a message's content, which some servers send in parts."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else None
+
+
+def _silence(message: Mapping[str, Any], reason: Any) -> str:
+    """Why a message has no text; empty where it does not say."""
+    refusal = _text(message.get("refusal"))
+    if refusal:
+        return f'the model refused: "{refusal}"'
+    if message.get("tool_calls") or message.get("function_call"):
+        return "the model called a tool instead of replying; take tools out of extra_body="
+    if reason == "length":
+        return "the model used up its tokens before it said anything; raise max_tokens="
+    if reason == "content_filter":
+        return "the server's content filter withheld the reply"
+    return ""

@@ -1,0 +1,317 @@
+"""What the protocols over HTTP share: a client with an address and headers, JSON in and out, and
+the one place where a status becomes an error.
+
+Everything that is quoted from a server goes through :meth:`HttpClient.quote`, which takes out
+keys and bounds the length: a server may repeat what it was sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ..errors import AccessDenied, BadReply, ModelMissing, ServerError, UsageError
+from .base import AsyncTransport, Client, Message, Response, Transport
+from .network import display_url
+
+if TYPE_CHECKING:
+    from .http import UserHttp
+
+__all__ = ["HttpClient", "count", "encode", "is_secret"]
+
+#: Characters of a server's own message that are shown.
+MAX_QUOTE = 300
+#: Seconds; clocks and sockets cannot count for ever.
+MAX_TIMEOUT = 1_000_000
+#: Names of headers and options whose values are secrets.
+_SECRET_NAME = re.compile(
+    r"(?i)(^|[-_])((api[-_]?)?key|auth|authorization|token|secret|password|cookie|signature|sig)$"
+)
+#: Keys as they are commonly written, a masked one included.
+_KEY = re.compile(r"(?i)\bbearer\s+[\w.~+/=*-]{8,}|\bsk-[\w.*-]{8,}")
+
+
+def is_secret(name: str) -> bool:
+    """Whether what goes by this name must not be shown or stored.
+
+    >>> [is_secret(name) for name in ("X-Api-Key", "Authorization", "max_tokens")]
+    [True, True, False]
+    """
+    return _SECRET_NAME.search(name) is not None
+
+
+class HttpClient(Client):
+    """Base of the clients that speak JSON over HTTP.
+
+    Args:
+        name: what reports call the model.
+        model: the model's name at the server.
+        url: where the server is; credentials in it become a ``Basic`` header, and a query is sent
+            with every request. Neither is ever shown.
+        secrets: what must not appear in a message beside what the URL and headers hold.
+        headers: sent with every request; one of the user's goes before one of ours.
+        http: an httpx client or transport of the user's, which carries the requests.
+        timeout: seconds for one whole exchange.
+        parameter: the name under which the user gave ``url``, for messages.
+        hint: what to do where no connection can be made.
+
+    Raises:
+        UsageError: the URL, a header, ``http`` or ``timeout`` cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        model: str,
+        url: str,
+        headers: Mapping[str, str],
+        http: UserHttp | None,
+        timeout: float,
+        parameter: str,
+        hint: str,
+    ):
+        from .http import engines_for
+
+        if not model or not isinstance(model, str):
+            raise UsageError('model= is the model\'s name at the server, such as "llama3.2:3b"')
+        if not (isinstance(timeout, int | float) and 0 < timeout <= MAX_TIMEOUT):
+            raise UsageError(
+                f"timeout= is a number of seconds above 0 and up to {MAX_TIMEOUT:,}, "
+                f"not {timeout!r}"
+            )
+        self.name = name
+        self.model = model
+        self.engines = engines_for(http)
+        self.timeout = float(timeout)
+        #: As it may be shown and stored: without credentials and query.
+        self.endpoint = display_url(url)
+        self._http = http
+        self._parameter = parameter
+        self._hint = hint
+        parts = _split(url, parameter)
+        self._query = f"?{parts.query}" if parts.query else ""
+        self._headers = {"content-type": "application/json"}
+        if parts.username is not None:
+            pair = f"{parts.username}:{parts.password or ''}"
+            login = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
+            self._headers["authorization"] = f"Basic {login}"
+        for key, value in headers.items():
+            self._headers[key.lower()] = _header(key, value)
+        self._secrets = _secrets(parts, self._headers)
+
+    def url(self, path: str) -> str:
+        """Absolute URL of a path under the endpoint."""
+        return f"{self.endpoint}{path}{self._query}"
+
+    def transport(self, *, max_workers: int) -> Transport:
+        import httpx
+
+        from .http import HttpxTransport
+
+        if self._http is None or isinstance(self._http, httpx.Client | httpx.BaseTransport):
+            return HttpxTransport(
+                self.endpoint,
+                http=self._http,
+                timeout=self.timeout,
+                hint=self._hint,
+            )
+        raise UsageError(
+            'an httpx.AsyncClient given as http= runs on engine="async"; for threads, give an '
+            "httpx.Client"
+        )
+
+    async def async_transport(self, *, max_workers: int) -> AsyncTransport:
+        from .http import AiohttpTransport, HttpxAsyncTransport
+
+        if self._http is None:
+            return AiohttpTransport(
+                self.endpoint, max_workers=max_workers, timeout=self.timeout, hint=self._hint
+            )
+        import httpx
+
+        if isinstance(self._http, httpx.AsyncClient | httpx.AsyncBaseTransport):
+            return HttpxAsyncTransport(
+                self.endpoint, http=self._http, timeout=self.timeout, hint=self._hint
+            )
+        raise UsageError(
+            'an httpx.Client given as http= runs on engine="thread"; for the event loop, give an '
+            "httpx.AsyncClient"
+        )
+
+    # -- reading responses --------------------------------------------------------------------
+
+    def quote(self, text: str) -> str:
+        """A server's words as they may be shown: on one line, bounded, without keys."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        text = " ".join(_KEY.sub("[key]", text).split())
+        return text if len(text) <= MAX_QUOTE else text[:MAX_QUOTE].rstrip() + " …"
+
+    def decode(self, response: Response) -> dict[str, Any]:
+        """The JSON object of a successful response.
+
+        Raises:
+            ServerError: the status is not success.
+            BadReply: there is no JSON object.
+        """
+        if not 200 <= response.status < 300:
+            raise self.failure(response)
+        try:
+            found = orjson.loads(response.body)
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            return found
+        said = self.quote(response.body[: 4 * MAX_QUOTE].decode("utf-8", "replace"))
+        raise BadReply(
+            f"{self.endpoint} answered with something else than a JSON object: "
+            f"{said or 'nothing'}; is it the address of the model's server?",
+            status=response.status,
+        )
+
+    def failure(self, response: Response, *, status: int | None = None) -> ServerError:
+        """The error that a response stands for; ``status`` overrides the response's own."""
+        status = response.status if status is None else status
+        where = self.endpoint
+        said = self.quote(error_message(response.body))
+        quoted = f': "{said}"' if said else ""
+        if 300 <= status < 400:
+            target = self._redirect(response.headers.get("location", ""))
+            return ServerError(
+                f"{where} redirects to {target} ({status}), and redirects are not followed, so "
+                "that no key travels to another server; if that is the right address, pass it as "
+                f"{self._parameter}=",
+                status=status,
+            )
+        if status in (401, 403):
+            return AccessDenied(
+                f"{where} denied access ({status}){quoted}; {self.access_hint()}", status=status
+            )
+        if self.is_model_missing(response, status):
+            return ModelMissing(
+                f"{where} does not have the model {self.model!r}{quoted}; {self.model_hint()}",
+                status=status,
+            )
+        if status == 404:
+            quoted += f"; is {self._parameter}= right?"
+        return ServerError(f"{where} answered {status}{quoted}", status=status)
+
+    def _redirect(self, location: str) -> str:
+        """Where a redirect points, as what the user would have to pass instead."""
+        if not location:
+            return "nowhere"
+        target = display_url(urllib.parse.urljoin(self.url(self.path), location))
+        return self.quote(target.removesuffix(self.path))
+
+    # -- what a protocol fills in -------------------------------------------------------------
+
+    #: The path of chat requests under the endpoint.
+    path: str
+
+    def is_model_missing(self, response: Response, status: int) -> bool:
+        """Whether an error response says that the server does not have the model."""
+        if status != 404:
+            return False
+        said = error_message(response.body).lower()
+        return "model" in said and ("not found" in said or "not exist" in said)
+
+    def model_hint(self) -> str:
+        """What to do where the model is missing."""
+        return "see which models the server has"
+
+    def access_hint(self) -> str:
+        """What to do where access is denied."""
+        return "pass what the server asks for in headers="
+
+
+def error_message(body: bytes) -> str:
+    """The message in an error response: of the common shapes of JSON, else the text itself.
+
+    >>> error_message(b'{"error": {"message": "no such model", "code": 404}}')
+    'no such model'
+    """
+    text = body[: 16 * MAX_QUOTE].decode("utf-8", "replace")
+    try:
+        found = orjson.loads(body)
+    except ValueError:
+        return re.sub(r"(?s)<(style|script).*?</\1>|<[^>]*>", " ", text)
+    while isinstance(found, dict):
+        found = next(
+            (found[key] for key in ("error", "message", "detail", "msg") if found.get(key)), None
+        )
+    return found if isinstance(found, str) else text
+
+
+def encode(static: bytes, messages: Sequence[Message]) -> bytes:
+    """A request body: the JSON object ``static``, with the messages put in last."""
+    try:
+        encoded = orjson.dumps(messages)
+    except TypeError:
+        # Half of a surrogate pair, as files read with errors="surrogateescape" hold it, cannot
+        # be sent in UTF-8; it is replaced as a browser would.
+        encoded = orjson.dumps([{k: _whole(str(v)) for k, v in m.items()} for m in messages])
+    return b'%b,"messages":%b}' % (static[:-1], encoded)
+
+
+def static_body(fields: Mapping[str, Any], what: str) -> bytes:
+    """Encode what is the same in every request of a run.
+
+    Raises:
+        UsageError: ``fields``, which the user gave as ``what``, are not JSON.
+    """
+    try:
+        return orjson.dumps(fields)
+    except TypeError:
+        try:  # integers beyond 64 bits
+            return json.dumps(fields, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{what} cannot be written as JSON: {error}") from None
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def count(found: Any) -> int | None:
+    """A number of tokens out of a reply, None where it is not one."""
+    return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
+
+
+def _split(url: str, parameter: str) -> urllib.parse.SplitResult:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is not a number, a broken IPv6 address
+        usable = False
+    if not usable:
+        raise UsageError(
+            f"{parameter}= is not a URL such as http://127.0.0.1:8000/v1: {display_url(url)!r}"
+        )
+    return parts
+
+
+def _header(name: str, value: Any) -> str:
+    """Check one header; a value is never shown."""
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+        raise UsageError(f"the header {name!r} must be one line of ASCII text")
+    if not re.fullmatch(r"[!#$%&'*+.^`|~\w-]+", name, re.ASCII):
+        raise UsageError(f"{name!r} is not a name of a header")
+    return value
+
+
+def _secrets(parts: urllib.parse.SplitResult, headers: Mapping[str, str]) -> list[str]:
+    """All that must be taken out of a server's words, longest first."""
+    found = {value for _, value in urllib.parse.parse_qsl(parts.query) if len(value) >= 8}
+    if parts.password:
+        found |= {parts.password, urllib.parse.unquote(parts.password)}
+    for name, value in headers.items():
+        if is_secret(name):
+            found |= {value, value.rpartition(" ")[2]}
+    return sorted(filter(None, found), key=len, reverse=True)
