@@ -8,19 +8,21 @@ __all__ = ["SENTIMENT", "SENTIMENT_WITH_REASON"]
 
 _LABELS = ["positive", "neutral", "negative"]
 
+# Two of each label. Which labels stand where moves a small model as much as the words do: these,
+# in this order, did best on part of the odd-numbered half in data/amazon_reviews.parquet.
 _EXAMPLES = [
-    ("The zipper broke on the second day and nobody answers my emails.", "negative",
-     "It broke at once and support does not answer."),
-    ("Exactly what I hoped for: light, quiet, and it charges in an hour.", "positive",
-     "It meets every hope the customer had."),
-    ("It arrived on Tuesday. The box holds the lamp, a cable and a manual.", "neutral",
-     "It only states what arrived."),
-    ("Great screen, but the battery barely lasts a morning, so it evens out.", "neutral",
-     "Praise and complaint balance."),
-    ("My daughter loves it and asks for it every evening.", "positive",
-     "The child enjoys it."),
-    ("Too loud, too hot, and the lid never closes. I sent it back.", "negative",
-     "Several faults led to a return."),
+    ("I use it with two speakers and a small amplifier.", "neutral",
+     "It only says how the product is used."),
+    ("It stopped working after a week, and support was no help.", "negative",
+     "It failed early and support did not help."),
+    ("It is good value, and very easy to use.", "positive",
+     "It praises the price and the ease of use."),
+    ("The software is a pain and the battery does not last.", "negative",
+     "It complains of the software and the battery."),
+    ("There are three modes, and the manual explains each.", "neutral",
+     "It only states what the product has."),
+    ("I love it, and so does everyone I have shown it to.", "positive",
+     "The customer and others love it."),
 ]  # fmt: skip
 
 SENTIMENT = Signature(
