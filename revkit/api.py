@@ -175,8 +175,10 @@ def _finish(call: _Prepared, record: Record) -> ParallelResult:
     frame = call.before
     made = columns.finished(record, task, prefix=call.prefix, error=call.error)
     surprise = None
-    if isinstance(task, CallableTask) and not call.overwrite:
-        surprise = next((label for label in made if _taken(frame, label, task)), None)
+    if call.target is not None and not call.overwrite:
+        surprise = next((label for label in made if _taken(call.target, label, task)), None)
+    # before the outputs stand in ``frame``: a function without on= has every column for an input
+    same = call.target is None or columns.same_rows(call.target, frame, call.inputs)
     columns.write(frame, made, task.fingerprint)
     result = _last = ParallelResult(
         record,
@@ -187,7 +189,7 @@ def _finish(call: _Prepared, record: Record) -> ParallelResult:
         model_name=None if plan.client is None else plan.client.name,
     )
     if call.target is not None:
-        _write_back(call, made, surprise)
+        _write_back(call, made, surprise, same_rows=same)
     if isinstance(record.ended_by, KeyboardInterrupt):
         done = result.metrics.succeeded
         raise Interrupted(
@@ -203,20 +205,24 @@ def _finish(call: _Prepared, record: Record) -> ParallelResult:
     return result
 
 
-def _taken(frame: pd.DataFrame, label: Any, task: CallableTask) -> bool:
-    """Whether an output that a callable only named by returning it is the user's own column."""
+def _taken(frame: pd.DataFrame, label: Any, task: ModelTask | CallableTask) -> bool:
+    """Whether an output is the user's own column: a callable names its outputs only when it
+    returns them, and a column may have appeared while the run went on.
+    """
     written = frame.attrs.get(columns.ATTRS, {})
     return label in frame.columns and written.get(str(label)) != task.fingerprint
 
 
-def _write_back(call: _Prepared, made: Mapping[Any, Any], surprise: Any) -> None:
+def _write_back(
+    call: _Prepared, made: Mapping[Any, Any], surprise: Any, *, same_rows: bool
+) -> None:
     assert call.target is not None
     if surprise is not None:
         why = (
-            f'the function returned the output "{surprise}", which is a column already (prefix= '
+            f'the column "{surprise}" is there already, and this task did not write it (prefix= '
             "gives outputs other names, overwrite=True replaces it)"
         )
-    elif columns.same_rows(call.target, call.before, call.inputs):
+    elif same_rows:
         columns.write(call.target, made, call.plan.task.fingerprint)
         return
     else:
@@ -225,7 +231,7 @@ def _write_back(call: _Prepared, made: Mapping[Any, Any], surprise: Any) -> None
         f"nothing was written to the frame: {why}; the finished frame is run.frame, also as "
         "revkit.last_result().frame",
         UserWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

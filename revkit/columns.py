@@ -138,6 +138,13 @@ def bind_series(series: pd.Series, task: Task, on: Any) -> Binding:
     return _bind_values(series.tolist(), series.isna().to_numpy(), task, on, what="a Series")
 
 
+def series_frame(series: pd.Series) -> pd.DataFrame:
+    """A Series as a frame of one column; a tuple for a name stays one label."""
+    frame = series.to_frame(name="item")
+    name = "item" if series.name is None else series.name
+    return frame.set_axis(pd.Index([name], tupleize_cols=False), axis=1)
+
+
 def _bind_values(values: list[Any], missing: Any, task: Task, on: Any, *, what: str) -> Binding:
     if on is not None:
         raise UsageError(f"on= binds inputs to columns, and {what} has none; leave it out")
@@ -276,7 +283,18 @@ def finished(
 
 
 def _array(values: list[Any], field: Field | None) -> Any:
-    """Values as an array of the type that the field asks for; None becomes NA."""
+    """Values as an array of the type that the field asks for; None becomes NA.
+
+    Values that the type cannot hold (an integer of 30 digits) make it an array of objects: no
+    reply is lost over a dtype.
+    """
+    try:
+        return _typed(values, field)
+    except (ArithmeticError, TypeError, ValueError):  # Arrow's errors are kinds of these
+        return _objects(values)
+
+
+def _typed(values: list[Any], field: Field | None) -> Any:
     if field is None:
         return _inferred(values)
     if field.labels is not None:
@@ -304,27 +322,30 @@ def _objects(values: list[Any]) -> Any:
     return array
 
 
+def _strings(values: list[Any]) -> Any:
+    """Strings, in which half of a surrogate pair, that neither Arrow nor a file takes, is spelt."""
+    try:
+        return pd.array(values, dtype=STRING)
+    except UnicodeEncodeError:
+        spelt = [v and v.encode("utf-8", "backslashreplace").decode() for v in values]
+        return pd.array(spelt, dtype=STRING)
+
+
 def _inferred(values: list[Any]) -> Any:
     """What a callable returned: nullable where all are of one kind, else as they are."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {bool, np.bool_}:
         return pd.array(values, dtype="boolean" if kinds else STRING)
     if kinds <= {int, np.int64, np.int32}:
-        try:
-            return pd.array(values, dtype="Int64")
-        except OverflowError:
-            return _objects(values)
+        return pd.array(values, dtype="Int64")
     if kinds <= {int, float, np.float64, np.float32, np.int64, np.int32}:
         return pd.array(values, dtype="Float64")
     if kinds == {str}:
-        return pd.array(values, dtype=STRING)
+        return _strings(values)
     if kinds == {list}:
         import pyarrow as pa
 
-        try:
-            arrow = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            return _objects(values)
+        arrow = pa.array(values)
         return pd.array(arrow, dtype=pd.ArrowDtype(arrow.type))
     if kinds <= {pd.Timestamp}:
         return pd.array(values)

@@ -43,7 +43,7 @@ def use(model: str | Client | None) -> Client | None:
 
     >>> import revkit
     >>> revkit.use("ollama:llama3.2:3b")
-    Ollama('ollama:llama3.2:3b')
+    Ollama('llama3.2:3b', host='http://127.0.0.1:11434')
     >>> revkit.use(None)
     """
     global _used
@@ -131,7 +131,7 @@ def load_agent(path: str | os.PathLike[str]) -> Client:
 
     >>> import revkit
     >>> revkit.load_agent(revkit.data_file("config.llama.json"))
-    Ollama('ollama:llama3.2:3b')
+    Ollama('llama3.2:3b', host='http://localhost:11434')
     """
     import json
 

@@ -335,6 +335,8 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
+        except RecursionError:  # braces without end: nothing that a task asked for
+            return
         except ValueError:
             end = at + 1
         else:

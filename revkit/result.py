@@ -124,7 +124,8 @@ class ParallelResult:
         if not len(known):
             return pd.array([None] * total, dtype="Int64")
         has = known >= 0
-        summed = np.bincount(row[has], weights=known[has], minlength=total)
+        # of nothing at all, bincount makes integers
+        summed = np.bincount(row[has], weights=known[has], minlength=total).astype(float)
         summed[np.bincount(row[has], minlength=total) == 0] = np.nan
         return pd.array(summed, dtype="Int64")
 

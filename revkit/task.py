@@ -66,7 +66,7 @@ class ModelTask:
         told = [
             RENDER_VERSION,
             self.prefix,
-            self.user_text({name: f"{{{name}}}" for name in self.inputs}),
+            self.user_text({name: f"\0{name}\0" for name in self.inputs}),
             fields,
             list(self.outputs),
             self.outputs.json_schema,

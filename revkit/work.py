@@ -98,8 +98,9 @@ class Failures:
             first, self._kept = not self._kept, True
         if not first:
             # A traceback holds every local variable of every frame: thousands would add up.
-            error.__traceback__ = error.__context__ = error.__cause__ = None
-        message = str(error)[:_MESSAGE_BOUND]
+            for name in ("__traceback__", "__context__", "__cause__"):
+                BaseException.__setattr__(error, name, None)  # a frozen dataclass refuses its own
+        message = _message(error)
         if isinstance(error, RuntimeError) and any(words in message for words in _OTHER_LOOP):
             message += (
                 " - the function uses an object of the notebook's own event loop: call "
@@ -116,7 +117,17 @@ class Failures:
                 ends_run=error.ends_run,
                 cause=error,
             )
-        return Failure(type(error).__name__, message, cause=error)
+        text = None if reply is None else reply.text
+        return Failure(type(error).__name__, message, reply=reply, text=text, cause=error)
+
+
+def _message(error: BaseException) -> str:
+    """What an exception says, as text that any column can hold; its class may be anyone's."""
+    try:
+        message = str(error)[:_MESSAGE_BOUND]
+    except Exception as broken:  # noqa: BLE001
+        return f"(its message cannot be read: {type(broken).__name__})"
+    return message.encode("utf-8", "backslashreplace").decode()  # lone surrogates
 
 
 class CallableWork:
@@ -141,7 +152,9 @@ class CallableWork:
     async def aattempt(self, attempt: Attempt) -> Outcome:
         try:
             return Success(self._values(await self._call(attempt)))
-        except Exception as error:  # noqa: BLE001 - CancelledError is the engine's to judge
+        except BaseException as error:
+            if _is_not_its_own(error):
+                raise
             return self._failures.of(error)
 
     def _call(self, attempt: Attempt) -> Any:
@@ -182,6 +195,8 @@ class ModelWork:
         self._rows = rows
         self._failures = Failures()
         self._session = client.session(task)
+        # What all rows share is made now, not in the service time of the first one.
+        _ = task.prefix, task.outputs.json_schema
         self._transport: Transport | None = None
         self._async_transport: AsyncTransport | None = None
 
@@ -233,6 +248,17 @@ class ModelWork:
                 cut = f"{error}; the reply was cut off: give the model more max_tokens"
                 error = BadOutput(cut, text=reply.text)
             return self._failures.of(error, reply)
+        except Exception as error:  # noqa: BLE001 - out of a validator of the user's own
+            return self._failures.of(error, reply)
+
+
+def _is_not_its_own(error: BaseException) -> bool:
+    """Whether what came out of a coroutine is not the row's error, but is done to its task."""
+    from asyncio import CancelledError
+
+    if isinstance(error, KeyboardInterrupt):
+        return threading.current_thread() is threading.main_thread()
+    return isinstance(error, CancelledError | GeneratorExit)
 
 
 def drive(exchange: Exchange, send: Callable[[Request], Response]) -> Reply:
@@ -244,6 +270,8 @@ def drive(exchange: Exchange, send: Callable[[Request], Response]) -> Reply:
                 response = send(request)
             except RowFailure as error:  # the protocol may have a better word for it
                 request = exchange.throw(error)
+            except StopIteration as error:  # would read as the end of the exchange
+                raise RuntimeError("the transport raised StopIteration") from error
             else:
                 request = exchange.send(response)
     except StopIteration as end:

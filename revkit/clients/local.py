@@ -205,6 +205,8 @@ class _AsyncLocalTransport:
     """Carries requests on the running loop to the model's process, wherever it listens."""
 
     def __init__(self, process: ModelProcess, max_workers: int):
+        import aiohttp  # noqa: F401 - here, not in the service time of the first row
+
         self._process = process
         self._workers = min(max_workers, _CONNECTIONS)
         self._carriers: dict[Child, AiohttpTransport] = {}
