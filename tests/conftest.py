@@ -1,0 +1,21 @@
+"""Every test starts as a new process would: nothing configured, no bar drawn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+import revkit
+
+
+@pytest.fixture(autouse=True)
+def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith(("REVKIT_", "OPENAI_", "OLLAMA_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    revkit.use(None)
+    yield
+    revkit.use(None)
