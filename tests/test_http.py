@@ -518,9 +518,7 @@ def test_a_mocks_own_exception_is_not_taken_for_a_broken_connection() -> None:
     def answer(_: httpx.Request) -> httpx.Response:
         raise AssertionError("of the user's test")
 
-    transport = HttpxTransport(
-        "http://model.example", http=httpx.MockTransport(answer)
-    )
+    transport = HttpxTransport("http://model.example", http=httpx.MockTransport(answer))
     with pytest.raises(AssertionError, match="of the user's test"):
         transport.send(Request("http://model.example"))
 
