@@ -52,14 +52,16 @@ class DataFrameAccessor:
         7  Superb!       7  <NA>
         7  Broken.       7  <NA>
         """
-        return map_any(self._frame, task, **{"inplace": True, **options})
+        arguments: dict[str, Any] = {"inplace": True, **options}
+        return map_any(self._frame, task, **arguments)
 
     @shows_options("loop")
     async def aparallel_map(
         self, task: TaskLike = SENTIMENT, **options: Unpack[FrameOptions]
     ) -> ParallelResult:
         """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
-        return await amap_any(self._frame, task, **{"inplace": True, **options})
+        arguments: dict[str, Any] = {"inplace": True, **options}
+        return await amap_any(self._frame, task, **arguments)
 
 
 class SeriesAccessor:
@@ -83,14 +85,14 @@ class SeriesAccessor:
         0    a       1  <NA>
         1   bb       2  <NA>
         """
-        return map_any(self._series, task, **options)
+        return map_any(self._series, task, leave_out=("inplace",), **options)
 
     @shows_options("inplace", "on", "loop")
     async def aparallel_map(
         self, task: TaskLike = SENTIMENT, **options: Unpack[Options]
     ) -> ParallelResult:
         """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
-        return await amap_any(self._series, task, **options)
+        return await amap_any(self._series, task, leave_out=("inplace",), **options)
 
 
 def register_accessor(name: str) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from . import columns, config
 from .clients.base import Client
-from .errors import Interrupted, RunFailed, UsageError
+from .errors import Interrupted, RunFailed, UsageError, nearest
 from .policy import worker_count
 from .result import ParallelResult, failure_message
 from .run import Plan, Progress, aexecute, available_cpus, choose_engine, execute
@@ -88,7 +88,7 @@ def _prepare(
 ) -> _Prepared:
     """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing."""
     named = list(on) if isinstance(on, list | Mapping) else [on] if on is not None else None
-    task = as_task(task, instructions=instructions, inputs=named, output=output)
+    task = as_task(task, instructions=instructions, inputs=named, output=output, reserved=error)
     if instructions is not None and not isinstance(on, Mapping):
         on = None  # a pydantic model's inputs are the columns themselves
     if isinstance(source, pd.DataFrame):
@@ -188,15 +188,13 @@ def _finish(call: _Prepared, record: Record) -> ParallelResult:
         columns={name: f"{call.prefix}{name}" for name in record.values},
         model_name=None if plan.client is None else plan.client.name,
     )
-    if call.target is not None:
-        _write_back(call, made, surprise, same_rows=same)
+    written = call.target is not None and _write_back(call, made, surprise, same_rows=same)
+    for message in record.warnings:
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
     if isinstance(record.ended_by, KeyboardInterrupt):
-        done = result.metrics.succeeded
-        raise Interrupted(
-            f"interrupted: {done} of {record.total} rows are done, and stand in the columns and "
-            "in revkit.last_result()",
-            result,
-        )
+        done = f"interrupted: {result.metrics.succeeded} of {record.total} rows are done, and stand"
+        where = "the columns and in " if written else ""
+        raise Interrupted(f"{done} in {where}revkit.last_result().frame", result)
     if record.ended_by is not None:
         raise record.ended_by
     if record.failed and (record.stopped or not result.metrics.succeeded):
@@ -215,7 +213,8 @@ def _taken(frame: pd.DataFrame, label: Any, task: ModelTask | CallableTask) -> b
 
 def _write_back(
     call: _Prepared, made: Mapping[Any, Any], surprise: Any, *, same_rows: bool
-) -> None:
+) -> bool:
+    """Write the columns into the caller's frame; says whether it could be done."""
     assert call.target is not None
     if surprise is not None:
         why = (
@@ -224,7 +223,7 @@ def _write_back(
         )
     elif same_rows:
         columns.write(call.target, made, call.plan.task.fingerprint)
-        return
+        return True
     else:
         why = "its rows were changed while the run went on"
     warnings.warn(
@@ -233,21 +232,47 @@ def _write_back(
         UserWarning,
         stacklevel=5,
     )
+    return False
 
 
-def map_any(source: Any, task: Any, **options: Any) -> ParallelResult:
-    """Run ``task`` over a frame, a Series or a list, from a plain call."""
+def _check_names(options: Mapping[str, Any], leave_out: Iterable[str]) -> None:
+    """Refuse an argument that a door does not have, as Python does, and name the nearest."""
+    known = [name for name in _OPTIONS if name not in leave_out]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"parallel_map has no argument {name}=; {nearest(name, known)}")
+
+
+def map_any(
+    source: Any, task: Any, *, leave_out: tuple[str, ...] = (), **options: Any
+) -> ParallelResult:
+    """Run ``task`` over a frame, a Series or a list, from a plain call.
+
+    Args:
+        leave_out: arguments of :func:`_prepare` that the door does not have.
+    """
+    _check_names(options, leave_out)
     call = _prepare(source, task, **options)
     return _finish(call, execute(call.plan))
 
 
-async def amap_any(source: Any, task: Any, **options: Any) -> ParallelResult:
+async def amap_any(
+    source: Any, task: Any, *, leave_out: tuple[str, ...] = (), **options: Any
+) -> ParallelResult:
     """:func:`map_any` on the running loop."""
-    if options.pop("loop", "background") != "background":
+    if "loop" in options:
         raise UsageError("loop= is for parallel_map; aparallel_map runs on the loop that awaits it")
+    _check_names(options, leave_out)
     call = _prepare(source, task, **options)
     return _finish(call, await aexecute(call.plan))
 
+
+#: The arguments that doors have in common, with their defaults.
+_OPTIONS = {
+    name: parameter
+    for name, parameter in inspect.signature(_prepare).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -258,11 +283,7 @@ def shows_options(*leave_out: str) -> Callable[[_F], _F]:
     def decorate(door: _F) -> _F:
         own = inspect.signature(door)
         named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        options = [
-            parameter
-            for name, parameter in inspect.signature(_prepare).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in leave_out
-        ]
+        options = [option for name, option in _OPTIONS.items() if name not in leave_out]
         door.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
         return door
 
@@ -320,7 +341,7 @@ def parallel_map(
     0  1   10  <NA>
     1  2   20  <NA>
     """
-    return map_any(items, task, **options)
+    return map_any(items, task, leave_out=("inplace",), **options)
 
 
 @shows_options("inplace", "loop")
@@ -333,7 +354,7 @@ async def aparallel_map(
         asyncio.CancelledError: the awaiting task was cancelled; what was done is in
             :func:`last_result`.
     """
-    return await amap_any(items, task, **options)
+    return await amap_any(items, task, leave_out=("inplace",), **options)
 
 
 def last_result() -> ParallelResult | None:

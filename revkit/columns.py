@@ -118,6 +118,10 @@ def _check_columns(frame: pd.DataFrame, bound: Mapping[Any, Hashable]) -> None:
         if not found:
             close = nearest(str(column), map(str, frame.columns))
             hint = "" if name != column else f'; or bind it: on={{"{name}": …}}'
+            twin = next((c for c in frame.columns if str(c) == str(column)), None)
+            if twin is not None:
+                close = f"the label of that name is {twin!r}, no string"
+                hint = f"; bind it: on={{{name!r}: {twin!r}}}"
             what = f'no column "{column}"'
             if name != column:
                 what += f' for the input "{name}"'

@@ -20,6 +20,8 @@ and what to do next.
     ├── ModelUnavailable             the embedded model could not be fetched or started
     └── RunFailed                    the run as a whole; ``.result`` holds what is done
 
+    Interrupted (KeyboardInterrupt)  the user stopped the run; ``.result`` holds what is done
+
 An exception out of a user's callable needs no class of its own: it is written down under the
 name of its own type.
 """

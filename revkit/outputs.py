@@ -68,14 +68,13 @@ class Field:
     @property
     def labels(self) -> tuple[Any, ...] | None:
         """The labels of a class output in declared order, else None."""
-        if self.type is Literal:
+        scalar = self.scalar
+        if scalar is Literal:
             return ()
-        if get_origin(self.type) is Literal:
-            # Literal drops repeated values; __parameters__ are not kept, so repeats are found
-            # where the list of labels was given: see ``as_field``.
-            return get_args(self.type)
-        if isinstance(self.type, type) and issubclass(self.type, enum.Enum):
-            return tuple(member.value for member in self.type)
+        if get_origin(scalar) is Literal:
+            return get_args(scalar)  # repeated labels are gone here: ``as_field`` finds them
+        if isinstance(scalar, type) and issubclass(scalar, enum.Enum):
+            return tuple(member.value for member in scalar)
         return None
 
     @property
@@ -251,7 +250,8 @@ class Outputs(Mapping[str, Field]):
         """A reply that holds ``values``, as the model should have written it."""
         if self.free_text:
             return str(values[next(iter(self))])
-        return json.dumps({name: values[name] for name in self}, ensure_ascii=False, default=str)
+        plain = {name: getattr(values[name], "value", values[name]) for name in self}
+        return json.dumps(plain, ensure_ascii=False, default=str)
 
     def parse(self, text: str) -> dict[str, Any]:
         """Read a reply's text.

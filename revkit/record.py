@@ -70,6 +70,7 @@ class Record:
         attempt_failures: place among the attempts -> why that attempt failed.
         first_refused: the first row that failed without an attempt, None where none did.
         stopped: why the run was stopped before its end, else None.
+        warnings: what the user is told when the run is over.
         ended_by: the exception that ended it (an interrupt, a fault of revkit), else None.
     """
 
@@ -89,6 +90,7 @@ class Record:
         self.settled = self.failed = 0
         self.first_refused: tuple[int, Failure] | None = None
         self.stopped: str | None = None
+        self.warnings: list[str] = []
         self.ended_by: BaseException | None = None
         self.workers = 0
         self.engine = ""

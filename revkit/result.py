@@ -67,7 +67,8 @@ class ParallelResult:
     def rows(self) -> pd.DataFrame:
         """One line for each row, with the frame's index.
 
-        Columns: ``row`` (int64, position from 0); each output; ``status`` (``ok``, ``error``,
+        Columns: ``row`` (int64, position from 0); each output (as ``output_<name>`` where its
+        name is that of a column here); ``status`` (``ok``, ``error``,
         ``cancelled``, ``not_started``); ``source`` (``model``, or ``none`` where no attempt was
         made); ``attempts`` (int64); ``service_ms`` (float64, of the last attempt); ``wait_ms``
         (float64, the time since the start of the run in which no attempt of the row was running,
@@ -96,10 +97,7 @@ class ParallelResult:
         failures = [
             record.failures[i] if s is Status.ERROR else None for i, s in enumerate(record.status)
         ]
-        data: dict[Any, Any] = {"row": np.arange(total)}
-        for name, column in self._columns.items():
-            data[name] = self.frame[column].array
-        data |= {
+        facts: dict[Any, Any] = {
             "status": pd.array([status.value for status in record.status], dtype=STRING),
             "source": pd.array(np.where(tried, "model", "none").tolist(), dtype=STRING),
             "attempts": attempts,
@@ -116,7 +114,11 @@ class ParallelResult:
             "error_type": pd.array([f and f.type for f in failures], dtype=STRING),
             "error": pd.array([record.error(i) for i in range(total)], dtype=STRING),
         }
-        return pd.DataFrame(data, index=self.frame.index)
+        data: dict[Any, Any] = {"row": np.arange(total)}
+        for name, column in self._columns.items():
+            label = f"output_{name}" if name in facts or name == "row" else name
+            data[label] = self.frame[column].array
+        return pd.DataFrame(data | facts, index=self.frame.index)
 
     def _tokens(self, counts: Any, row: Any) -> Any:
         total = self._record.total
@@ -183,6 +185,11 @@ class ParallelResult:
         values = self.completions[output]
         labels = self.outputs[output]
         if labels is None:
+            if isinstance(values.dtype, pd.ArrowDtype):  # lists, which cannot be counted as such
+                values = pd.Series(
+                    [tuple(v) if isinstance(v, list | np.ndarray) else v for v in values],
+                    dtype=object,
+                )
             counts = values.value_counts()
         else:
             counts = values.value_counts(sort=False).reindex(list(labels), fill_value=0)

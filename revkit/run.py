@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -107,7 +106,7 @@ def choose_engine(
     else:
         assert client is not None
         can = client.engines
-        why = f"{client!r} was given an HTTP client for the other engine"
+        why = f"{client!r} runs on the other engine only"
     engine = can[0] if wanted == "auto" else wanted
     if engine not in can:
         raise UsageError(f'engine="{wanted}": {why}; leave engine= out, or pass "{can[0]}"')
@@ -170,11 +169,13 @@ class Drain:
     def close(self, scheduler: Scheduler, *, began: float, ended: float) -> Record:
         """End the record."""
         record, plan = self.record, self._plan
+        running = scheduler.running
+        self.step()  # what was reported since the last step, by rows that are not in ``running``
         record.began = began
         record.workers, record.engine = plan.workers, plan.engine
         if self.ended is not None and self.ended.crash is not None:
             record.ended_by = self.ended.crash
-        record.close(ended=ended, running=scheduler.running, stopped=scheduler.stopped)
+        record.close(ended=ended, running=running, stopped=scheduler.stopped)
         return record
 
     def put_away(self) -> None:
@@ -188,11 +189,10 @@ class Drain:
             self._callback(self.record.settled, self._plan.total, row)
         except Exception as error:  # noqa: BLE001 - reported, and the run goes on
             self._callback = None
-            warnings.warn(
-                f"the progress callback raised {type(error).__name__}: {error}; "
-                "it is not called again, the run goes on",
-                RuntimeWarning,
-                stacklevel=2,
+            # Said when the run is over: where warnings are errors, it would end the run.
+            self.record.warnings.append(
+                f"the progress callback raised {type(error).__name__}: {error}; it was not "
+                "called again, and the run went on"
             )
 
 

@@ -71,7 +71,7 @@ class ModelTask:
             list(self.outputs),
             self.outputs.json_schema,
         ]
-        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]
+        return _digest(json.dumps(told, default=str).encode())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ModelTask) and self.fingerprint == other.fingerprint
@@ -228,13 +228,17 @@ class CallableTask:
     Attributes:
         fn: the function.
         output: the output's name where it returns a scalar.
+        reserved: a name that no output may have, because the errors' column has it.
         is_async: it is a coroutine function, so it runs on the async engine.
         wants_context: it has a parameter named ``context`` beside the row.
     """
 
-    def __init__(self, fn: Callable[..., Any], *, output: str = "response"):
+    def __init__(
+        self, fn: Callable[..., Any], *, output: str = "response", reserved: str | None = None
+    ):
         self.fn = fn
         self.output = output
+        self.reserved = reserved
         inner = fn
         while isinstance(inner, functools.partial):
             inner = inner.func
@@ -256,11 +260,27 @@ class CallableTask:
 
     @property
     def fingerprint(self) -> str:
-        """The function's name: editing a cell and running it again is the same task."""
-        return f"callable:{getattr(self.fn, '__module__', '')}.{self.name}"
+        """The function's name: editing a cell and running it again is the same task.
+
+        Lambdas and partials have no name of their own; what they do tells them apart.
+        """
+        if isinstance(self.fn, functools.partial):
+            inner = CallableTask(self.fn.func).fingerprint
+            told = repr((self.fn.args, sorted(self.fn.keywords.items())))
+            return f"{inner}:{_digest(told.encode())}"
+        code = getattr(self.fn, "__code__", None)
+        body = ""
+        if code is not None and self.name.endswith("<lambda>"):
+            constants = repr([c for c in code.co_consts if not inspect.iscode(c)])
+            body = ":" + _digest(code.co_code + repr((code.co_names, constants)).encode())
+        return f"callable:{getattr(self.fn, '__module__', '')}.{self.name}{body}"
 
     def __repr__(self) -> str:
         return f"CallableTask({self.name})"
+
+
+def _digest(told: bytes) -> str:
+    return hashlib.sha256(told).hexdigest()[:16]
 
 
 def as_task(
@@ -269,6 +289,7 @@ def as_task(
     instructions: str | None = None,
     inputs: Sequence[str] | None = None,
     output: str | None = None,
+    reserved: str | None = None,
 ) -> ModelTask | CallableTask:
     """Read the ``task`` argument: a signature, a template, a pydantic model, or a callable.
 
@@ -277,6 +298,7 @@ def as_task(
         instructions: for a pydantic model class: what to do.
         inputs: names that ``on=`` binds, for a pydantic model class, which has no inputs itself.
         output: name of the output of a template, or of a callable that returns a scalar.
+        reserved: a name that a callable's outputs may not have.
 
     Raises:
         UsageError: it is none of these, or an argument does not go with it.
@@ -315,7 +337,8 @@ def as_task(
             raise UsageError("output= does not go with a pydantic model: its fields are named")
         return Signature(instructions, inputs=list(inputs), outputs=task)
     if callable(task):
-        return CallableTask(task, output="response" if output is None else output)
+        output = "response" if output is None else output
+        return CallableTask(task, output=output, reserved=reserved)
     raise UsageError(
         'a task is a revkit.Signature, a template such as "Summarise: {review}", a pydantic '
         f"model class, or a function of a row; got {type(task).__name__}"

@@ -170,6 +170,11 @@ class CallableWork:
         if isinstance(value, Mapping):
             if not value:
                 raise BadOutput(f"{self._task.name} returned an empty mapping: it has no outputs")
+            if self._task.reserved is not None and self._task.reserved in value:
+                raise BadOutput(
+                    f'{self._task.name} returned an output "{self._task.reserved}", which is the '
+                    "name of the errors' column; rename one, with error= the column"
+                )
             return value
         if value is None:
             raise BadOutput(

@@ -792,3 +792,39 @@ def test_lists_survive_parquet(tmp_path: Path) -> None:
     # Without dtype_backend= pandas cannot read the dtype's name that it wrote itself.
     back = pd.read_parquet(tmp_path / "frame.parquet", dtype_backend="pyarrow")
     assert [list(value) for value in back["response"]] == [["r0"], ["r1"]]
+
+
+def test_an_output_named_as_the_error_column_is_refused_for_its_row() -> None:
+    frame = pd.DataFrame({"n": [1, 2]})
+    run = frame.llm.parallel_map(lambda row: {"error": "mine"} if row["n"] == 2 else {"a": 1})
+    assert "name of the errors' column" in run.errors["message"].iloc[0]
+    kept = frame[["n"]].llm.parallel_map(lambda row: {"error": "mine"}, error="failed")
+    assert kept.frame["error"].tolist() == ["mine", "mine"]
+
+
+def test_a_second_lambda_does_not_overwrite_the_first_ones_output() -> None:
+    frame = pd.DataFrame({"n": [1, 2]})
+    for _ in range(2):  # the same cell, run twice
+        frame.llm.parallel_map(lambda row: row["n"])
+    with pytest.raises(ColumnExists):
+        frame.llm.parallel_map(lambda row: row["n"] * 10, error="other")
+
+
+def test_outputs_may_have_the_names_of_columns_in_rows() -> None:
+    frame = pd.DataFrame({"n": [1]})
+    run = frame.llm.parallel_map(lambda row: {"status": "mine", "row": 7})
+    assert run.rows["status"].tolist() == ["ok"]
+    assert run.rows[["output_status", "output_row"]].iloc[0].tolist() == ["mine", 7]
+
+
+def test_lists_can_be_counted() -> None:
+    frame = pd.DataFrame({"n": [1, 2, 3]})
+    run = frame.llm.parallel_map(lambda row: ["odd"] if row["n"] % 2 else ["even"])
+    assert run.summary()["count"].to_dict() == {("odd",): 2, ("even",): 1}
+
+
+def test_a_label_that_is_a_number_is_bound_by_on() -> None:
+    frame = pd.DataFrame({0: ["a"]})
+    with pytest.raises(MissingColumn, match=r"bind it: on=\{'0': 0\}"):
+        frame.llm.parallel_map("{0}", model=FakeModel(str))
+    assert frame.llm.parallel_map("{0}", on={"0": 0}, model=FakeModel(str)).metrics.succeeded == 1

@@ -1215,3 +1215,21 @@ def test_last_result() -> None:
 def test_interrupted_is_an_interrupt_and_not_an_error() -> None:
     assert issubclass(Interrupted, KeyboardInterrupt)
     assert not issubclass(Interrupted, Exception)
+
+
+def test_an_argument_that_there_is_not_is_refused_by_its_nearest_name() -> None:
+    frame = pd.DataFrame({"n": [1]})
+    with pytest.raises(TypeError, match='max_worker=; did you mean "max_workers"'):
+        frame.llm.parallel_map(lambda row: 1, max_worker=3)
+    with pytest.raises(TypeError, match="inplace"):
+        frame["n"].llm.parallel_map(lambda n: 1, inplace=True)
+
+
+def test_where_warnings_are_errors_a_broken_callback_loses_nothing() -> None:
+    def callback(done: int, total: int, row: revkit.RowResult) -> None:
+        raise ValueError("in the callback")
+
+    frame = pd.DataFrame({"n": [1, 2, 3]})
+    with pytest.raises(RuntimeWarning, match="in the callback"):
+        frame.llm.parallel_map(lambda row: row["n"], progress=callback)
+    assert frame["response"].tolist() == [1, 2, 3]

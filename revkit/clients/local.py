@@ -7,7 +7,6 @@ gone. So sessions know neither port nor key.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from dataclasses import replace
@@ -214,6 +213,8 @@ class _AsyncLocalTransport:
         process.run_began()
 
     async def send(self, request: Request) -> Response:
+        import asyncio
+
         if self._process.is_up:
             child = _up(self._process)
         else:  # starting takes a second or two, in which the loop must not stand still

@@ -21,8 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-import platformdirs
-
 from ..errors import ModelUnavailable
 
 __all__ = ["SHA256", "cached_model", "fetch_model"]
@@ -43,6 +41,8 @@ If this machine is offline, copy the file from one that has it, or use another m
 
 def cached_model() -> Path:
     """Where the model is kept once it is fetched."""
+    import platformdirs
+
     return Path(platformdirs.user_cache_dir("revkit"), "models", Path(_MEMBER).name)
 
 

@@ -94,7 +94,8 @@ class ThreadEngine:
                 following = scheduler.take(worker)
                 if self._waiting and scheduler.waiters_due:
                     changed.notify_all()
-            self._emit(Attempted(step, start, end, outcome, decision))
+                # Inside the lock: a row that is not running any more has been reported.
+                self._emit(Attempted(step, start, end, outcome, decision))
             step = following
 
     def _end(self) -> None:
