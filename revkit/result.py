@@ -194,7 +194,7 @@ class ParallelResult:
         else:
             counts = values.value_counts(sort=False).reindex(list(labels), fill_value=0)
         total = max(1, len(values))
-        index = pd.Index(counts.index.tolist(), name=output)
+        index = pd.Index(counts.index.tolist(), name=output, tupleize_cols=False)
         count = counts.to_numpy(dtype=np.int64)
         return pd.DataFrame({"count": count, "share": count / total}, index=index)
 
