@@ -269,6 +269,11 @@ def _started(plan: Plan, scheduler: Scheduler, drain: Drain) -> Iterator[_Engine
         from .engines import loop as loops
 
         factory = plan.client.loop_factory if plan.client is not None else None
+        if factory is None and loops.runs_here():
+            raise UsageError(
+                "parallel_map was called in a coroutine that runs on revkit's own event loop, and "
+                "would wait for that loop on itself; call `await revkit.aparallel_map(...)` there"
+            )
         loop = loops.background() if factory is None else loops.start_loop(factory)
         engine = loops.LoopEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
         began = loop.time()

@@ -18,7 +18,7 @@ from ..scheduler import DONE, WAIT, Scheduler
 from ..work import Work
 from . import Emit, Ended
 
-__all__ = ["LoopEngine", "background", "start_loop", "submit"]
+__all__ = ["LoopEngine", "background", "runs_here", "start_loop", "submit"]
 
 #: Attempts that never wait keep the loop to themselves; at least so often (seconds) they let
 #: others run.
@@ -164,6 +164,15 @@ def background() -> asyncio.AbstractEventLoop:
         if _background is None or _background.pid != os.getpid():
             _background = _Background(asyncio.new_event_loop, "revkit-loop")
         return _background.loop
+
+
+def runs_here() -> bool:
+    """Whether the caller is on revkit's own loop, which must not wait for itself."""
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return _background is not None and running is _background.loop
 
 
 def start_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
