@@ -25,6 +25,7 @@ from . import accessor as _accessor
 from ._version import __version__
 from .accessor import register_accessor
 from .api import aparallel_map, last_result, parallel_map
+from .cancel import CancelToken
 from .clients.base import Client, Reply
 from .clients.local import Local
 from .clients.ollama import Ollama
@@ -46,13 +47,17 @@ from .errors import (
     ModelMissing,
     ModelUnavailable,
     NoModel,
+    QuotaUsedUp,
     RevkitError,
     RowFailure,
+    RunCancelled,
     RunFailed,
+    RunTimeout,
     ServerError,
     UsageError,
 )
 from .outputs import Field
+from .policy import Retry
 from .record import RowResult
 from .result import ParallelResult
 from .sentiment import SENTIMENT, SENTIMENT_WITH_REASON
@@ -66,6 +71,7 @@ __all__ = [
     "AttemptTimeout",
     "BadOutput",
     "BadReply",
+    "CancelToken",
     "Client",
     "ColumnExists",
     "ConnectionFailed",
@@ -83,11 +89,15 @@ __all__ = [
     "Ollama",
     "OpenAICompatible",
     "ParallelResult",
+    "QuotaUsedUp",
     "Reply",
+    "Retry",
     "RevkitError",
     "RowFailure",
     "RowResult",
+    "RunCancelled",
     "RunFailed",
+    "RunTimeout",
     "ServerError",
     "Signature",
     "UsageError",

@@ -52,16 +52,14 @@ class DataFrameAccessor:
         7  Superb!       7  <NA>
         7  Broken.       7  <NA>
         """
-        arguments: dict[str, Any] = {"inplace": True, **options}
-        return map_any(self._frame, task, **arguments)
+        return map_any(self._frame, task, **options)
 
     @shows_options("loop")
     async def aparallel_map(
         self, task: TaskLike = SENTIMENT, **options: Unpack[FrameOptions]
     ) -> ParallelResult:
         """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
-        arguments: dict[str, Any] = {"inplace": True, **options}
-        return await amap_any(self._frame, task, **arguments)
+        return await amap_any(self._frame, task, **options)
 
 
 class SeriesAccessor:

@@ -6,6 +6,8 @@ A call has three steps: :func:`_prepare` decides everything and refuses what can
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -15,13 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 import pandas as pd
 
 from . import columns, config
+from .cancel import CancelToken
 from .clients.base import Client
-from .errors import Interrupted, RunFailed, UsageError, nearest
-from .policy import worker_count
+from .errors import Interrupted, RunCancelled, RunFailed, RunTimeout, UsageError, nearest
+from .events import Status, StopKind
+from .policy import Retry, failure_limit, worker_count
 from .result import ParallelResult, failure_message
 from .run import Plan, Progress, aexecute, available_cpus, choose_engine, execute
 from .sentiment import SENTIMENT
-from .task import CallableTask, ModelTask, as_task
+from .task import ModelTask, as_task
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -51,6 +55,12 @@ class Options(TypedDict, total=False):
     prefix: str
     error: str | None
     overwrite: bool
+    fail_fast: bool
+    max_failures: float | None
+    timeout: float | None
+    attempt_timeout: float | None
+    cancel: CancelToken | None
+    retry: Retry | None
 
 
 @dataclass(frozen=True)
@@ -84,11 +94,20 @@ def _prepare(
     prefix: str = "",
     error: str | None = "error",
     overwrite: bool = False,
-    inplace: bool = False,
+    fail_fast: bool = False,
+    max_failures: float | None = None,
+    timeout: float | None = None,
+    attempt_timeout: float | None = None,
+    cancel: CancelToken | None = None,
+    retry: Retry | None = None,
+    inplace: bool = True,
 ) -> _Prepared:
     """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing."""
     named = list(on) if isinstance(on, list | Mapping) else [on] if on is not None else None
-    task = as_task(task, instructions=instructions, inputs=named, output=output, reserved=error)
+    for name, given, kind in (("cancel", cancel, CancelToken), ("retry", retry, Retry)):
+        if given is not None and not isinstance(given, kind):
+            raise UsageError(f"{name}={given!r}: give a revkit.{kind.__name__}, or leave it out")
+    task = as_task(task, instructions=instructions, inputs=named, output=output)
     if instructions is not None and not isinstance(on, Mapping):
         on = None  # a pydantic model's inputs are the columns themselves
     if isinstance(source, pd.DataFrame):
@@ -151,6 +170,12 @@ def _prepare(
         refused=binding.refused,
         open_bar=open_bar,
         callback=callback,
+        retry=Retry() if retry is None else retry,
+        max_failures=failure_limit(max_failures, fail_fast=fail_fast, rows=total),
+        fail_fast=fail_fast,
+        timeout=_seconds("timeout", timeout),
+        attempt_timeout=_seconds("attempt_timeout", attempt_timeout),
+        cancel=cancel,
     )
     return _Prepared(
         plan=plan,
@@ -163,6 +188,17 @@ def _prepare(
     )
 
 
+def _seconds(name: str, given: Any) -> float | None:
+    if given is None or (
+        isinstance(given, int | float) and not isinstance(given, bool) and given > 0
+    ):
+        return None if given is None else float(given)
+    raise UsageError(f"{name}={given!r}: give seconds above 0, or leave it out")
+
+
+_STOPPED = {StopKind.TIMEOUT: RunTimeout, StopKind.CANCELLED: RunCancelled}
+
+
 def _finish(call: _Prepared, record: Record) -> ParallelResult:
     """Make the result, write the columns, and raise what the run came to.
 
@@ -172,60 +208,92 @@ def _finish(call: _Prepared, record: Record) -> ParallelResult:
     """
     global _last
     plan, task = call.plan, call.plan.task
+    if isinstance(record.ended_by, UsageError) and not len(record.row):
+        raise record.ended_by  # nothing was sent, and nothing is written
     frame = call.before
-    made = columns.finished(record, task, prefix=call.prefix, error=call.error)
-    surprise = None
-    if call.target is not None and not call.overwrite:
-        surprise = next((label for label in made if _taken(call.target, label, task)), None)
-    # before the outputs stand in ``frame``: a function without on= has every column for an input
-    same = call.target is None or columns.same_rows(call.target, frame, call.inputs)
+    labels = columns.result_labels(
+        record, task, frame, prefix=call.prefix, error=call.error, overwrite=call.overwrite
+    )
+    made = columns.finished(record, task, labels, call.error)
+    written = call.target is not None and _can_write(call, made)
     columns.write(frame, made, task.fingerprint)
+    if written and call.target is not None:
+        columns.write(call.target, made, task.fingerprint)
     result = _last = ParallelResult(
         record,
         frame=frame,
         task=task,
         rows=plan.rows,
-        columns={name: f"{call.prefix}{name}" for name in record.values},
+        columns=labels,
         model_name=None if plan.client is None else plan.client.name,
     )
-    written = call.target is not None and _write_back(call, made, surprise, same_rows=same)
+    result._retry = functools.partial(_retry, call, record)
+    result._aretry = functools.partial(_aretry, call, record)
     for message in record.warnings:
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        warnings.warn(message, UserWarning, stacklevel=4)
     if isinstance(record.ended_by, KeyboardInterrupt):
         done = f"interrupted: {result.metrics.succeeded} of {record.total} rows are done, and stand"
         where = "the columns and in " if written else ""
         raise Interrupted(f"{done} in {where}revkit.last_result().frame", result)
-    if record.ended_by is not None:
+    if isinstance(record.ended_by, Exception):
+        fault = f"{type(record.ended_by).__name__}: {record.ended_by}"
+        raise RunFailed(f"the run broke off: {fault}\n{failure_message(result)}", result) from (
+            record.ended_by
+        )
+    if record.ended_by is not None:  # the awaiting task was cancelled
         raise record.ended_by
-    if record.failed and (record.stopped or not result.metrics.succeeded):
+    succeeded = result.metrics.succeeded
+    stopped = record.stopped
+    if (stopped is not None and succeeded < record.total) or (record.failed and not succeeded):
         cause = record.first_failure[1].cause if record.first_failure else None
-        raise RunFailed(failure_message(result), result) from cause
+        kind = RunFailed if stopped is None else _STOPPED.get(stopped.kind, RunFailed)
+        raise kind(failure_message(result), result) from cause
     return result
 
 
-def _taken(frame: pd.DataFrame, label: Any, task: ModelTask | CallableTask) -> bool:
-    """Whether an output is the user's own column: a callable names its outputs only when it
-    returns them, and a column may have appeared while the run went on.
-    """
-    written = frame.attrs.get(columns.ATTRS, {})
-    return label in frame.columns and written.get(str(label)) != task.fingerprint
+def _retry(call: _Prepared, record: Record) -> ParallelResult:
+    again, rows = _what_is_left(call, record)
+    return _finish(_once_more(call), record.continued(execute(again), rows))
 
 
-def _write_back(
-    call: _Prepared, made: Mapping[Any, Any], surprise: Any, *, same_rows: bool
-) -> bool:
-    """Write the columns into the caller's frame; says whether it could be done."""
+async def _aretry(call: _Prepared, record: Record) -> ParallelResult:
+    again, rows = _what_is_left(call, record)
+    return _finish(_once_more(call), record.continued(await aexecute(again), rows))
+
+
+def _what_is_left(call: _Prepared, record: Record) -> tuple[Plan, list[int]]:
+    """A plan for the rows that are not ok, and which they are."""
+    plan = call.plan
+    rows = [
+        row
+        for row, status in enumerate(record.status)
+        if status is not Status.OK and row not in plan.refused
+    ]
+    again = dataclasses.replace(
+        plan,
+        rows=plan.rows.only(rows),
+        total=len(rows),
+        refused={},
+        workers=max(1, min(plan.workers, len(rows))),
+    )
+    return again, rows
+
+
+def _once_more(call: _Prepared) -> _Prepared:
+    return dataclasses.replace(call, before=columns.snapshot(call.before))
+
+
+def _can_write(call: _Prepared, made: Mapping[Any, Any]) -> bool:
+    """Whether the caller's frame is still as it was; a warning says where it is not."""
     assert call.target is not None
-    if surprise is not None:
-        why = (
-            f'the column "{surprise}" is there already, and this task did not write it (prefix= '
-            "gives outputs other names, overwrite=True replaces it)"
-        )
-    elif same_rows:
-        columns.write(call.target, made, call.plan.task.fingerprint)
-        return True
-    else:
+    target, fingerprint = call.target, call.plan.task.fingerprint
+    new = [label for label in made if label not in call.before.columns and label in target.columns]
+    if not call.overwrite and any(columns.is_foreign(target, x, fingerprint) for x in new):
+        why = f'a column "{new[0]}" has appeared in it while the run went on'
+    elif not columns.same_rows(target, call.before, call.inputs):
         why = "its rows were changed while the run went on"
+    else:
+        return True
     warnings.warn(
         f"nothing was written to the frame: {why}; the finished frame is run.frame, also as "
         "revkit.last_result().frame",
@@ -252,6 +320,8 @@ def map_any(
         leave_out: arguments of :func:`_prepare` that the door does not have.
     """
     _check_names(options, leave_out)
+    if "inplace" in leave_out:
+        options["inplace"] = False
     call = _prepare(source, task, **options)
     return _finish(call, execute(call.plan))
 
@@ -263,6 +333,8 @@ async def amap_any(
     if "loop" in options:
         raise UsageError("loop= is for parallel_map; aparallel_map runs on the loop that awaits it")
     _check_names(options, leave_out)
+    if "inplace" in leave_out:
+        options["inplace"] = False
     call = _prepare(source, task, **options)
     return _finish(call, await aexecute(call.plan))
 
@@ -325,13 +397,22 @@ def parallel_map(
         prefix: put before the name of each output column.
         error: name of the error column, None for none.
         overwrite: replace columns that this task did not write.
+        fail_fast: stop at the first failed row, and cancel what is running.
+        max_failures: stop when more rows than this have failed (an int), or more than this share
+            of all rows (a float between 0 and 1); what is running may finish.
+        timeout: seconds for the whole run; what is running then is cancelled.
+        attempt_timeout: seconds for one attempt. A function in a thread cannot be cancelled: it is
+            abandoned and its thread replaced, at most as often as there are workers.
+        cancel: a :class:`~revkit.CancelToken`, which cancels the run from any thread.
+        retry: a :class:`~revkit.Retry`: when a failed attempt is tried again.
 
     Returns:
         The result; its ``frame`` has the items, the outputs and ``error``, in the items' order.
 
     Raises:
         UsageError: the call cannot be carried out as written; nothing was sent.
-        RunFailed: every row failed; ``.result`` has what was done.
+        RunFailed: every row failed, or the run was stopped; ``.result`` has what was done.
+            ``RunTimeout`` and ``RunCancelled`` are kinds of it.
         Interrupted: the user interrupted the run; ``.result`` has what was done.
 
     >>> import revkit

@@ -244,7 +244,6 @@ def check_outputs(
             "the frame's columns have several levels, and an output's name has one; call "
             "parallel_map on a frame with flat columns (df.droplevel(…, axis=1)), or on a Series"
         )
-    written = frame.attrs.get(ATTRS, {})
     inputs = list(inputs)
     for label in labels:
         if label in inputs:
@@ -254,32 +253,61 @@ def check_outputs(
             )
         if label in frame.columns and isinstance(frame[label], pd.DataFrame):
             raise UsageError(f'the frame has several columns "{label}"; rename them first')
-        if label not in frame.columns or overwrite or written.get(str(label)) == fingerprint:
+        if overwrite or not is_foreign(frame, label, fingerprint):
             continue
+        whose = "it is not this task's earlier output"
+        if str(label) in frame.attrs.get(ATTRS, {}):
+            whose = "another task wrote it, or this one before it was changed"
         raise ColumnExists(
-            f'the column "{label}" is there already, and this task did not write it; pass '
+            f'the column "{label}" is there already, and {whose}; pass '
             f'{"error=" if label == "error" else "prefix="}"…" for another name, '
             + ("error=None for no error column, " if label == "error" else "")
             + f'overwrite=True to replace it, or drop it first: df.drop(columns="{label}")'
         )
 
 
+def result_labels(
+    record: Record, task: Task, frame: pd.DataFrame, *, prefix: str, error: Any, overwrite: bool
+) -> dict[Any, str]:
+    """Output name to the label of its column.
+
+    A function names its outputs only when it returns them. One that has the name of the user's
+    own column, or of the error column, goes by ``output_<name>``: nothing is lost, and nothing
+    overwritten.
+    """
+    if isinstance(task, CallableTask) and not record.values:
+        record.values[task.output] = [None] * record.total
+    labels: dict[Any, str] = {}
+    for name in record.values:
+        label = wanted = f"{prefix}{name}"
+        while isinstance(task, CallableTask) and (
+            label == error or (not overwrite and is_foreign(frame, label, task.fingerprint))
+        ):
+            label = f"output_{label}"
+        if isinstance(task, CallableTask) and label != wanted:
+            record.warnings.append(
+                f'{task.name} returned the output "{name}", which is the name of a column '
+                f'already; it was written as "{label}" (prefix= gives outputs other names, '
+                "overwrite=True replaces columns)"
+            )
+        labels[name] = label
+    return labels
+
+
+def is_foreign(frame: pd.DataFrame, label: Any, fingerprint: str) -> bool:
+    """Whether a column is there that the task of this fingerprint did not write."""
+    return label in frame.columns and frame.attrs.get(ATTRS, {}).get(str(label)) != fingerprint
+
+
 def finished(
-    record: Record,
-    task: Task,
-    *,
-    prefix: str = "",
-    error: Hashable | None = "error",
+    record: Record, task: Task, labels: Mapping[Any, str], error: Hashable | None
 ) -> dict[Any, Any]:
     """The result columns of a run: label to array, each with ``record.total`` values."""
     outputs: Outputs | None = task.outputs if isinstance(task, ModelTask) else None
-    if outputs is None and not record.values:
-        assert isinstance(task, CallableTask)
-        record.values[task.output] = [None] * record.total
     columns: dict[Any, Any] = {}
     for name, values in record.values.items():
         field = outputs[name] if outputs is not None else None
-        columns[f"{prefix}{name}"] = _array(values, field)
+        columns[labels[name]] = _array(values, field)
     if error is not None:
         errors = [record.error(row) for row in range(record.total)]
         columns[error] = pd.array(errors, dtype=STRING)

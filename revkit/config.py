@@ -95,7 +95,7 @@ def resolve(model: Any, task: ModelTask) -> Client:
         return client_for(named)
     from .sentiment import SENTIMENT, SENTIMENT_WITH_REASON
 
-    if task is not SENTIMENT and task is not SENTIMENT_WITH_REASON:
+    if task not in (SENTIMENT, SENTIMENT_WITH_REASON):
         raise NoModel(
             f"{task!r} needs a language model and none is configured (the embedded one serves "
             f"the sentiment tasks only). Choose one:\n{_CHOICES}"

@@ -183,7 +183,9 @@ def html(result: ParallelResult) -> str:
 
 # -- what is shown, in text and HTML alike --------------------------------------------------------
 
-_GO_ON = "Every failed row, with its item and message: run.errors"
+_GO_ON = (
+    "Every failed row, with its item and message: run.errors. To try them again: run.retry_failed()"
+)
 
 
 class _Share(NamedTuple):
@@ -246,7 +248,7 @@ def _figures(metrics: Metrics) -> list[tuple[str, str, str]]:
         ("rows per second", _number(rate), ""),
         ("success rate", f"{metrics.succeeded / attempted:.1%}" if attempted else _NONE, ""),
         ("mean concurrency", _number(metrics.mean_concurrency), ""),
-        ("speed-up estimate", _number(speedup) + times, harmless(metrics.speedup_basis)),
+        ("speed-up, at most", _number(speedup) + times, harmless(metrics.speedup_basis)),
         ("workers", f"{metrics.workers:,} ({metrics.engine})", ""),
     ]
 

@@ -16,9 +16,12 @@ and what to do next.
     │       ├── BadReply             what arrived is not a reply of this protocol
     │       ├── ServerError          an HTTP status other than success (``.status``)
     │       ├── ModelMissing         the server does not have the model: ends the run
-    │       └── AccessDenied         401 or 403: ends the run
+    │       ├── AccessDenied         401 or 403: ends the run
+    │       └── QuotaUsedUp          429 that no waiting helps: ends the run
     ├── ModelUnavailable             the embedded model could not be fetched or started
     └── RunFailed                    the run as a whole; ``.result`` holds what is done
+        ├── RunTimeout               ``timeout=`` was over
+        └── RunCancelled             its CancelToken was cancelled
 
     Interrupted (KeyboardInterrupt)  the user stopped the run; ``.result`` holds what is done
 
@@ -50,9 +53,12 @@ __all__ = [
     "ModelMissing",
     "ModelUnavailable",
     "NoModel",
+    "QuotaUsedUp",
     "RevkitError",
     "RowFailure",
+    "RunCancelled",
     "RunFailed",
+    "RunTimeout",
     "ServerError",
     "UsageError",
     "nearest",
@@ -89,10 +95,14 @@ class RowFailure(RevkitError):
     Attributes:
         status: HTTP status of the reply, or None where there was none.
         text: what the model had said, or None where it said nothing.
+        transient: True where the same attempt may go well a little later.
+        pause: seconds for which the server asked not to be asked again, or None.
         ends_run: True where every other row must fail in the same way, so that going on
             would only cost time or money.
     """
 
+    transient = False
+    pause: float | None = None
     ends_run = False
 
     def __init__(self, message: str, *, status: int | None = None, text: str | None = None):
@@ -116,17 +126,42 @@ class ModelError(RowFailure):
 class ConnectionFailed(ModelError):
     """No connection could be made, or it broke before the whole reply had arrived."""
 
+    transient = True
+
 
 class AttemptTimeout(ModelError):
     """The whole reply did not arrive in time."""
+
+    transient = True
 
 
 class BadReply(ModelError):
     """What arrived is not a reply of the protocol that the client speaks."""
 
 
+#: Statuses with which a server says that it may answer a little later; and all from 500 on.
+_TRANSIENT = frozenset({408, 409, 425, 429})
+
+
 class ServerError(ModelError):
-    """The server answered with a status that is not success."""
+    """The server answered with a status that is not success.
+
+    Args:
+        pause: seconds for which it asked not to be asked again (``Retry-After``), or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        text: str | None = None,
+        pause: float | None = None,
+    ):
+        super().__init__(message, status=status, text=text)
+        self.pause = pause
+        if status is not None:
+            self.transient = status in _TRANSIENT or status >= 500
 
 
 class ModelMissing(ServerError):
@@ -137,6 +172,12 @@ class ModelMissing(ServerError):
 
 class AccessDenied(ServerError):
     """The server did not accept the key (401) or its rights (403)."""
+
+    ends_run = True
+
+
+class QuotaUsedUp(ServerError):
+    """The account behind the key has no quota left: waiting does not help."""
 
     ends_run = True
 
@@ -155,6 +196,14 @@ class RunFailed(RevkitError):
     def __init__(self, message: str, result: ParallelResult):
         super().__init__(message)
         self.result = result
+
+
+class RunTimeout(RunFailed):
+    """The time that ``timeout=`` gave to the whole run was over."""
+
+
+class RunCancelled(RunFailed):
+    """The run's :class:`~revkit.CancelToken` was cancelled."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -23,6 +23,8 @@ __all__ = [
     "Failure",
     "Outcome",
     "Status",
+    "Stop",
+    "StopKind",
     "Success",
 ]
 
@@ -51,7 +53,7 @@ class Attempt(NamedTuple):
     row: int
     number: int  #: from 1
     worker: int
-    previous: Failure | None = None  #: why the attempt before this one did not do
+    previous: Failure | None = None  #: what the model is to be shown, else the last failure
 
 
 class Success(NamedTuple):
@@ -71,6 +73,8 @@ class Failure(NamedTuple):
         reply: what the model said, if it said something.
         text: its text, if it said something.
         correctable: the model may do better when it is shown the message.
+        transient: the same attempt may go well a little later.
+        pause: seconds for which the server asked not to be asked again, or None.
         ends_run: every other row must fail in the same way.
         cause: the exception, without its traceback but for the first one of a run.
     """
@@ -81,6 +85,8 @@ class Failure(NamedTuple):
     reply: Reply | None = None
     text: str | None = None
     correctable: bool = False
+    transient: bool = False
+    pause: float | None = None
     ends_run: bool = False
     cause: BaseException | None = None
 
@@ -97,6 +103,30 @@ class Cancelled(Enum):
 CANCELLED: Final = Cancelled.CANCELLED
 
 Outcome = Success | Failure | Cancelled
+
+
+class StopKind(StrEnum):
+    """Why a run ended before its last row."""
+
+    FAILURES = "failures"  #: ``fail_fast`` or ``max_failures``
+    FATAL = "fatal"  #: a failure that every other row would share
+    PAUSE = "pause"  #: the server asked for a longer pause than ``Retry.max_pause``
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"  #: by a CancelToken
+    INTERRUPTED = "interrupted"  #: by the user, or by a fault of revkit
+
+
+class Stop(NamedTuple):
+    """A stop of the run: it starts nothing more.
+
+    Attributes:
+        reason: in words that go on from "the run was stopped:".
+        cancels: what is running is cancelled; else it may finish.
+    """
+
+    kind: StopKind
+    reason: str
+    cancels: bool
 
 
 class Attempted(NamedTuple):

@@ -35,8 +35,9 @@ class Metrics:
             instant run.
         mean_concurrency: sum of the service times of all attempts / wall time: how many attempts
             were running on average (Little's law).
-        speedup_estimate: how many times longer one worker would have taken, NaN where it cannot
-            be told; what it rests on says ``speedup_basis``.
+        speedup_estimate: an upper bound of how many times longer one worker would have taken:
+            ``mean_concurrency``, at least 1. A server that answers one request sooner than many
+            at once makes the true figure smaller. NaN where no attempt was made.
         speedup_basis: in words.
         workers: workers that the run had.
         engine: ``"thread"`` or ``"async"``.
@@ -111,8 +112,8 @@ def metrics(record: Record) -> Metrics:
         mean_concurrency=concurrency,
         speedup_estimate=max(1.0, concurrency) if known else float("nan"),
         speedup_basis=(
-            "at most: sum of service times / wall time; a server that answers one request "
-            "sooner than many at once makes it less"
+            "sum of service times / wall time; a server that answers one request sooner than "
+            "many at once makes it less"
             if known
             else "no attempt was made"
         ),

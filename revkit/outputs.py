@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import json
 import types
-import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +48,8 @@ class Field:
 
     def __post_init__(self) -> None:
         if isinstance(self.type, list | tuple):
+            if len(set(map(repr, self.type))) < len(self.type):
+                raise UsageError(f"the labels {list(self.type)!r} are not all different")
             object.__setattr__(self, "type", Literal[tuple(self.type)] if self.type else Literal)
         labels = self.labels
         if labels is not None:
@@ -72,10 +73,19 @@ class Field:
         if scalar is Literal:
             return ()
         if get_origin(scalar) is Literal:
-            return get_args(scalar)  # repeated labels are gone here: ``as_field`` finds them
+            return get_args(scalar)  # repeated ones are gone here
         if isinstance(scalar, type) and issubclass(scalar, enum.Enum):
             return tuple(member.value for member in scalar)
         return None
+
+    def label(self, said: Any) -> Any:
+        """The label that was said in whatever case; what is no label comes back as it is."""
+        if isinstance(said, str):
+            folded = said.strip().casefold()
+            for label in self.labels or ():
+                if isinstance(label, str) and label.casefold() == folded:
+                    return label
+        return said
 
     @property
     def scalar(self) -> Any:
@@ -126,8 +136,6 @@ def as_field(name: str, given: Any, *, described: bool) -> Field:
         if isinstance(given, tuple) and len(given) == 2 and _is_type(given[0]):
             return Field(given[0], str(given[1]))
         if isinstance(given, list | tuple):
-            if len(set(map(repr, given))) < len(given):
-                raise UsageError(f"the labels {list(given)!r} are not all different")
             if not all(isinstance(x, str | int | bool) for x in given):
                 raise UsageError(f"labels are strings, not {list(given)!r}")
             return Field(list(given))
@@ -215,7 +223,7 @@ class Outputs(Mapping[str, Field]):
         # name: with spaces, with a leading underscore, or one that pydantic keeps for itself.
         fields: dict[str, Any] = {
             f"f{i}": (
-                _annotation(field),
+                field.type,
                 pydantic.Field(alias=name, description=field.description or None),
             )
             for i, (name, field) in enumerate(self.items())
@@ -273,41 +281,32 @@ class Outputs(Mapping[str, Field]):
             return self._values(self.model.model_validate_json(text))
         except pydantic.ValidationError as error:
             first = error
-        # A server without constrained decoding wraps JSON in prose or in a code fence.
+        # A server without constrained decoding wraps JSON in prose or in a code fence, and a
+        # model without it writes labels in a case of its own.
         for candidate in _json_objects(text):
             try:
-                return self._values(self.model.model_validate(candidate))
+                return self._values(self.model.model_validate(self._folded(candidate)))
             except pydantic.ValidationError as error:
                 first = error
         if len(self) == 1 and (bare := self._bare_label(text)) is not None:
             return bare
-        raise BadOutput(_explain(first), text=text)
+        raise BadOutput(_explain(first, text), text=text)
 
     def _values(self, parsed: pydantic.BaseModel) -> dict[str, Any]:
         return parsed.model_dump(by_alias=True)
 
+    def _folded(self, said: dict[str, Any]) -> dict[str, Any]:
+        """What was said, with labels in their declared case."""
+        return {
+            name: self[name].label(value) if name in self._fields else value
+            for name, value in said.items()
+        }
+
     def _bare_label(self, text: str) -> dict[str, Any] | None:
         """A reply that is nothing but a label of the only output."""
         ((name, field),) = self.items()
-        said = text.strip().strip("\"'`.*!").casefold()
-        for label in field.labels or ():
-            if isinstance(label, str) and label.casefold() == said:
-                return {name: label}
-        return None
-
-
-def _annotation(field: Field) -> Any:
-    """The field's type for pydantic; labels are found whatever their case."""
-    import pydantic
-
-    if get_origin(field.type) is not Literal:
-        return field.type
-    folded = {x.casefold(): x for x in field.labels or () if isinstance(x, str)}
-
-    def fold(value: Any) -> Any:
-        return folded.get(value.strip().casefold(), value) if isinstance(value, str) else value
-
-    return typing.Annotated[field.type, pydantic.BeforeValidator(fold)]
+        said = field.label(text.strip().strip("\"'`.*!"))
+        return {name: said} if said in (field.labels or ()) else None
 
 
 def _tidy(schema: Any) -> Any:
@@ -344,8 +343,13 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
         at = text.find("{", end)
 
 
-def _explain(error: pydantic.ValidationError) -> str:
+def _explain(error: pydantic.ValidationError, text: str) -> str:
     """A validation error in one line."""
+    if error.errors()[0]["type"] == "json_invalid":
+        said = " ".join(text[:200].split())
+        why = error.errors()[0]["msg"].removeprefix("Invalid JSON: ")
+        shown = json.dumps(said[:80], ensure_ascii=False)
+        return f"the reply does not fit: it is not JSON ({why}): {shown}"
     problems = []
     for item in error.errors(include_url=False, include_context=False)[:4]:
         where = ".".join(str(part) for part in item["loc"])

@@ -8,12 +8,12 @@ kept.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .clients.base import Reply
-from .events import Attempted, Decision, Failure, Status, Success
+from .events import Attempted, Decision, Failure, Status, Stop, Success
 
 __all__ = ["DECISIONS", "Record", "RowResult"]
 
@@ -89,7 +89,7 @@ class Record:
         self.began = self.ended = 0.0
         self.settled = self.failed = 0
         self.first_refused: tuple[int, Failure] | None = None
-        self.stopped: str | None = None
+        self.stopped: Stop | None = None
         self.warnings: list[str] = []
         self.ended_by: BaseException | None = None
         self.workers = 0
@@ -159,13 +159,14 @@ class Record:
                 return self.row[at], failure
         return None
 
-    def close(self, *, ended: float, running: Iterable[int], stopped: str | None) -> None:
+    def close(self, *, ended: float, running: Iterable[int], stopped: Stop | None) -> None:
         """End the record: every row that is not settled gets the status that it has now."""
         self.ended = ended
         self.stopped = stopped
         for row in running:
-            self.status[row] = Status.CANCELLED
-        for row in self.failures:  # was to be tried again when the run was stopped
+            if self.status[row] is Status.NOT_STARTED:  # else it was settled a moment ago
+                self.status[row] = Status.CANCELLED
+        for row in self.failures:  # it was to be tried again when the run was stopped
             if self.status[row] is Status.NOT_STARTED:
                 self.status[row] = Status.ERROR
 
@@ -176,10 +177,59 @@ class Record:
             return None
         if status is Status.ERROR:
             return str(self.failures[row])
-        why = self.stopped or "the run ended"
+        why = self.stopped.reason if self.stopped is not None else "the run ended"
         if status is Status.CANCELLED:
-            return f"Cancelled: {why} while this row was running"
-        return f"NotStarted: {why} before this row was started"
+            return f"Cancelled: this row was running when the run was stopped: {why}"
+        return f"NotStarted: the run was stopped before this row: {why}"
+
+    def continued(self, again: Record, rows: Sequence[int]) -> Record:
+        """This run, and another one that tried some of its rows again, as one record.
+
+        The second run's attempts follow on the first one's in time, without what lay between.
+
+        Args:
+            again: the second run's record; its row ``i`` is row ``rows[i]`` here.
+        """
+        both = Record(self.total, asks_model=self.asks_model)
+        both.status = list(self.status)
+        for name in [*self.values, *(name for name in again.values if name not in self.values)]:
+            both.values[name] = list(self.values.get(name) or [None] * self.total)
+        both.failures, both.replies = dict(self.failures), dict(self.replies)
+        both.attempt_failures = dict(self.attempt_failures)
+        tried = [0] * self.total
+        for row in self.row:
+            tried[row] += 1
+        shift = self.ended - again.began
+        columns = ("row", "number", "worker", "decision", "start", "end")
+        for column in (*columns, "prompt_tokens", "completion_tokens"):
+            getattr(both, column).extend(getattr(self, column))
+        both.row.extend(rows[row] for row in again.row)
+        both.number.extend(
+            number + tried[rows[row]] for number, row in zip(again.number, again.row, strict=True)
+        )
+        both.start.extend(start + shift for start in again.start)
+        both.end.extend(end + shift for end in again.end)
+        for column in ("worker", "decision", "prompt_tokens", "completion_tokens"):
+            getattr(both, column).extend(getattr(again, column))
+        for place, failure in again.attempt_failures.items():
+            both.attempt_failures[len(self.row) + place] = failure
+        for here, row in enumerate(rows):
+            both.status[row] = again.status[here]
+            both.failures.pop(row, None)
+            if here in again.failures:
+                both.failures[row] = again.failures[here]
+            if here in again.replies:
+                both.replies[row] = again.replies[here]
+            for name, values in again.values.items():
+                both.values[name][row] = values[here]
+        both.began, both.ended = self.began, again.ended + shift
+        both.workers, both.engine = max(self.workers, again.workers), again.engine
+        both.first_refused = self.first_refused
+        both.stopped, both.ended_by = again.stopped, again.ended_by
+        both.warnings = again.warnings
+        both.settled = both.total - both.status.count(Status.NOT_STARTED)
+        both.failed = both.status.count(Status.ERROR)
+        return both
 
     def row_result(self, fact: Attempted) -> RowResult:
         """The row that ``fact`` settled, for a progress callback."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from . import metrics as figures
-from .columns import STRING
+from .columns import STRING, snapshot
 from .errors import UsageError, nearest
-from .events import Status
+from .events import Status, StopKind
 from .record import DECISIONS, Record
 from .task import CallableTask, ModelTask
 from .work import Rows
@@ -60,6 +60,11 @@ class ParallelResult:
         self._record = record
         self._rows = rows
         self._columns = dict(columns)
+        self._retry: Callable[[], ParallelResult] | None = None
+        self._aretry: Callable[[], Awaitable[ParallelResult]] | None = None
+        # Of our own: the user may sort or filter ``frame``, and rows go by position.
+        self._index = frame.index
+        self._values = snapshot(frame[list(columns.values())])
 
     # -- what became of the rows ---------------------------------------------------------------
 
@@ -117,8 +122,8 @@ class ParallelResult:
         data: dict[Any, Any] = {"row": np.arange(total)}
         for name, column in self._columns.items():
             label = f"output_{name}" if name in facts or name == "row" else name
-            data[label] = self.frame[column].array
-        return pd.DataFrame(data | facts, index=self.frame.index)
+            data[label] = self._values[column].array
+        return pd.DataFrame(data | facts, index=self._index)
 
     def _tokens(self, counts: Any, row: Any) -> Any:
         total = self._record.total
@@ -135,8 +140,7 @@ class ParallelResult:
     def completions(self) -> pd.DataFrame:
         """The outputs of the rows that succeeded: dense, in row order, with the frame's index."""
         good = np.array([status is Status.OK for status in self._record.status], dtype=bool)
-        columns = self.frame[list(self._columns.values())]
-        return columns.set_axis(list(self._columns), axis=1)[good]
+        return self._values.set_axis(list(self._columns), axis=1)[good]
 
     @cached_property
     def errors(self) -> pd.DataFrame:
@@ -153,7 +157,7 @@ class ParallelResult:
         return pd.DataFrame(
             {
                 "row": np.array(failed, dtype=np.int64),
-                "index": pd.Series([self.frame.index[i] for i in failed], dtype=object).array,
+                "index": pd.Series([self._index[i] for i in failed], dtype=object).array,
                 "item": pd.Series([self._rows.item(i) for i in failed], dtype=object).array,
                 "error_type": pd.array([f.type for f in failures], dtype=STRING),
                 "status": pd.array([f.status for f in failures], dtype="Int64"),
@@ -197,6 +201,41 @@ class ParallelResult:
         index = pd.Index(counts.index.tolist(), name=output, tupleize_cols=False)
         count = counts.to_numpy(dtype=np.int64)
         return pd.DataFrame({"count": count, "share": count / total}, index=index)
+
+    def retry_failed(self) -> ParallelResult:
+        """Run what is not ok once more, with the same arguments; what is ok is left alone.
+
+        Rows with a missing input are not tried again: nothing could come of it. The columns are
+        written back to the frame as by ``parallel_map``.
+
+        Returns:
+            One result for both runs. The second one's attempts follow on the first one's in time,
+            without what lay between.
+
+        Raises:
+            RunFailed: the second run was stopped, or still no row is ok.
+
+        >>> import pandas as pd, revkit
+        >>> answers = iter([1, ValueError("not yet"), 3, 2])
+        >>> def next_answer(row):
+        ...     answer = next(answers)
+        ...     if isinstance(answer, Exception):
+        ...         raise answer
+        ...     return answer
+        >>> df = pd.DataFrame({"n": [1, 2, 3]})
+        >>> run = df.llm.parallel_map(next_answer, max_workers=1)
+        >>> run.retry_failed()
+        ParallelResult: 3 rows, 3 ok
+        >>> df["response"].tolist()
+        [1, 2, 3]
+        """
+        assert self._retry is not None
+        return self._retry()
+
+    async def aretry_failed(self) -> ParallelResult:
+        """:meth:`retry_failed`, awaited: runs on the caller's event loop."""
+        assert self._aretry is not None
+        return await self._aretry()
 
     # -- where the time went -------------------------------------------------------------------
 
@@ -297,15 +336,23 @@ class ParallelResult:
 def failure_message(result: ParallelResult) -> str:
     """Why a run failed: the first failure in time, then the others grouped, with counts."""
     record = result._record
-    assert record.first_failure is not None
+    failed, done = result.metrics.failed, result.metrics.succeeded
+    told = "The partial result is in .result of this error, and in revkit.last_result()."
+    left = record.total - done - failed
+    head = f"of {record.total} rows {done} are done, {failed} failed and {left} were not finished"
+    if record.stopped is not None:
+        first_of_all = "" if record.first_failure is None else str(record.first_failure[1])
+        fatal = record.stopped.kind is StopKind.FATAL
+        told_below = fatal and record.stopped.reason == first_of_all
+        why = "every other row would fail too" if told_below else record.stopped.reason
+        head = f"the run was stopped: {why}; {head}"
+    if record.first_failure is None:
+        return f"{head}.\n{told}"
     row, first = record.first_failure
-    failed = result.metrics.failed
-    if result.metrics.succeeded:
-        head = f"the run was stopped after {failed} of {record.total} rows had failed"
-    else:
-        head = f"all {failed} rows that were run failed" if failed > 1 else "the only row failed"
-        if failed < record.total:
-            head += f", {record.total - failed} more were not run"
+    if record.stopped is None and not done:
+        head = f"all {failed} rows failed" if failed > 1 else "the only row failed"
+        if not len(record.row):
+            head += ", and nothing was sent"
     lines = [f"{head}. The first was row {row}: {first}"]
     groups = Counter(
         str(record.failures[i]) for i, status in enumerate(record.status) if status is Status.ERROR
@@ -317,5 +364,5 @@ def failure_message(result: ParallelResult) -> str:
     if len(rest) > _TOLD:
         others = sum(n for _, n in rest[_TOLD:])
         lines.append(f"  {others} x others, of {len(rest) - _TOLD} kinds")
-    lines.append("The partial result is in .result of this error, and in revkit.last_result().")
+    lines.append(told)
     return "\n".join(lines)

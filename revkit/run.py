@@ -13,15 +13,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from .cancel import CancelToken
 from .clients.base import Client
 from .engines import Ended
 from .errors import UsageError
-from .events import Attempted, Failure
+from .events import Attempted, Failure, Stop, StopKind
+from .policy import Retry
 from .record import Record, RowResult
 from .scheduler import Scheduler
 from .task import CallableTask, ModelTask
@@ -30,6 +32,8 @@ from .work import CallableWork, ModelWork, Rows, Work
 if TYPE_CHECKING:
     import asyncio
 
+    from .engines.loop import LoopEngine
+    from .engines.threads import ThreadEngine
     from .progress import Bar
 
 
@@ -53,6 +57,12 @@ class Plan:
         loop: where the async engine runs when the caller does not await it.
         open_bar: opens a progress bar for so many rows, or None.
         callback: the user's progress callback, or None.
+        retry: when a failed attempt is tried again.
+        max_failures: the run is stopped when more rows than this have failed; None: never.
+        fail_fast: a stop for failures cancels what is running.
+        timeout: seconds for the whole run, or None.
+        attempt_timeout: seconds for one attempt, or None.
+        cancel: the user's token, or None.
     """
 
     task: ModelTask | CallableTask
@@ -65,6 +75,12 @@ class Plan:
     refused: Mapping[int, Failure] = field(default_factory=dict)
     open_bar: Callable[[int], Bar] | None = None
     callback: Progress | None = None
+    retry: Retry = field(default_factory=Retry)
+    max_failures: int | None = None
+    fail_fast: bool = False
+    timeout: float | None = None
+    attempt_timeout: float | None = None
+    cancel: CancelToken | None = None
 
     def work(self) -> Work:
         if isinstance(self.task, CallableTask):
@@ -116,11 +132,12 @@ def choose_engine(
 class Drain:
     """Takes the facts that workers report, and does what follows from them."""
 
-    def __init__(self, plan: Plan, wake: Callable[[], None]):
+    def __init__(self, plan: Plan, scheduler: Scheduler, wake: Callable[[], None]):
         outputs = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
         self.record = Record(plan.total, outputs, asks_model=plan.client is not None)
         self.ended: Ended | None = None
         self._plan = plan
+        self._scheduler = scheduler
         self._callback = plan.callback
         self._bar: Bar | None = None
         self._facts: deque[Attempted | Ended] = deque()
@@ -151,6 +168,7 @@ class Drain:
                 self.ended = fact
                 break
             if record.attempted(fact) and self._callback is not None:
+                record.stopped = self._scheduler.stopped  # a cancelled row says why
                 self._tell(record.row_result(fact))
         self._show()
 
@@ -166,9 +184,9 @@ class Drain:
             self._tokens = len(record.prompt_tokens)
             self._bar.update(record.settled, record.failed, tokens)
 
-    def close(self, scheduler: Scheduler, *, began: float, ended: float) -> Record:
+    def close(self, *, began: float, ended: float) -> Record:
         """End the record."""
-        record, plan = self.record, self._plan
+        record, plan, scheduler = self.record, self._plan, self._scheduler
         running = scheduler.running
         self.step()  # what was reported since the last step, by rows that are not in ``running``
         record.began = began
@@ -187,7 +205,9 @@ class Drain:
         assert self._callback is not None
         try:
             self._callback(self.record.settled, self._plan.total, row)
-        except Exception as error:  # noqa: BLE001 - reported, and the run goes on
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - reported, and the run goes on
             self._callback = None
             # Said when the run is over: where warnings are errors, it would end the run.
             self.record.warnings.append(
@@ -198,7 +218,14 @@ class Drain:
 
 def _scheduler(plan: Plan) -> Scheduler:
     rows = (row for row in range(plan.total) if row not in plan.refused)
-    return Scheduler(rows if plan.refused else range(plan.total), max_workers=plan.workers)
+    return Scheduler(
+        rows if plan.refused else range(plan.total),
+        max_workers=plan.workers,
+        retry=plan.retry,
+        max_failures=plan.max_failures,
+        fail_fast=plan.fail_fast,
+        failed=len(plan.refused),
+    )
 
 
 def execute(plan: Plan) -> Record:
@@ -207,49 +234,120 @@ def execute(plan: Plan) -> Record:
     An interrupt (Ctrl-C, the notebook's stop button) ends the run, not this function: the record
     comes back with ``ended_by`` set.
     """
+    from .engines.loop import runs_here
+
+    if runs_here():
+        raise UsageError(
+            "parallel_map was called in a coroutine that runs on revkit's own event loop, which "
+            "it would block; call `await revkit.aparallel_map(...)` there"
+        )
     if plan.loop == "notebook":
         return _execute_on_notebook_loop(plan)
-    if plan.total > len(plan.refused):
-        plan.prepare()
     woken = threading.Event()
 
     def wake() -> None:
         if not woken.is_set():  # far cheaper than to set it again
             woken.set()
 
-    drain = Drain(plan, wake)
     scheduler = _scheduler(plan)
+    drain = Drain(plan, scheduler, wake)
     try:
-        drain.begin()
-        with _first_interrupt(wake) as pressed, _started(plan, scheduler, drain) as engine:
+        with _stopped_by(plan.cancel, scheduler, wake), ExitStack() as stack:
+            if plan.total > len(plan.refused) and scheduler.stopped is None:
+                plan.prepare()
+            drain.begin()
+            pressed = stack.enter_context(_first_interrupt())
+            engine = stack.enter_context(_started(plan, scheduler, drain))
+            watch = _Watch(plan, scheduler, engine, pressed)
             try:
-                while drain.ended is None and not pressed():
+                while drain.ended is None and not watch.is_over():
                     woken.wait(_TICK)
                     woken.clear()
                     drain.step()
-                if drain.ended is None:
-                    engine.cancel()
-                    give_up = time.monotonic() + _GRACE
-                    while drain.ended is None and time.monotonic() < give_up:
-                        woken.wait(_TICK)
-                        woken.clear()
-                        drain.step()
-            except BaseException:
-                engine.cancel()
-                raise
+            except BaseException as error:  # noqa: BLE001 - raised again, with all that is done
+                engine.stop(_INTERRUPTED)
+                drain.record.ended_by = error
             if pressed():
                 drain.record.ended_by = KeyboardInterrupt()
-            return drain.close(scheduler, began=engine.began, ended=engine.clock())
+            if drain.ended is None:
+                engine.give_up()
+            return drain.close(began=engine.began, ended=engine.clock())
     finally:
         drain.put_away()
 
 
+_INTERRUPTED = Stop(StopKind.INTERRUPTED, "it was interrupted", cancels=True)
+
+
 class _Engine(NamedTuple):
-    """An engine at work beside the calling thread."""
+    """An engine at work beside the drain."""
 
     clock: Callable[[], float]
     began: float
-    cancel: Callable[[], object]
+    stop: Callable[[Stop], object]
+    tick: Callable[[], object] = lambda: None
+    give_up: Callable[[], object] = lambda: None
+
+
+class _Watch:
+    """Looks, at each tick of the drain, whether the run must be stopped."""
+
+    def __init__(
+        self, plan: Plan, scheduler: Scheduler, engine: _Engine, pressed: Callable[[], bool]
+    ):
+        self._plan = plan
+        self._scheduler = scheduler
+        self._engine = engine
+        self._pressed = pressed
+        self._give_up: float | None = None
+
+    def is_over(self) -> bool:
+        """Stop the engine if there is a reason; True when it has had its time to end after that."""
+        plan, engine = self._plan, self._engine
+        if self._give_up is not None:
+            return time.monotonic() >= self._give_up
+        if self._pressed():
+            engine.stop(_INTERRUPTED)
+        elif plan.cancel is not None and plan.cancel.cancelled:
+            engine.stop(_cancelled_by(plan.cancel))
+        elif plan.timeout is not None and engine.clock() - engine.began >= plan.timeout:
+            engine.stop(_timed_out(plan.timeout))
+        else:
+            engine.tick()
+            stopped = self._scheduler.stopped
+            if stopped is None or not stopped.cancels:
+                return False
+            engine.stop(stopped)  # by a worker; the engine may have to cancel the others
+        self._give_up = time.monotonic() + _GRACE
+        return False
+
+
+def _cancelled_by(cancel: CancelToken) -> Stop:
+    return Stop(StopKind.CANCELLED, cancel.reason, cancels=True)
+
+
+def _timed_out(seconds: float) -> Stop:
+    return Stop(StopKind.TIMEOUT, f"timeout={seconds:g} s was over", cancels=True)
+
+
+@contextmanager
+def _stopped_by(
+    cancel: CancelToken | None, scheduler: Scheduler, wake: Callable[[], object]
+) -> Iterator[None]:
+    """When the token is cancelled, start nothing more and let the drain see to what is running."""
+    if cancel is None:
+        yield
+        return
+
+    def stop() -> None:
+        scheduler.stop(_cancelled_by(cancel))
+        wake()
+
+    take_back = cancel.on_cancel(stop)
+    try:
+        yield
+    finally:
+        take_back()
 
 
 @contextmanager
@@ -257,58 +355,83 @@ def _started(plan: Plan, scheduler: Scheduler, drain: Drain) -> Iterator[_Engine
     """Start the plan's engine beside the calling thread."""
     if plan.total == len(plan.refused):
         drain.ended = Ended()
-        yield _Engine(time.monotonic, time.monotonic(), lambda: None)
+        yield _Engine(time.monotonic, time.monotonic(), lambda stop: None)
     elif plan.engine == "thread":
-        from .engines.threads import ThreadEngine
-
-        threads = ThreadEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
+        threads = _threads(plan, scheduler, drain)
         began = threads.clock()
         threads.start()
-        yield _Engine(threads.clock, began, threads.cancel)
+        yield _Engine(threads.clock, began, threads.stop, threads.tick, threads.give_up)
     else:
         from .engines import loop as loops
 
         factory = plan.client.loop_factory if plan.client is not None else None
-        if factory is None and loops.runs_here():
-            raise UsageError(
-                "parallel_map was called in a coroutine that runs on revkit's own event loop, and "
-                "would wait for that loop on itself; call `await revkit.aparallel_map(...)` there"
-            )
-        loop = loops.background() if factory is None else loops.start_loop(factory)
-        engine = loops.LoopEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
+        engine = _tasks(plan, scheduler, drain)
+        own = None if factory is None else loops.LoopThread(factory, "revkit-loop-of-a-run")
+        loop = loops.background() if own is None else own.loop
         began = loop.time()
         loops.submit(loop, engine.run())
         try:
-            yield _Engine(loop.time, began, lambda: loop.call_soon_threadsafe(engine.cancel))
+            yield _Engine(
+                loop.time, began, lambda stop: loop.call_soon_threadsafe(engine.stop, stop)
+            )
         finally:
-            if factory is not None:
-                loop.call_soon_threadsafe(loop.stop)
+            if own is not None:
+                own.close()
+
+
+def _threads(plan: Plan, scheduler: Scheduler, drain: Drain) -> ThreadEngine:
+    from .engines.threads import ThreadEngine
+
+    return ThreadEngine(
+        scheduler,
+        plan.work(),
+        workers=plan.workers,
+        emit=drain.emit,
+        attempt_timeout=plan.attempt_timeout,
+    )
+
+
+def _tasks(plan: Plan, scheduler: Scheduler, drain: Drain) -> LoopEngine:
+    from .engines.loop import LoopEngine
+
+    return LoopEngine(
+        scheduler,
+        plan.work(),
+        workers=plan.workers,
+        emit=drain.emit,
+        attempt_timeout=plan.attempt_timeout,
+        timeout=None if plan.timeout is None else (plan.timeout, _timed_out(plan.timeout)),
+    )
 
 
 @contextmanager
-def _first_interrupt(wake: Callable[[], object]) -> Iterator[Callable[[], bool]]:
+def _first_interrupt(tell: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
     """Let the first Ctrl-C only set a flag, so that it never strikes between two lines of the
     drain; the second one raises as usual. Does nothing outside the main thread, and leaves a
     handler that is not Python's own alone.
+
+    Args:
+        tell: called by the first press. It runs between any two steps of the main thread, so it
+            must not take a lock: the drain looks for the flag at its next tick.
     """
-    pressed = threading.Event()
+    flag: list[bool] = []
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
     if not ours:
-        yield pressed.is_set
+        yield lambda: bool(flag)
         return
 
     def press(number: int, frame: FrameType | None) -> None:
-        if pressed.is_set():
+        if flag:
             signal.default_int_handler(number, frame)
-        pressed.set()
-        wake()
+        flag.append(True)
+        tell()
 
     signal.signal(signal.SIGINT, press)
     try:
-        yield pressed.is_set
+        yield lambda: bool(flag)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -326,8 +449,6 @@ async def aexecute(plan: Plan) -> Record:
             f"{plan.client!r} brings an event loop of its own: call parallel_map, which runs "
             "beside yours"
         )
-    if plan.total > len(plan.refused):
-        await asyncio.to_thread(plan.prepare)
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()
     asked = False
@@ -338,51 +459,51 @@ async def aexecute(plan: Plan) -> Record:
             asked = True
             loop.call_soon_threadsafe(woken.set)
 
-    drain = Drain(plan, wake)
     scheduler = _scheduler(plan)
-    cancel: Callable[[], object] = woken.set
+    drain = Drain(plan, scheduler, wake)
+    engine = _Engine(loop.time, loop.time(), lambda stop: None)
     running: asyncio.Task[None] | None = None
+    interrupted = False
     try:
-        drain.begin()
-        clock = loop.time
-        began = clock()
-        if plan.total == len(plan.refused):
-            drain.ended = Ended()
-        elif plan.engine == "thread":
-            from .engines.threads import ThreadEngine
-
-            threads = ThreadEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
-            clock, cancel = threads.clock, threads.cancel
-            began = clock()
-            threads.start()
-        else:
-            from .engines.loop import LoopEngine
-
-            engine = LoopEngine(scheduler, plan.work(), workers=plan.workers, emit=drain.emit)
-            cancel = engine.cancel
-            running = asyncio.create_task(engine.run())
-        give_up: float | None = None
-        while drain.ended is None and (give_up is None or time.monotonic() < give_up):
-            # A kernel delivers an interrupt only at the next event of the loop, so there is one.
-            tick = loop.call_later(_TICK, woken.set)
-            try:
-                await woken.wait()
-            except asyncio.CancelledError as error:
-                if give_up is not None:
-                    raise  # cancelled once more while it ended
-                drain.record.ended_by = error
-                give_up = time.monotonic() + _GRACE
-                cancel()
-            finally:
-                tick.cancel()
-            woken.clear()
-            asked = False
-            drain.step()
-        if running is not None and drain.ended is not None:
-            await asyncio.wait([running])
-        return drain.close(scheduler, began=began, ended=clock())
+        with _stopped_by(plan.cancel, scheduler, lambda: loop.call_soon_threadsafe(woken.set)):
+            if plan.total > len(plan.refused) and scheduler.stopped is None:
+                await asyncio.to_thread(plan.prepare)
+            drain.begin()
+            if plan.total == len(plan.refused):
+                drain.ended = Ended()
+            elif plan.engine == "thread":
+                threads = _threads(plan, scheduler, drain)
+                engine = _Engine(
+                    threads.clock, threads.clock(), threads.stop, threads.tick, threads.give_up
+                )
+                threads.start()
+            else:
+                tasks = _tasks(plan, scheduler, drain)
+                engine = _Engine(loop.time, loop.time(), tasks.stop)
+                running = asyncio.create_task(tasks.run())
+            watch = _Watch(plan, scheduler, engine, lambda: interrupted)
+            while drain.ended is None and not watch.is_over():
+                # A kernel delivers an interrupt only at the next event of the loop: here it is.
+                tick = loop.call_later(_TICK, woken.set)
+                try:
+                    await woken.wait()
+                except asyncio.CancelledError as error:
+                    if interrupted:
+                        raise  # cancelled once more while it ended
+                    drain.record.ended_by = error
+                    interrupted = True
+                finally:
+                    tick.cancel()
+                woken.clear()
+                asked = False
+                drain.step()
+            if running is not None and drain.ended is not None:
+                await asyncio.wait([running])
+            if drain.ended is None:
+                engine.give_up()
+        return drain.close(began=engine.began, ended=engine.clock())
     except BaseException:
-        cancel()
+        engine.stop(_INTERRUPTED)
         raise
     finally:
         drain.put_away()

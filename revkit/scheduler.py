@@ -1,9 +1,10 @@
 """Which row is tried next, by whom, and what becomes of it: everything that decides it is here.
 
-The scheduler is a pure machine. Workers pull from it: :meth:`Scheduler.take` gives an attempt,
-:data:`WAIT` or :data:`DONE`; :meth:`Scheduler.settle` says what the attempt's outcome means;
-:meth:`Scheduler.stop` starts nothing more. It knows no threads, no loop and no clock. An engine
-calls it from one place at a time: under a lock, or on its loop's thread.
+The scheduler is a pure machine. Workers pull from it: :meth:`Scheduler.take` gives an attempt, a
+time to ask again, :data:`WAIT` or :data:`DONE`; :meth:`Scheduler.settle` says what the attempt's
+outcome means; :meth:`Scheduler.stop` starts nothing more. It knows no threads, no loop and no
+clock: time is an argument, in seconds. An engine calls it from one place at a time: under a lock,
+or on its loop's thread.
 
 A row is in exactly one of four places:
 
@@ -15,12 +16,15 @@ A row is in exactly one of four places:
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+import heapq
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal
 
-from .events import CANCELLED, Attempt, Decision, Failure, Outcome, Success
+from .events import CANCELLED, Attempt, Decision, Failure, Outcome, Stop, StopKind, Success
+from .policy import Retry
 
 __all__ = ["DONE", "WAIT", "Scheduler"]
 
@@ -35,6 +39,17 @@ WAIT: Final = _Word.WAIT
 #: Nothing to take any more.
 DONE: Final = _Word.DONE
 
+Step = Attempt | float | Literal[_Word.WAIT, _Word.DONE]
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What a row that has failed has behind it."""
+
+    began: float  #: when its first attempt ended
+    failures: int = 0  #: those that count against ``Retry.attempts``
+    correction: Failure | None = None  #: what the model is shown when it is asked again
+
 
 class Scheduler:
     """Hands out the attempts of one run.
@@ -42,67 +57,122 @@ class Scheduler:
     Args:
         rows: the row numbers to run, in order; taken lazily.
         max_workers: never more attempts than these are running.
-        max_attempts: of one row whose outcome is a correctable failure.
+        retry: when a failed attempt is tried again.
+        max_failures: the run is stopped when more rows than this have failed; None: never.
+        fail_fast: a stop for failures cancels what is running.
+        failed: rows that have failed before any was started.
+        chance: random numbers, uniform in [0, 1).
+
+    Attributes:
+        stopped: why the run was stopped, None while it goes on.
     """
 
-    def __init__(self, rows: Iterable[int], *, max_workers: int, max_attempts: int = 2):
+    def __init__(
+        self,
+        rows: Iterable[int],
+        *,
+        max_workers: int,
+        retry: Retry | None = None,
+        max_failures: int | None = None,
+        fail_fast: bool = False,
+        failed: int = 0,
+        chance: Callable[[], float] = random.random,
+    ):
         self._rows = iter(rows)
+        #: the next row to be started, where it has been looked at
+        self._next: int | None = None
         self._max_workers = max_workers
-        self._max_attempts = max_attempts
-        #: rows never started yet, ``_rows``, are all gone
+        self._retry = Retry() if retry is None else retry
+        self._max_failures = max_failures
+        self._fail_fast = fail_fast
+        self._failed = failed
+        self._chance = chance
+        #: nothing is left in ``_rows``
         self._exhausted = False
-        #: (row, number of the next attempt, why the last one did not do)
-        self._again: deque[tuple[int, int, Failure]] = deque()
+        #: (when, row, number of the next attempt, why the last one did not do), earliest first
+        self._again: list[tuple[float, int, int, Failure]] = []
+        #: only rows that are to be tried again, or are running once more
+        self._trouble: dict[int, _Trouble] = {}
         #: rows that are running; ``len`` never exceeds ``max_workers``
         self._running: set[int] = set()
-        #: why the run was stopped, None while it goes on
-        self.stopped: str | None = None
+        #: nothing is started before this time, because the server asked for a pause
+        self._paused_until = float("-inf")
+        self.stopped: Stop | None = None
+        self._count_failures(0)
 
-    def take(self, worker: int) -> Attempt | Literal[_Word.WAIT, _Word.DONE]:
-        """The next attempt for ``worker``: rows to be tried again come first."""
+    def take(self, worker: int, now: float) -> Step:
+        """The next attempt for ``worker``; rows that are due to be tried again come first.
+
+        Returns:
+            An attempt; the time at which there may be one, if no other change comes first; or
+            :data:`WAIT` or :data:`DONE`.
+        """
         if self.stopped is not None:
             return DONE
         if len(self._running) >= self._max_workers:
             return WAIT
-        if self._again:
-            row, number, failure = self._again.popleft()
+        paused = now < self._paused_until
+        if self._again and self._again[0][0] <= now and not paused:
+            _, row, number, failure = heapq.heappop(self._again)
             self._running.add(row)
             return Attempt(row, number, worker, failure)
-        if not self._exhausted:
-            for row in self._rows:
-                self._running.add(row)
-                return Attempt(row, 1, worker)
-            self._exhausted = True
+        if self._next is None and not self._exhausted:
+            self._next = next(self._rows, None)
+            self._exhausted = self._next is None
+        if self._next is not None:
+            if paused:
+                return self._paused_until
+            row, self._next = self._next, None
+            self._running.add(row)
+            return Attempt(row, 1, worker)
+        if self._again:
+            return max(self._again[0][0], self._paused_until)
         return WAIT if self._running else DONE
 
-    def settle(self, attempt: Attempt, outcome: Outcome) -> Decision:
+    def settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Decision:
         """Decide what the outcome of a running attempt means.
 
-        A worker that waits has a reason to ask again after each call: see :attr:`waiters_due`.
+        Afterwards workers that wait may have a reason to ask again: see :attr:`waiters_due`.
         """
-        self._running.remove(attempt.row)
+        row = attempt.row
+        self._running.remove(row)
         if isinstance(outcome, Success):
+            if self._trouble:
+                self._trouble.pop(row, None)
             return Decision.OK
         if outcome is CANCELLED:
             return Decision.CANCEL
         if outcome.ends_run:
-            self.stop(str(outcome))
-        elif outcome.correctable and attempt.number < self._max_attempts and self.stopped is None:
-            self._again.append((attempt.row, attempt.number + 1, outcome))
+            self._stop(Stop(StopKind.FATAL, str(outcome), cancels=True))
+        when = self._next_try(attempt, outcome, now)
+        if when is not None:
+            previous = self._trouble[row].correction or outcome
+            heapq.heappush(self._again, (when, row, attempt.number + 1, previous))
             return Decision.RETRY
+        self._trouble.pop(row, None)
+        self._count_failures(1)
         return Decision.FAIL
 
-    def stop(self, reason: str) -> None:
-        """Start nothing more. The first reason stands."""
+    def stop(self, stop: Stop) -> None:
+        """Start nothing more. The first reason stands, but a later stop may cancel what runs.
+
+        Does nothing where all is done. May be called from any thread.
+        """
+        if self.stopped is not None or not self._is_done():
+            self._stop(stop)
+
+    def _stop(self, stop: Stop) -> None:
         if self.stopped is None:
-            self.stopped = reason
+            self.stopped = stop
+        elif stop.cancels:
+            self.stopped = self.stopped._replace(cancels=True)
 
     @property
     def waiters_due(self) -> bool:
         """Whether workers that wait have something to take, or to hear that all is done."""
         if self.stopped is not None:
             return True
-        if self._again or not self._exhausted:
+        if self._again or not self._all_started():
             return len(self._running) < self._max_workers
         return not self._running
 
@@ -110,3 +180,58 @@ class Scheduler:
     def running(self) -> frozenset[int]:
         """The rows that are running."""
         return frozenset(self._running)
+
+    def _is_done(self) -> bool:
+        return self._all_started() and not self._again and not self._running
+
+    def _all_started(self) -> bool:
+        return self._exhausted and self._next is None
+
+    def _next_try(self, attempt: Attempt, failure: Failure, now: float) -> float | None:
+        """When the row is tried again, None if it is not."""
+        # A pause of no time at all is none: it would let a row be tried without end.
+        pause = failure.pause or 0.0
+        asked = pause > 0 and failure.status in (429, 503)
+        if asked:
+            self._pause(failure, pause, now)
+        if self.stopped is not None:
+            return None
+        trouble = self._trouble.setdefault(attempt.row, _Trouble(began=now))
+        if failure.correctable:
+            if trouble.correction is not None or self._retry.attempts == 1:
+                return None
+            trouble.correction = failure
+            return now
+        if not failure.transient:
+            return None
+        if asked:
+            when = now + pause
+        else:
+            trouble.failures += 1
+            if trouble.failures >= self._retry.attempts:
+                return None
+            wait = self._retry.wait(trouble.failures, chance=self._chance())
+            when = now + max(wait, pause)
+        return when if when - trouble.began <= self._retry.max_elapsed else None
+
+    def _pause(self, failure: Failure, pause: float, now: float) -> None:
+        """Let all workers pause, because the server asked one of them to."""
+        if pause > self._retry.max_pause:
+            reason = (
+                f"the server asked for a pause of {pause:g} s, longer than "
+                f"Retry(max_pause={self._retry.max_pause:g}): {failure}; raise max_pause=, or "
+                "run it again later"
+            )
+            self._stop(Stop(StopKind.PAUSE, reason, cancels=False))
+        self._paused_until = max(self._paused_until, now + pause)
+
+    def _count_failures(self, more: int) -> None:
+        self._failed += more
+        if self._max_failures is not None and self._failed > self._max_failures:
+            reason = (
+                "a row failed, and fail_fast=True"
+                if self._fail_fast
+                else f"{self._failed} rows failed, more than max_failures allows "
+                f"({self._max_failures})"
+            )
+            self._stop(Stop(StopKind.FAILURES, reason, cancels=self._fail_fast))

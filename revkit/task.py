@@ -228,17 +228,13 @@ class CallableTask:
     Attributes:
         fn: the function.
         output: the output's name where it returns a scalar.
-        reserved: a name that no output may have, because the errors' column has it.
         is_async: it is a coroutine function, so it runs on the async engine.
         wants_context: it has a parameter named ``context`` beside the row.
     """
 
-    def __init__(
-        self, fn: Callable[..., Any], *, output: str = "response", reserved: str | None = None
-    ):
+    def __init__(self, fn: Callable[..., Any], *, output: str = "response"):
         self.fn = fn
         self.output = output
-        self.reserved = reserved
         inner = fn
         while isinstance(inner, functools.partial):
             inner = inner.func
@@ -258,25 +254,56 @@ class CallableTask:
     def name(self) -> str:
         return getattr(self.fn, "__qualname__", None) or type(self.fn).__name__
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The function's name: editing a cell and running it again is the same task.
 
-        Lambdas and partials have no name of their own; what they do tells them apart.
+        What a name does not tell apart (lambdas, partials, methods of different objects,
+        functions made by a function) is told apart by what it is made of.
         """
-        if isinstance(self.fn, functools.partial):
-            inner = CallableTask(self.fn.func).fingerprint
-            told = repr((self.fn.args, sorted(self.fn.keywords.items())))
-            return f"{inner}:{_digest(told.encode())}"
-        code = getattr(self.fn, "__code__", None)
-        body = ""
-        if code is not None and self.name.endswith("<lambda>"):
-            constants = repr([c for c in code.co_consts if not inspect.iscode(c)])
-            body = ":" + _digest(code.co_code + repr((code.co_names, constants)).encode())
-        return f"callable:{getattr(self.fn, '__module__', '')}.{self.name}{body}"
+        return f"callable:{_identity(self.fn)}"
 
     def __repr__(self) -> str:
         return f"CallableTask({self.name})"
+
+
+def _identity(fn: Any) -> str:
+    """A name for what a callable does: the same when its cell is run again, if that can be told."""
+    if isinstance(fn, functools.partial):
+        made_of: tuple[Any, ...] = (fn.args, fn.keywords)
+        return f"{_identity(fn.func)}:{_digest(_plain(made_of).encode())}"
+    if inspect.ismethod(fn):
+        return f"{_identity(fn.__func__)}:{_digest(_plain(fn.__self__).encode())}"
+    code = getattr(fn, "__code__", None)
+    if code is None:
+        return _plain(fn) if not inspect.isbuiltin(fn) else f"{fn.__module__}.{fn.__qualname__}"
+    name = f"{fn.__module__}.{fn.__qualname__}"
+    made_of = ()
+    if name.endswith("<lambda>"):
+        constants = [c for c in code.co_consts if not inspect.iscode(c)]
+        made_of = (code.co_code.hex(), code.co_names, repr(constants))
+    for cell in fn.__closure__ or ():
+        try:
+            made_of = (*made_of, cell.cell_contents)
+        except ValueError:  # not filled yet
+            continue
+    return f"{name}:{_digest(_plain(made_of).encode())}" if made_of else name
+
+
+def _plain(value: Any, depth: int = 4) -> str:
+    """Plain values as text; anything else by its type and where it lives, for it cannot be told
+    whether another one does the same.
+    """
+    if value is None or isinstance(value, str | bytes | int | float | bool):
+        return repr(value)
+    if depth and isinstance(value, tuple | list | set | frozenset):
+        parts = [_plain(item, depth - 1) for item in value]
+        return f"[{','.join(sorted(parts) if isinstance(value, set | frozenset) else parts)}]"
+    if depth and isinstance(value, Mapping):
+        return str({_plain(k, 0): _plain(v, depth - 1) for k, v in value.items()})
+    if depth and inspect.isfunction(value):
+        return _identity(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}@{id(value):x}"
 
 
 def _digest(told: bytes) -> str:
@@ -289,7 +316,6 @@ def as_task(
     instructions: str | None = None,
     inputs: Sequence[str] | None = None,
     output: str | None = None,
-    reserved: str | None = None,
 ) -> ModelTask | CallableTask:
     """Read the ``task`` argument: a signature, a template, a pydantic model, or a callable.
 
@@ -298,7 +324,6 @@ def as_task(
         instructions: for a pydantic model class: what to do.
         inputs: names that ``on=`` binds, for a pydantic model class, which has no inputs itself.
         output: name of the output of a template, or of a callable that returns a scalar.
-        reserved: a name that a callable's outputs may not have.
 
     Raises:
         UsageError: it is none of these, or an argument does not go with it.
@@ -337,8 +362,7 @@ def as_task(
             raise UsageError("output= does not go with a pydantic model: its fields are named")
         return Signature(instructions, inputs=list(inputs), outputs=task)
     if callable(task):
-        output = "response" if output is None else output
-        return CallableTask(task, output=output, reserved=reserved)
+        return CallableTask(task, output="response" if output is None else output)
     raise UsageError(
         'a task is a revkit.Signature, a template such as "Summarise: {review}", a pydantic '
         f"model class, or a function of a row; got {type(task).__name__}"

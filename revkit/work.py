@@ -52,7 +52,12 @@ class Rows:
 
     def mapping(self, row: int) -> dict[Any, Any]:
         """The row as a new dict."""
-        return {name: column[row] for name, column in zip(self.names, self.columns, strict=True)}
+        return dict(zip(self.names, [column[row] for column in self.columns], strict=True))
+
+    def only(self, rows: Sequence[int]) -> Rows:
+        """Some of the rows, in the order given."""
+        columns = [[column[row] for row in rows] for column in self.columns]
+        return Rows(self.names, columns, scalar=self.scalar)
 
     def item(self, row: int) -> Any:
         """The row as a callable gets it."""
@@ -114,11 +119,17 @@ class Failures:
                 text=error.text if reply is None else reply.text,
                 reply=reply,
                 correctable=isinstance(error, BadOutput) and reply is not None,
+                transient=error.transient,
+                pause=error.pause,
                 ends_run=error.ends_run,
                 cause=error,
             )
         text = None if reply is None else reply.text
         return Failure(type(error).__name__, message, reply=reply, text=text, cause=error)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
 
 
 def _message(error: BaseException) -> str:
@@ -135,7 +146,8 @@ class CallableWork:
 
     def __init__(self, task: CallableTask, rows: Rows):
         self._task = task
-        self._rows = rows
+        self._call = self._call_with_context if task.wants_context else self._call_plainly
+        self._item = rows.item
         self._failures = Failures()
 
     def open(self, max_workers: int) -> None: ...
@@ -157,28 +169,23 @@ class CallableWork:
                 raise
             return self._failures.of(error)
 
-    def _call(self, attempt: Attempt) -> Any:
-        item = self._rows.item(attempt.row)
-        if self._task.wants_context:
-            context = Context(attempt.worker, attempt.row, attempt.number)
-            return self._task.fn(item, context=context)
-        return self._task.fn(item)
+    def _call_plainly(self, attempt: Attempt) -> Any:
+        return self._task.fn(self._item(attempt.row))
+
+    def _call_with_context(self, attempt: Attempt) -> Any:
+        context = Context(attempt.worker, attempt.row, attempt.number)
+        return self._task.fn(self._item(attempt.row), context=context)
 
     def _values(self, value: Any) -> Mapping[str, Any]:
-        if type(value) in _PLAIN:  # nearly always: the questions below cost more than they do
+        if type(value) in _PLAIN and value == value:  # nearly always, and the rest costs more
             return {self._task.output: value}
         if isinstance(value, Mapping):
             if not value:
                 raise BadOutput(f"{self._task.name} returned an empty mapping: it has no outputs")
-            if self._task.reserved is not None and self._task.reserved in value:
-                raise BadOutput(
-                    f'{self._task.name} returned an output "{self._task.reserved}", which is the '
-                    "name of the errors' column; rename one, with error= the column"
-                )
             return value
-        if value is None:
+        if value is None or type(value).__name__ in ("NAType", "NaTType") or _is_nan(value):
             raise BadOutput(
-                f"{self._task.name} returned None: return a value, or "
+                f"{self._task.name} returned {value}: return a value, or "
                 f"{{{self._task.output!r}: None}} where there is none to give"
             )
         if inspect.isawaitable(value):
@@ -223,7 +230,7 @@ class ModelWork:
         assert self._transport is not None
         try:
             reply = drive(self._session.exchange(self._messages(attempt)), self._transport.send)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's error
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
             return self._failures.of(error)
         return self._read(reply)
 
@@ -232,7 +239,9 @@ class ModelWork:
         exchange = self._session.exchange(self._messages(attempt))
         try:
             reply = await adrive(exchange, self._async_transport.send)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this row's error
+        except BaseException as error:
+            if _is_not_its_own(error):
+                raise
             return self._failures.of(error)
         return self._read(reply)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import json
 import warnings
 from collections.abc import Callable
@@ -627,12 +628,13 @@ def test_outputs_do_not_overwrite_their_inputs_or_each_other() -> None:
 
 def test_a_column_that_a_callable_names_only_by_returning_it() -> None:
     df = reviews(2, stars=[1, 2])
-    with pytest.warns(UserWarning, match=r'column "stars" is there already.*run\.frame') as told:
-        run = df.llm.parallel_map(lambda row: {"stars": 5})
+    with pytest.warns(UserWarning, match='it was written as "output_stars"') as told:
+        run = df.llm.parallel_map(lambda row: {"stars": 5}, error=None)
     assert told[0].filename == __file__
     assert df["stars"].tolist() == [1, 2]
-    assert list(df.columns) == ["review", "stars"]
-    assert run.frame["stars"].tolist() == [5, 5]
+    assert df["output_stars"].tolist() == run.frame["output_stars"].tolist() == [5, 5]
+    assert run.completions["stars"].tolist() == [5, 5]
+    df = df.drop(columns="output_stars")
     df.llm.parallel_map(lambda row: {"stars": 5}, overwrite=True)
     assert df["stars"].tolist() == [5, 5]
 
@@ -794,12 +796,69 @@ def test_lists_survive_parquet(tmp_path: Path) -> None:
     assert [list(value) for value in back["response"]] == [["r0"], ["r1"]]
 
 
-def test_an_output_named_as_the_error_column_is_refused_for_its_row() -> None:
-    frame = pd.DataFrame({"n": [1, 2]})
-    run = frame.llm.parallel_map(lambda row: {"error": "mine"} if row["n"] == 2 else {"a": 1})
-    assert "name of the errors' column" in run.errors["message"].iloc[0]
+def test_an_output_named_as_the_error_column_goes_by_another_name() -> None:
+    frame = pd.DataFrame({"n": [1, 2], "output_error": [True, True]})
+    with pytest.warns(UserWarning, match='written as "output_output_error"'):
+        frame.llm.parallel_map(lambda row: {"error": "mine"})
+    assert frame["error"].isna().all()
+    assert frame["output_output_error"].tolist() == ["mine", "mine"]
+    assert frame["output_error"].tolist() == [True, True]
     kept = frame[["n"]].llm.parallel_map(lambda row: {"error": "mine"}, error="failed")
     assert kept.frame["error"].tolist() == ["mine", "mine"]
+
+
+def test_callables_that_a_name_does_not_tell_apart_are_different_tasks() -> None:
+    def make(word: str) -> Any:
+        def says(row: Any) -> str:
+            return word
+
+        return says
+
+    class Chain:
+        def invoke(self, row: Any) -> int:
+            return 1
+
+    first, second = Chain(), Chain()
+    pairs = [
+        (make("first"), make("second")),
+        (first.invoke, second.invoke),
+        (functools.partial(add, 1), functools.partial(add, 2)),
+    ]
+    for task, other in pairs:
+        frame = pd.DataFrame({"n": [1]})
+        for _ in range(2):  # the same cell, run twice
+            frame.llm.parallel_map(task)
+        with pytest.raises(ColumnExists, match="another task wrote it"):
+            frame.llm.parallel_map(other)
+
+
+def add(more: int, row: Any) -> int:
+    return int(row["n"]) + more
+
+
+def test_what_the_user_does_to_the_frame_of_a_run_does_not_move_its_rows() -> None:
+    frame = pd.DataFrame({"n": [3, 1, 2]})
+
+    def odd(row: Any) -> int:
+        if row["n"] == 1:
+            raise ValueError("one")
+        return int(row["n"]) * 10
+
+    run = frame.llm.parallel_map(odd)
+    run.frame["response"] = 0
+    run.frame.loc[99] = run.frame.loc[0]
+    assert run.completions["response"].tolist() == [30, 20]
+    assert run.rows["response"].isna().tolist() == [False, True, False]
+    assert run.errors["row"].tolist() == [1]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), np.nan, pd.NA, pd.NaT])
+def test_a_missing_value_is_an_error_unless_it_is_meant(value: Any) -> None:
+    frame = pd.DataFrame({"n": [1, 2]})
+    run = frame.llm.parallel_map(lambda row: value if row["n"] == 1 else 5)
+    assert run.errors["error_type"].tolist() == ["BadOutput"]
+    meant = frame[["n"]].llm.parallel_map(lambda row: {"x": None if row["n"] == 1 else 5})
+    assert meant.metrics.succeeded == 2
 
 
 def test_a_second_lambda_does_not_overwrite_the_first_ones_output() -> None:

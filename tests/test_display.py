@@ -131,13 +131,14 @@ def test_the_report_tells_the_run() -> None:
         "  total time         1.23 s",
         "  per row            103 ms",
         "  success rate       84.6%",
-        "  speed-up estimate  3.10 x",
+        "  speed-up, at most  3.10 x",
         "                     sum of service times / wall time",
         "  workers            4 (thread)",
         "  1,234 prompt, 56 completion, 1,290 total",
         "  2 x ValueError: no",
         "      such as row 0: text",
-        "  Every failed row, with its item and message: run.errors",
+        "  Every failed row, with its item and message: run.errors. To try them again: "
+        "run.retry_failed()",
     ):
         assert line in report.splitlines()
     (head,) = [line for line in report.splitlines() if " p99 " in line]
@@ -165,7 +166,7 @@ def test_a_run_without_good_attempts_has_no_figures_but_a_report() -> None:
     empty.usage, empty.model_name = Usage(None, None, None), None
     report = display.text(empty)
     assert "0 rows, 0 ok" in report
-    assert "  speed-up estimate  n/a\n" in report
+    assert "  speed-up, at most  n/a\n" in report
     assert "latency" not in report
     assert "tokens" not in report
     assert "model" not in report

@@ -29,7 +29,7 @@ PURE = {
     "clients.base",
 }
 #: Each touches one part of the world, and knows nothing of the others.
-EDGES = {"engines", "clients", "store", "plot", "progress", "display", "data"}
+EDGES = {"engines", "clients", "store", "plot", "progress", "display", "data", "cancel"}
 #: Puts the parts together, and opens doors to them.
 ABOVE = {
     "run",
@@ -241,6 +241,7 @@ PUBLIC = [
     "AttemptTimeout",
     "BadOutput",
     "BadReply",
+    "CancelToken",
     "Client",
     "ColumnExists",
     "ConnectionFailed",
@@ -258,11 +259,15 @@ PUBLIC = [
     "Ollama",
     "OpenAICompatible",
     "ParallelResult",
+    "QuotaUsedUp",
     "Reply",
+    "Retry",
     "RevkitError",
     "RowFailure",
     "RowResult",
+    "RunCancelled",
     "RunFailed",
+    "RunTimeout",
     "ServerError",
     "Signature",
     "UsageError",

@@ -478,10 +478,12 @@ def test_what_must_fail_for_every_row_ends_the_run(engine: str, error: Any) -> N
     assert df["n"].tolist() == [1, 1] + [pd.NA] * 48
     assert df["error"].isna().tolist() == [True, True] + [False] * 48
     assert df["error"].iloc[2] == f"{error.__name__}: do this"
-    assert df["error"].iloc[3].startswith(f"NotStarted: {error.__name__}: do this")
+    assert df["error"].iloc[3] == (
+        f"NotStarted: the run was stopped before this row: {error.__name__}: do this"
+    )
     assert str(failed.value).startswith(
-        "the run was stopped after 1 of 50 rows had failed. The first was row 2: "
-        f"{error.__name__}: do this"
+        "the run was stopped: every other row would fail too; of 50 rows 2 are done, 1 failed and "
+        f"47 were not finished. The first was row 2: {error.__name__}: do this"
     )
     assert isinstance(failed.value.__cause__, error)
     metrics = run.metrics
@@ -489,7 +491,7 @@ def test_what_must_fail_for_every_row_ends_the_run(engine: str, error: Any) -> N
     assert revkit.last_result() is run
 
 
-def test_what_runs_when_the_run_ends_may_finish() -> None:
+def test_what_runs_when_every_row_must_fail_is_cancelled() -> None:
     latency = {"r0": 5.0, "r1": 1.0, "r2": 9.0}
     fake = FakeModel(
         lambda text: ModelMissing("pull it") if text == "r1" else text,
@@ -499,8 +501,8 @@ def test_what_runs_when_the_run_ends_may_finish() -> None:
     with pytest.raises(RunFailed) as failed:
         reviews(6).llm.parallel_map("{review}", model=fake, max_workers=3)
     rows = failed.value.result.rows
-    assert rows["status"].tolist() == ["ok", "error", "ok"] + ["not_started"] * 3
-    assert failed.value.result.metrics.wall_s == 9.0
+    assert rows["status"].tolist() == ["cancelled", "error", "cancelled"] + ["not_started"] * 3
+    assert failed.value.result.metrics.wall_s == 1.0
 
 
 def test_the_first_failure_in_time_stands_first() -> None:
@@ -514,11 +516,9 @@ def test_the_first_failure_in_time_stands_first() -> None:
     fake = FakeModel(faults.__getitem__, latency=lambda t: latency.get(t, 20), clock="virtual")
     df = reviews(4)
     with pytest.raises(RunFailed) as failed:
-        df.llm.parallel_map("{review}", model=fake, max_workers=4)
+        df.llm.parallel_map("{review}", model=fake, max_workers=4, retry=revkit.Retry(attempts=1))
     lines = str(failed.value).splitlines()
-    assert lines[0] == (
-        "all 4 rows that were run failed. The first was row 1: ConnectionFailed: early"
-    )
+    assert lines[0] == ("all 4 rows failed. The first was row 1: ConnectionFailed: early")
     assert sorted(lines[1:4]) == [
         "  1 x ConnectionFailed: late",
         "  1 x ModelError: other",
@@ -629,7 +629,7 @@ def test_progress_that_raises_is_dropped(engine: str) -> None:
         told.append(done)
         raise ValueError("in the callback")
 
-    with pytest.warns(RuntimeWarning, match="callback raised ValueError: in the callback"):
+    with pytest.warns(UserWarning, match="callback raised ValueError: in the callback"):
         run = run_with(engine, lambda n: n, 9, progress=progress)
     assert told == [1]
     assert run.metrics.succeeded == 9
@@ -1230,7 +1230,7 @@ def test_where_warnings_are_errors_a_broken_callback_loses_nothing() -> None:
         raise ValueError("in the callback")
 
     frame = pd.DataFrame({"n": [1, 2, 3]})
-    with pytest.raises(RuntimeWarning, match="in the callback"):
+    with pytest.raises(UserWarning, match="in the callback"):
         frame.llm.parallel_map(lambda row: row["n"], progress=callback)
     assert frame["response"].tolist() == [1, 2, 3]
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from typing import Any
+
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -13,128 +17,289 @@ from hypothesis.stateful import (
     rule,
 )
 
-from revkit.events import CANCELLED, Attempt, Decision, Failure, Success
+from revkit.events import CANCELLED, Attempt, Decision, Failure, Stop, StopKind, Success
+from revkit.policy import Retry
 from revkit.scheduler import DONE, WAIT, Scheduler
 
 GOOD = Success({"response": 1})
-CORRECTABLE = Failure("BadOutput", "not a label", correctable=True)
+CORRECTABLE = Failure("BadOutput", "not a label", text="maybe", correctable=True)
 FINAL = Failure("ZeroDivisionError", "division by zero")
-ENDS_RUN = Failure("AccessDenied", "401", ends_run=True)
+ENDS_RUN = Failure("AccessDenied", "401", status=401, ends_run=True)
+BROKEN = Failure("ConnectionFailed", "it broke", transient=True)
+
+
+def busy(pause: float | None, status: int = 429) -> Failure:
+    return Failure("ServerError", "busy", status=status, transient=True, pause=pause)
+
+
+OUTCOMES: list[Any] = [
+    *[GOOD] * 3,
+    *[CORRECTABLE] * 3,
+    *[BROKEN] * 4,
+    *[FINAL] * 2,
+    busy(2.0),
+    busy(7.0, 503),
+    busy(3.0, 500),
+    busy(0.0),
+    busy(None),
+    CANCELLED,
+    ENDS_RUN,
+    busy(1000.0),
+]
 
 
 class Histories(RuleBasedStateMachine):
-    """Workers take and settle in any order; the oracle says what has to happen."""
+    """Workers take and settle in any order while time passes; the oracle says what must happen."""
 
     @initialize(
         rows=st.lists(st.integers(0, 30), unique=True, max_size=12),
         max_workers=st.integers(1, 4),
-        max_attempts=st.integers(1, 3),
+        attempts=st.integers(1, 4),
+        max_elapsed=st.sampled_from([0.0, 5.0, 1e6]),
+        chance=st.sampled_from([0.0, 0.5, 1.0]),
+        max_failures=st.sampled_from([None, None, None, 0, 2]),
+        fail_fast=st.booleans(),
     )
-    def start(self, rows: list[int], max_workers: int, max_attempts: int) -> None:
-        self.scheduler = Scheduler(iter(rows), max_workers=max_workers, max_attempts=max_attempts)
-        self.rows, self.max_workers, self.max_attempts = rows, max_workers, max_attempts
+    def start(
+        self,
+        rows: list[int],
+        max_workers: int,
+        attempts: int,
+        max_elapsed: float,
+        chance: float,
+        max_failures: int | None,
+        fail_fast: bool,
+    ) -> None:
+        self.retry = Retry(attempts=attempts, max_elapsed=max_elapsed)
+        self.chance, self.fail_fast = chance, fail_fast
+        self.max_failures = 0 if fail_fast and max_failures is not None else max_failures
+        self.scheduler = Scheduler(
+            iter(rows),
+            max_workers=max_workers,
+            retry=self.retry,
+            max_failures=self.max_failures,
+            fail_fast=fail_fast,
+            chance=lambda: chance,
+        )
+        self.now = 100.0
+        self.rows, self.max_workers = rows, max_workers
         # the oracle: the four places of a row
         self.waiting = list(rows)
-        self.again: list[tuple[int, int]] = []
+        self.again: dict[int, tuple[float, int, Failure]] = {}
         self.running: dict[int, Attempt] = {}
         self.settled: dict[int, Decision] = {}
-        self.first_stop: str | None = None
+        # what a row has behind it
+        self.began: dict[int, float] = {}
+        self.failures: Counter[int] = Counter()
+        self.shown: dict[int, Failure] = {}
+        # the run
+        self.paused_until = -math.inf
+        self.failed = 0
+        self.stopped: tuple[StopKind, bool] | None = None
+        self.end_seen = False  # the scheduler has asked for a row and got none
+
+    def earliest(self) -> float:
+        """When something can be taken if nothing else happens; inf: never."""
+        if len(self.running) >= self.max_workers or self.stopped is not None:
+            return math.inf
+        due = [self.now] if self.waiting else []
+        due += [when for when, _, _ in self.again.values()]
+        return max(min(due), self.paused_until, self.now) if due else math.inf
 
     @rule(worker=st.integers(0, 5))
     def take(self, worker: int) -> None:
-        step = self.scheduler.take(worker)
-        if self.first_stop is not None:
-            assert step is DONE
-        elif len(self.running) == self.max_workers:
-            assert step is WAIT
-        elif self.again:
-            row, number = self.again.pop(0)
-            assert isinstance(step, Attempt)
-            assert step[:3] == (row, number, worker)
-            assert step.previous is CORRECTABLE
-            self.running[row] = step
-        elif self.waiting:
-            assert step == Attempt(self.waiting.pop(0), 1, worker)
+        step = self.scheduler.take(worker, self.now)
+        when = self.earliest()
+        room = self.stopped is None and len(self.running) < self.max_workers
+        if room and not self.waiting and not isinstance(step, Attempt):
+            self.end_seen = True
+        if isinstance(step, Attempt):
+            assert when == self.now
+            due = [(w, row) for row, (w, _, _) in self.again.items() if w <= self.now]
+            if due:  # rows to be tried again come first, those that wait longest before others
+                row = min(due)[1]
+                _, number, previous = self.again.pop(row)
+                assert step == Attempt(row, number, worker, previous)
+            else:
+                assert step == Attempt(self.waiting.pop(0), 1, worker)
             self.running[step.row] = step
-        elif self.running:
-            assert step is WAIT
+        elif isinstance(step, float):
+            assert self.now < step == when
+        elif step is WAIT:
+            assert when == math.inf
+            assert self.running
+            assert self.stopped is None
         else:
-            assert step is DONE
+            assert self.stopped is not None or not (self.waiting or self.again or self.running)
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, 1.0, 3.0, 20.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
 
     @precondition(lambda self: self.running)
-    @rule(
-        data=st.data(),
-        outcome=st.sampled_from(
-            [CORRECTABLE] * 6 + [GOOD] * 3 + [FINAL] * 2 + [CANCELLED, ENDS_RUN]
-        ),
-    )
-    def settle(self, data: st.DataObject, outcome: object) -> None:
+    @rule(data=st.data(), outcome=st.sampled_from(OUTCOMES))
+    def settle(self, data: st.DataObject, outcome: Any) -> None:
         row = data.draw(st.sampled_from(sorted(self.running)))
         attempt = self.running.pop(row)
-        decision = self.scheduler.settle(attempt, outcome)
-        more = attempt.number < self.max_attempts and self.first_stop is None
-        if outcome is CORRECTABLE and more:
-            assert decision is Decision.RETRY
-            self.again.append((row, attempt.number + 1))
+        decision = self.scheduler.settle(attempt, outcome, self.now)
+        if outcome is GOOD or outcome is CANCELLED:
+            assert decision is (Decision.OK if outcome is GOOD else Decision.CANCEL)
+            self.settled[row] = decision
             return
-        wanted = {id(GOOD): Decision.OK, id(CANCELLED): Decision.CANCEL}
-        assert decision is wanted.get(id(outcome), Decision.FAIL)
+        if outcome.ends_run:
+            self.note_stop(StopKind.FATAL, cancels=True)
+        asks = outcome.status in (429, 503) and bool(outcome.pause)
+        if asks:
+            self.paused_until = max(self.paused_until, self.now + outcome.pause)
+            if outcome.pause > self.retry.max_pause:
+                self.note_stop(StopKind.PAUSE, cancels=False)
+        when = None if self.stopped is not None else self.next_try(row, outcome, asks)
+        if when is not None:
+            assert decision is Decision.RETRY
+            self.again[row] = (when, attempt.number + 1, self.shown.get(row, outcome))
+            return
+        assert decision is Decision.FAIL
         self.settled[row] = decision
-        if outcome is ENDS_RUN and self.first_stop is None:
-            self.first_stop = str(ENDS_RUN)
+        self.failed += 1
+        if self.max_failures is not None and self.failed > self.max_failures:
+            self.note_stop(StopKind.FAILURES, cancels=self.fail_fast)
 
-    @rule(reason=st.sampled_from(["too many failures", "interrupted"]))
+    def next_try(self, row: int, outcome: Failure, asks: bool) -> float | None:
+        began = self.began.setdefault(row, self.now)
+        if outcome.correctable:
+            if row in self.shown or self.retry.attempts == 1:
+                return None
+            self.shown[row] = outcome
+            return self.now
+        if not outcome.transient:
+            return None
+        if asks:
+            when = self.now + outcome.pause  # type: ignore[operator]
+        else:
+            self.failures[row] += 1
+            if self.failures[row] == self.retry.attempts:
+                return None
+            backoff = self.chance * min(30.0, 0.5 * 2 ** (self.failures[row] - 1))
+            when = self.now + max(backoff, outcome.pause or 0.0)
+        return when if when <= began + self.retry.max_elapsed else None
+
     @precondition(lambda self: len(self.settled) > 5)
-    def stop(self, reason: str) -> None:
-        self.scheduler.stop(reason)
-        if self.first_stop is None:
-            self.first_stop = reason
+    @rule(kind=st.sampled_from([StopKind.TIMEOUT, StopKind.CANCELLED]), cancels=st.booleans())
+    def stop(self, kind: StopKind, cancels: bool) -> None:
+        all_done = self.end_seen and not (self.waiting or self.again or self.running)
+        if self.stopped is not None or not all_done:
+            self.note_stop(kind, cancels=cancels)
+        self.scheduler.stop(Stop(kind, "enough", cancels))
+
+    def note_stop(self, kind: StopKind, *, cancels: bool) -> None:
+        """The first reason stands; a later stop may still cancel what runs."""
+        if self.stopped is not None:
+            kind, before = self.stopped
+            cancels = cancels or before
+        self.stopped = (kind, cancels)
 
     @invariant()
     def each_row_is_in_one_place(self) -> None:
         if not hasattr(self, "rows"):
             return
         assert self.scheduler.running == frozenset(self.running)
-        places = [*self.waiting, *(r for r, _ in self.again), *self.running, *self.settled]
+        places = [*self.waiting, *self.again, *self.running, *self.settled]
         assert sorted(places) == sorted(self.rows)
         assert len(self.running) <= self.max_workers
-        assert self.scheduler.stopped == self.first_stop
+        stopped = self.scheduler.stopped
+        assert (stopped and (stopped.kind, stopped.cancels)) == self.stopped
 
     @invariant()
     def waiting_workers_are_woken(self) -> None:
         if not hasattr(self, "rows"):
             return
-        room = len(self.running) < self.max_workers
-        could_take = room and bool(self.again or self.waiting)
         all_done = not (self.again or self.waiting or self.running)
-        if self.first_stop is not None or could_take or all_done:
+        if self.stopped is not None or self.earliest() == self.now or all_done:
             assert self.scheduler.waiters_due
 
     def teardown(self) -> None:
-        """From wherever a history ended, the run comes to an end and misses no row."""
+        """From wherever a history ended: who follows the times that are told reaches the end."""
         if not hasattr(self, "rows"):
             return
-        for _ in range(2 * len(self.rows) + len(self.running) + 1):
-            step = self.scheduler.take(0)
+        for _ in range(4 * len(self.rows) + 4):
+            step = self.scheduler.take(0, self.now)
             if step is DONE:
                 break
+            if isinstance(step, float):
+                assert step > self.now
+                self.now = step
+                continue
             if step is WAIT:
                 assert self.running, "a worker waits, and nothing runs that could wake it"
                 row, step = self.running.popitem()
             else:
                 row = step.row
-                self.again = [one for one in self.again if one[0] != row]
+                self.again.pop(row, None)
                 self.waiting = [one for one in self.waiting if one != row]
-            self.settled[row] = self.scheduler.settle(step, GOOD)
+            assert row not in self.settled
+            self.settled[row] = self.scheduler.settle(step, GOOD, self.now)
         else:
             raise AssertionError("the scheduler never says that it is done")
-        if self.first_stop is None:
+        if self.stopped is None:
             assert not self.running
             assert sorted(self.settled) == sorted(self.rows)
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHistories.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+
+
+@given(
+    outcomes=st.lists(
+        st.sampled_from(
+            [BROKEN, CORRECTABLE, busy(0.0), busy(None), busy(0.1), busy(5.0, 503), busy(2.0, 500)]
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    attempts=st.integers(1, 5),
+    workers=st.integers(1, 3),
+    service=st.sampled_from([0.0, 0.3]),
+    chance=st.sampled_from([0.0, 1.0]),
+)
+def test_a_server_that_never_says_anything_good_costs_a_bounded_number_of_attempts(
+    outcomes: list[Failure], attempts: int, workers: int, service: float, chance: float
+) -> None:
+    """No attempt ever succeeds; whatever the faults are, the run ends, and in bounded time."""
+    retry = Retry(attempts=attempts, max_elapsed=30.0)
+    scheduler = Scheduler(range(4), max_workers=workers, retry=retry, chance=lambda: chance)
+    now, made = 0.0, 0
+    running: list[Attempt] = []
+    settled = []
+    for _ in range(20_000):
+        step = scheduler.take(len(running), now)
+        if step is DONE:
+            break
+        if isinstance(step, Attempt):
+            running.append(step)
+            continue
+        if running:
+            now += service
+            attempt = running.pop(0)
+            outcome = outcomes[made % len(outcomes)]
+            made += 1
+            if scheduler.settle(attempt, outcome, now) is Decision.FAIL:
+                settled.append(attempt.row)
+        else:
+            assert isinstance(step, float)
+            assert step > now
+            now = step
+    else:
+        raise AssertionError("it never ends")
+    assert sorted(settled) == [0, 1, 2, 3]
+    pauses = 30.0 / 0.1 + 1
+    assert made <= 4 * (attempts + 1 + pauses)
+
+
+def take(scheduler: Scheduler, worker: int = 0, now: float = 0.0) -> Attempt:
+    step = scheduler.take(worker, now)
+    assert isinstance(step, Attempt)
+    return step
 
 
 def test_rows_are_taken_lazily() -> None:
@@ -147,45 +312,142 @@ def test_rows_are_taken_lazily() -> None:
 
     scheduler = Scheduler(rows(), max_workers=2)
     assert taken == []
-    scheduler.take(0)
+    scheduler.take(0, 0.0)
     assert taken == [0]
 
 
 def test_waiters_are_not_woken_for_nothing() -> None:
     scheduler = Scheduler(range(2), max_workers=4)
-    first, second = scheduler.take(0), scheduler.take(1)
-    assert scheduler.take(2) is WAIT
-    assert isinstance(first, Attempt)
-    assert isinstance(second, Attempt)
-    scheduler.settle(first, GOOD)
+    first, second = take(scheduler), take(scheduler)
+    assert scheduler.take(2, 0.0) is WAIT
+    scheduler.settle(first, GOOD, 1.0)
     assert not scheduler.waiters_due  # one still runs, and there is no row to take
-    scheduler.settle(second, GOOD)
+    scheduler.settle(second, GOOD, 1.0)
     assert scheduler.waiters_due  # to hear that all is done
 
 
 def test_rows_to_be_tried_again_come_first_and_in_order() -> None:
     scheduler = Scheduler(range(5), max_workers=3)
-    attempts = [scheduler.take(worker) for worker in range(3)]
-    for attempt in (attempts[1], attempts[0], attempts[2]):
-        assert isinstance(attempt, Attempt)
-        assert scheduler.settle(attempt, CORRECTABLE) is Decision.RETRY
-    again = [scheduler.take(0) for _ in range(3)]
+    attempts = [take(scheduler, worker) for worker in range(3)]
+    for seconds, at in ((1.0, 1), (2.0, 0), (3.0, 2)):
+        assert scheduler.settle(attempts[at], CORRECTABLE, seconds) is Decision.RETRY
+    again = [scheduler.take(0, 3.0) for _ in range(3)]
     assert again == [Attempt(row, 2, 0, CORRECTABLE) for row in (1, 0, 2)]
+
+
+def test_a_row_that_waits_holds_no_worker() -> None:
+    scheduler = Scheduler(range(3), max_workers=1, chance=lambda: 1.0)
+    assert scheduler.settle(take(scheduler), BROKEN, 1.0) is Decision.RETRY  # again at 1.5
+    assert take(scheduler, now=1.0).row == 1
+    assert scheduler.settle(Attempt(1, 1, 0), GOOD, 1.4) is Decision.OK
+    assert scheduler.settle(take(scheduler, now=1.4), GOOD, 1.45) is Decision.OK
+    assert scheduler.take(0, 1.45) == 1.5
+    assert scheduler.take(0, 1.5) == Attempt(0, 2, 0, BROKEN)
+
+
+def test_a_pause_is_everybodys_and_uses_no_attempt() -> None:
+    scheduler = Scheduler(range(9), max_workers=3, retry=Retry(attempts=2))
+    attempts = [take(scheduler, worker) for worker in range(3)]
+    assert scheduler.settle(attempts[0], busy(10.0), 1.0) is Decision.RETRY
+    assert scheduler.settle(attempts[1], GOOD, 2.0) is Decision.OK
+    assert scheduler.take(1, 2.0) == 11.0  # rows are left, and none is started
+    assert scheduler.settle(attempts[2], busy(3.0), 4.0) is Decision.RETRY
+    assert scheduler.take(1, 7.0) == 11.0  # the longer pause holds
+    for now in (11.0, 30.0, 50.0):  # no number of pauses uses up the two attempts
+        again = take(scheduler, now=now)
+        assert again.row == 2 or now > 11.0
+        assert scheduler.settle(again, busy(10.0), now) is Decision.RETRY
+
+
+def test_a_pause_asked_for_by_another_status_is_its_rows_own() -> None:
+    scheduler = Scheduler(range(2), max_workers=1, chance=lambda: 1.0)
+    assert scheduler.settle(take(scheduler), busy(9.0, 500), 1.0) is Decision.RETRY
+    assert scheduler.settle(take(scheduler, now=1.0), GOOD, 2.0) is Decision.OK
+    assert scheduler.take(0, 2.0) == 10.0  # and not after the backoff of 0.5 s
+
+
+def test_a_pause_does_not_hold_up_the_end() -> None:
+    retry = Retry(max_elapsed=5.0)
+    scheduler = Scheduler(range(2), max_workers=1, retry=retry)
+    assert scheduler.settle(take(scheduler), GOOD, 1.0) is Decision.OK
+    assert scheduler.settle(take(scheduler, now=1.0), busy(50.0), 2.0) is Decision.FAIL
+    assert scheduler.take(0, 2.0) is DONE
+
+
+def test_a_pause_of_no_time_uses_an_attempt() -> None:
+    scheduler = Scheduler(range(1), max_workers=1, retry=Retry(attempts=2, initial=0, maximum=0))
+    assert scheduler.settle(take(scheduler), busy(0.0), 0.0) is Decision.RETRY
+    assert scheduler.settle(take(scheduler), busy(0.0), 0.0) is Decision.FAIL
+
+
+def test_what_was_wrong_is_shown_even_after_a_broken_connection() -> None:
+    scheduler = Scheduler(range(1), max_workers=1, chance=lambda: 0.0)
+    assert scheduler.settle(take(scheduler), BROKEN, 0.0) is Decision.RETRY
+    second = take(scheduler)
+    assert second.previous is BROKEN
+    assert scheduler.settle(second, CORRECTABLE, 0.0) is Decision.RETRY
+    third = take(scheduler)
+    assert third.previous is CORRECTABLE
+    assert scheduler.settle(third, BROKEN, 0.0) is Decision.RETRY
+    assert take(scheduler).previous is CORRECTABLE
+
+
+def test_waits_double_up_to_the_limit() -> None:
+    retry = Retry(attempts=8, initial=1.0, maximum=10.0)
+    scheduler = Scheduler([0], max_workers=1, retry=retry, chance=lambda: 1.0)
+    now, waits = 0.0, []
+    while scheduler.settle(take(scheduler, now=now), BROKEN, now) is Decision.RETRY:
+        when = scheduler.take(0, now)
+        assert isinstance(when, float)
+        waits.append(when - now)
+        now = when
+    assert waits == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
+
+
+def test_no_row_is_tried_again_after_its_time() -> None:
+    retry = Retry(attempts=100, initial=4.0, maximum=4.0, max_elapsed=10.0)
+    scheduler = Scheduler([0], max_workers=1, retry=retry, chance=lambda: 1.0)
+    now, made = 50.0, 1
+    while scheduler.settle(take(scheduler, now=now), BROKEN, now) is Decision.RETRY:
+        now += 4.0
+        made += 1
+    assert made == 3  # at 50, 54 and 58; the next would be at 62
 
 
 def test_a_row_cannot_be_settled_twice() -> None:
     scheduler = Scheduler([0, 1], max_workers=1)
-    attempt = scheduler.take(0)
-    assert isinstance(attempt, Attempt)
-    scheduler.settle(attempt, GOOD)
+    attempt = take(scheduler)
+    scheduler.settle(attempt, GOOD, 0.0)
     with pytest.raises(KeyError):
-        scheduler.settle(attempt, GOOD)
+        scheduler.settle(attempt, GOOD, 0.0)
 
 
-def test_a_retry_that_a_stop_forestalls_is_a_failure() -> None:
+@pytest.mark.parametrize("outcome", [CORRECTABLE, BROKEN, busy(1.0)])
+def test_a_retry_that_a_stop_forestalls_is_a_failure(outcome: Failure) -> None:
     scheduler = Scheduler([0], max_workers=1)
-    attempt = scheduler.take(0)
-    assert isinstance(attempt, Attempt)
-    scheduler.stop("interrupted")
-    assert scheduler.settle(attempt, CORRECTABLE) is Decision.FAIL
-    assert scheduler.take(0) is DONE
+    attempt = take(scheduler)
+    scheduler.stop(Stop(StopKind.CANCELLED, "enough", cancels=True))
+    assert scheduler.settle(attempt, outcome, 0.0) is Decision.FAIL
+    assert scheduler.take(0, 0.0) is DONE
+
+
+def test_failures_that_came_before_count() -> None:
+    scheduler = Scheduler([1, 2], max_workers=2, max_failures=0, fail_fast=True, failed=1)
+    assert scheduler.stopped is not None
+    assert scheduler.take(0, 0.0) is DONE
+
+
+def test_a_later_stop_cancels_what_the_first_let_finish() -> None:
+    scheduler = Scheduler([0, 1], max_workers=1)
+    take(scheduler)
+    scheduler.stop(Stop(StopKind.FAILURES, "too many", cancels=False))
+    scheduler.stop(Stop(StopKind.TIMEOUT, "too late", cancels=True))
+    assert scheduler.stopped == Stop(StopKind.FAILURES, "too many", cancels=True)
+
+
+def test_a_stop_that_comes_when_all_is_done_is_none() -> None:
+    scheduler = Scheduler([0], max_workers=1)
+    scheduler.settle(take(scheduler), FINAL, 0.0)
+    assert scheduler.take(0, 0.0) is DONE
+    scheduler.stop(Stop(StopKind.TIMEOUT, "too late", cancels=True))
+    assert scheduler.stopped is None

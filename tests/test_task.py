@@ -430,7 +430,7 @@ def test_a_bare_label_is_read(text: str) -> None:
         (["good", "bad"], " \n", "empty"),
         (["good", "bad"], '{"x": "meh"}', "x: Input should be 'good' or 'bad', not \"meh\""),
         (["good", "bad"], '{"x": null}', "x: "),
-        (["good", "bad"], "good or bad", "Invalid JSON"),
+        (["good", "bad"], "good or bad", "it is not JSON"),
         (["good", "bad"], '{"x": ["good"]}', "x: "),
         (["good", "bad"], '{"y": "good"}', "x: Field required"),
         (int, '{"x": 2.5}', "x: "),

@@ -129,7 +129,7 @@ class Client:
     def ready(self, task: ModelTask, *, max_workers: int) -> None:
         """Do what must be done once before a run (the embedded model starts here).
 
-        Called in the thread that called revkit, never on an event loop; may block.
+        May block: it is never called on an event loop.
         """
 
     def session(self, task: ModelTask) -> Session:

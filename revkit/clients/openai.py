@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..errors import BadOutput, BadReply
+from ..errors import BadOutput, BadReply, UsageError
 from .base import Exchange, Message, Reply, Request, Response
 from .protocol import HttpClient, count, encode, error_message, is_secret, static_body
 
@@ -89,6 +89,14 @@ class OpenAICompatible(HttpClient):
         self.seed = seed
         self.extra_body = dict(extra_body or {})
 
+    def ready(self, task: ModelTask, *, max_workers: int) -> None:
+        """Refuse to ask OpenAI itself without a key; a server of one's own may want none."""
+        if self.endpoint == DEFAULT_BASE_URL and "authorization" not in self._headers:
+            raise UsageError(
+                "OPENAI_API_KEY is not set; set it, pass api_key=, or name a server of your own "
+                "with base_url= or OPENAI_BASE_URL"
+            )
+
     def session(self, task: ModelTask) -> OpenAISession:
         return OpenAISession(self, task)
 
@@ -107,6 +115,9 @@ class OpenAICompatible(HttpClient):
         if _error(response.body).get("code") == "model_not_found":
             return True
         return super().is_model_missing(response, status)
+
+    def is_quota_used_up(self, response: Response) -> bool:
+        return _error(response.body).get("code") == "insufficient_quota"
 
     def access_hint(self) -> str:
         if self._has_key:

@@ -8,15 +8,25 @@ keys and bounds the length: a server may repeat what it was sent.
 from __future__ import annotations
 
 import base64
+import email.utils
 import json
+import math
 import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..errors import AccessDenied, BadReply, ModelMissing, ServerError, UsageError
+from ..errors import (
+    AccessDenied,
+    BadReply,
+    ModelMissing,
+    QuotaUsedUp,
+    ServerError,
+    UsageError,
+)
 from .base import AsyncTransport, Client, Message, Response, Transport
 from .network import display_url
 
@@ -194,6 +204,12 @@ class HttpClient(Client):
             return AccessDenied(
                 f"{where} denied access ({status}){quoted}; {self.access_hint()}", status=status
             )
+        if status == 429 and self.is_quota_used_up(response):
+            return QuotaUsedUp(
+                f"{where} says that the quota is used up{quoted}; raise it at your provider, or "
+                "use another key or model",
+                status=status,
+            )
         if self.is_model_missing(response, status):
             return ModelMissing(
                 f"{where} does not have the model {self.model!r}{quoted}; {self.model_hint()}",
@@ -201,7 +217,11 @@ class HttpClient(Client):
             )
         if status == 404:
             quoted += f"; is {self._parameter}= right?"
-        return ServerError(f"{where} answered {status}{quoted}", status=status)
+        return ServerError(
+            f"{where} answered {status}{quoted}{_advice(status)}",
+            status=status,
+            pause=asked_pause(response),
+        )
 
     def _redirect(self, location: str) -> str:
         """Where a redirect points, as what the user would have to pass instead."""
@@ -222,6 +242,10 @@ class HttpClient(Client):
         said = error_message(response.body).lower()
         return "model" in said and ("not found" in said or "not exist" in said)
 
+    def is_quota_used_up(self, response: Response) -> bool:
+        """Whether a 429 says that no waiting helps."""
+        return False
+
     def model_hint(self) -> str:
         """What to do where the model is missing."""
         return "see which models the server has"
@@ -229,6 +253,48 @@ class HttpClient(Client):
     def access_hint(self) -> str:
         """What to do where access is denied."""
         return "pass what the server asks for in headers="
+
+
+def _advice(status: int) -> str:
+    """What to do about a status."""
+    if status == 429:
+        return "; it wants fewer requests: use fewer workers (max_workers=)"
+    if status in (400, 413, 422):
+        return "; it did not take this request: see the row's text, and the client's options"
+    return "; see the server's log" if status >= 500 else ""
+
+
+def asked_pause(response: Response) -> float | None:
+    """Seconds for which a response asks not to be asked again, None where it does not say.
+
+    ``retry-after-ms`` is OpenAI's; ``Retry-After`` has seconds or a date (RFC 9110, 10.2.3). A
+    date is read against the response's own ``Date``, so that the two clocks need not agree.
+
+    >>> asked_pause(Response(429, {"retry-after": "2.5"}, b""))
+    2.5
+    """
+    headers = response.headers
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    when, now = _date(headers.get("retry-after")), _date(headers.get("date"))
+    if when is None:
+        return None
+    now = datetime.now(UTC) if now is None else now
+    return max(0.0, (when - now).total_seconds())
+
+
+def _date(text: str | None) -> datetime | None:
+    if not text:
+        return None
+    try:
+        when = email.utils.parsedate_to_datetime(text)
+    except (ValueError, OverflowError):  # the latter from a time zone without end
+        return None
+    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
 
 
 def error_message(body: bytes) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..events import Attempted
+from ..events import Attempted, Failure
 
-__all__ = ["Emit", "Ended"]
+__all__ = ["Emit", "Ended", "overran"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,12 @@ class Ended:
     """No worker is left. ``crash`` is an error of revkit's own that ended them, or None."""
 
     crash: BaseException | None = None
+
+
+def overran(seconds: float) -> Failure:
+    """The outcome of an attempt that took longer than it may."""
+    message = f"the attempt took longer than attempt_timeout={seconds:g} s"
+    return Failure("AttemptTimeout", message, transient=True)
 
 
 Emit = Callable[[Attempted | Ended], None]

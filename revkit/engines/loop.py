@@ -11,39 +11,61 @@ import contextvars
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
-from ..events import CANCELLED, Attempted, Failure, Outcome
-from ..scheduler import DONE, WAIT, Scheduler
+from ..events import CANCELLED, Attempt, Attempted, Failure, Outcome, Stop, StopKind
+from ..scheduler import DONE, WAIT, Scheduler, Step
 from ..work import Work
-from . import Emit, Ended
+from . import Emit, Ended, overran
 
-__all__ = ["LoopEngine", "background", "runs_here", "start_loop", "submit"]
+__all__ = ["LoopEngine", "LoopThread", "background", "runs_here", "submit"]
 
-#: Attempts that never wait keep the loop to themselves; at least so often (seconds) they let
-#: others run.
+#: Attempts that never wait would keep the loop to themselves; at least so often (seconds) a
+#: worker lets others run.
 _BREATH = 0.001
 
 
 class LoopEngine:
-    """Runs ``workers`` tasks over ``scheduler`` on the running loop."""
+    """Runs ``workers`` tasks over ``scheduler`` on the running loop.
+
+    Args:
+        attempt_timeout: seconds that one attempt may take; None: any time.
+        timeout: seconds for the whole run, and the stop that comes then; None: any time.
+    """
 
     name = "async"
 
-    def __init__(self, scheduler: Scheduler, work: Work, *, workers: int, emit: Emit):
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        work: Work,
+        *,
+        workers: int,
+        emit: Emit,
+        attempt_timeout: float | None = None,
+        timeout: tuple[float, Stop] | None = None,
+    ):
+        self._timeout = timeout
         self._scheduler = scheduler
         self._work = work
         self._workers = workers
         self._emit = emit
+        self._attempt_timeout = attempt_timeout
         self._tasks: list[asyncio.Task[None]] = []
         #: when a worker last let others run, on the loop's clock
         self._breathed = 0.0
         #: one future for each worker that waits
         self._waiting: list[asyncio.Future[None]] = []
+        self._cancelled = False
 
     async def run(self) -> None:
         """Work everything off; the last thing emitted is :class:`Ended`."""
         crash: BaseException | None = None
+        timer: asyncio.TimerHandle | None = None
+        if self._timeout is not None:
+            seconds, stop = self._timeout
+            timer = asyncio.get_running_loop().call_later(seconds, self.stop, stop)
         try:
             await self._work.aopen(self._workers)
             try:
@@ -68,14 +90,30 @@ class LoopEngine:
             if not isinstance(error, Exception):
                 raise
         finally:
+            if timer is not None:
+                timer.cancel()
             self._emit(Ended(crash))
 
-    def cancel(self) -> None:
-        """Start nothing more and cancel what runs. Call it on the engine's loop."""
-        self._scheduler.stop("the run was cancelled")
-        for task in self._tasks:
-            task.cancel()
+    def stop(self, stop: Stop) -> None:
+        """Start nothing more, and cancel what runs if the stop says so. Call it on the loop."""
+        self._scheduler.stop(stop)
+        self._obey()
+
+    def tick(self) -> None:
+        """Nothing to look after: the loop has timers."""
+
+    def _obey(self) -> None:
+        """Do what a stop of the scheduler asks for."""
+        stopped = self._scheduler.stopped
+        if stopped is None:  # all was done when the stop came
+            return
         self._wake()
+        if stopped.cancels and not self._cancelled:
+            self._cancelled = True
+            current = asyncio.current_task()
+            for task in self._tasks:
+                if task is not current:
+                    task.cancel()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -87,70 +125,110 @@ class LoopEngine:
         try:
             await self._work_off(worker)
         except BaseException:  # a fault of revkit itself: the others must not wait for ever
-            self._scheduler.stop("revkit itself failed")
+            reason = "revkit itself failed"
+            self._scheduler.stop(Stop(StopKind.INTERRUPTED, reason, cancels=True))
             self._wake()
             raise
 
     async def _work_off(self, worker: int) -> None:
         scheduler = self._scheduler
-        loop = asyncio.get_running_loop()
-        clock = loop.time
+        clock = asyncio.get_running_loop().time
+        work, limited = self._work, self._attempt_timeout is not None
+        now = clock()
         while True:
-            step = scheduler.take(worker)
-            if step is DONE:
-                return
-            if step is WAIT:
-                future = loop.create_future()
-                self._waiting.append(future)
-                try:
-                    await future
-                except asyncio.CancelledError:
+            step = scheduler.take(worker, now)
+            if not isinstance(step, Attempt):
+                waited = await self._wait(worker, step)
+                if waited is None:
                     return
-                continue
-            assert not isinstance(step, type(WAIT))
+                step = waited
             start = clock()
             try:
-                outcome: Outcome = await self._work.aattempt(step)
+                outcome = await (self._limited(step) if limited else work.aattempt(step))
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     outcome = CANCELLED
                 else:  # the user's own: something that the function awaited was cancelled
                     outcome = Failure("CancelledError", str(error), cause=error)
-            end = clock()
-            decision = scheduler.settle(step, outcome)
-            if self._waiting and scheduler.waiters_due:
-                self._wake()
+            now = end = clock()
+            decision = scheduler.settle(step, outcome, end)
             self._emit(Attempted(step, start, end, outcome, decision))
+            if scheduler.stopped is not None:
+                self._obey()
+            elif self._waiting and scheduler.waiters_due:
+                self._wake()
             if outcome is CANCELLED:
                 return
-            if end - start < _BREATH <= end - self._breathed:
+            if end - self._breathed >= _BREATH:
                 await asyncio.sleep(0)
-                self._breathed = clock()
+                now = self._breathed = clock()
+
+    async def _limited(self, step: Attempt) -> Outcome:
+        assert self._attempt_timeout is not None
+        try:
+            async with asyncio.timeout(self._attempt_timeout) as limit:
+                return await self._work.aattempt(step)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return overran(self._attempt_timeout)
+
+    async def _wait(self, worker: int, step: Step) -> Attempt | None:
+        """Wait until there is an attempt to take; None when there is none any more."""
+        loop = asyncio.get_running_loop()
+        while not isinstance(step, Attempt):
+            if step is DONE:
+                return None
+            future = loop.create_future()
+            self._waiting.append(future)
+            timer = None if step is WAIT else loop.call_at(step, _resolve, future)
+            try:
+                await future
+            except asyncio.CancelledError:
+                return None
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                    if future in self._waiting:
+                        self._waiting.remove(future)
+            step = self._scheduler.take(worker, loop.time())
+        return step
 
 
-class _Background:
-    """A loop in a daemon thread, and the process that it belongs to."""
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class LoopThread:
+    """An event loop in a daemon thread, and the process that it belongs to."""
 
     def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop], name: str):
         self.pid = os.getpid()
         self.loop = factory()
+        self._closing = False
         ready = threading.Event()
-
-        def serve() -> None:
-            asyncio.set_event_loop(self.loop)
-            self.loop.call_soon(ready.set)
-            try:
-                self.loop.run_forever()
-            finally:
-                self.loop.close()
-
-        self.thread = threading.Thread(target=serve, name=name, daemon=True)
-        self.thread.start()
+        self.loop.call_soon(ready.set)
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
         ready.wait()
 
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        # A task of the user's may stop the loop or raise SystemExit through it. It is not theirs
+        # to end: runs would wait for it for ever.
+        while not self._closing:
+            with suppress(BaseException):
+                self.loop.run_forever()
+        self.loop.close()
 
-_background: _Background | None = None
+    def close(self) -> None:
+        """End the loop and its thread."""
+        self._closing = True
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+_background: LoopThread | None = None
 _background_lock = threading.Lock()
 
 
@@ -162,7 +240,7 @@ def background() -> asyncio.AbstractEventLoop:
     global _background
     with _background_lock:
         if _background is None or _background.pid != os.getpid():
-            _background = _Background(asyncio.new_event_loop, "revkit-loop")
+            _background = LoopThread(asyncio.new_event_loop, "revkit-loop")
         return _background.loop
 
 
@@ -173,11 +251,6 @@ def runs_here() -> bool:
     except RuntimeError:
         return False
     return _background is not None and running is _background.loop
-
-
-def start_loop(factory: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
-    """A loop of the given kind in a thread of its own, for one run; its ``stop`` ends both."""
-    return _Background(factory, "revkit-loop-of-a-run").loop
 
 
 def submit(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, None]) -> None:

@@ -6,97 +6,181 @@ import contextvars
 import threading
 import time
 
-from ..events import Attempted
+from ..events import CANCELLED, Attempt, Attempted, Stop, StopKind
 from ..scheduler import DONE, WAIT, Scheduler
 from ..work import Work
-from . import Emit, Ended
+from . import Emit, Ended, overran
 
 __all__ = ["ThreadEngine"]
 
 
 class ThreadEngine:
-    """Runs ``workers`` daemon threads over ``scheduler``."""
+    """Runs ``workers`` daemon threads over ``scheduler``.
+
+    A thread cannot be cancelled. An attempt that overruns ``attempt_timeout`` is abandoned: its
+    late result is ignored, and another thread takes the worker's place, as often as there are
+    workers; then the run is stopped.
+
+    Args:
+        attempt_timeout: seconds that one attempt may take; None: any time.
+    """
 
     name = "thread"
     clock = staticmethod(time.monotonic)
 
-    def __init__(self, scheduler: Scheduler, work: Work, *, workers: int, emit: Emit):
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        work: Work,
+        *,
+        workers: int,
+        emit: Emit,
+        attempt_timeout: float | None = None,
+    ):
         self._scheduler = scheduler
         self._work = work
         self._workers = workers
         self._emit = emit
-        #: guards the scheduler; notified when workers that wait have a reason to ask again
+        self._attempt_timeout = attempt_timeout
+        #: guards all below and the scheduler; notified when workers that wait should ask again
         self._changed = threading.Condition(threading.Lock())
         self._waiting = 0
         self._left = workers
+        self._replaced = 0
+        #: worker -> what it is at, and since when
+        self._at_work: dict[int, tuple[Attempt, float]] = {}
         self._crash: BaseException | None = None
+        #: the run has ended without those that are at work
+        self._given_up = False
 
     def start(self) -> None:
         """Start the workers. :class:`Ended` is emitted when the last one is through."""
-        self._work.open(self._workers)
+        try:
+            self._work.open(self._workers)
+        except Exception as error:  # noqa: BLE001 - the run ends with it, as on the loop
+            self._emit(Ended(error))
+            return
         for worker in range(self._workers):
-            run = contextvars.copy_context().run
-            name = f"revkit-worker-{worker}"
-            thread = threading.Thread(target=run, args=(self._run, worker), name=name, daemon=True)
             try:
-                thread.start()
+                self._spawn(worker)
             except RuntimeError as error:  # the system gives no more threads
                 with self._changed:
-                    self._scheduler.stop("the system could not start another thread")
-                    self._crash = error
-                    self._changed.notify_all()
+                    self._fail(error, "the system could not start another thread")
                     self._left -= self._workers - worker
                     last = not self._left
                 if last:
                     self._end()
                 return
 
-    def cancel(self) -> None:
-        """Start nothing more. What runs cannot be cancelled in a thread; it is left to itself."""
+    def stop(self, stop: Stop) -> None:
+        """Start nothing more. What runs in a thread cannot be cancelled, and is left to itself."""
         with self._changed:
-            self._scheduler.stop("the run was cancelled")
+            self._scheduler.stop(stop)
             self._changed.notify_all()
+
+    def tick(self) -> None:
+        """Abandon the attempts that have overrun their time; called now and then."""
+        if self._attempt_timeout is None:
+            return
+        with self._changed:
+            now = self.clock()
+            for worker, mine in list(self._at_work.items()):
+                if now - mine[1] > self._attempt_timeout:
+                    self._abandon(worker, mine, now)
+
+    def give_up(self) -> None:
+        """The run ends now: what is still at work counts as cancelled."""
+        with self._changed:
+            self._given_up = True
+            now = self.clock()
+            for attempt, start in list(self._at_work.values()):
+                decision = self._scheduler.settle(attempt, CANCELLED, now)
+                self._emit(Attempted(attempt, start, now, CANCELLED, decision))
+
+    def _abandon(self, worker: int, mine: tuple[Attempt, float], now: float) -> None:
+        assert self._attempt_timeout is not None
+        del self._at_work[worker]
+        attempt, start = mine
+        outcome = overran(self._attempt_timeout)
+        decision = self._scheduler.settle(attempt, outcome, now)
+        self._emit(Attempted(attempt, start, now, outcome, decision))
+        self._changed.notify_all()
+        self._replaced += 1
+        if self._replaced > self._workers:
+            reason = (
+                f"{self._replaced} attempts overran attempt_timeout={self._attempt_timeout:g}; "
+                "their threads cannot be cancelled and live on, so no more are started"
+            )
+            self._scheduler.stop(Stop(StopKind.FATAL, reason, cancels=True))
+        try:
+            self._spawn(worker)
+        except RuntimeError as error:
+            self._fail(error, "the system could not start another thread")
+            self._left -= 1
+
+    def _fail(self, error: BaseException, reason: str) -> None:
+        self._crash = self._crash or error
+        self._scheduler.stop(Stop(StopKind.INTERRUPTED, reason, cancels=True))
+        self._changed.notify_all()
+
+    def _spawn(self, worker: int) -> None:
+        run = contextvars.copy_context().run
+        name = f"revkit-worker-{worker}"
+        threading.Thread(target=run, args=(self._run, worker), name=name, daemon=True).start()
 
     def _run(self, worker: int) -> None:
         try:
-            self._work_off(worker)
+            abandoned = self._work_off(worker)
         except BaseException as error:  # noqa: BLE001 - a fault of revkit itself: never hang on it
+            abandoned = False
             with self._changed:
-                self._crash = self._crash or error
-                self._scheduler.stop("revkit itself failed")
-                self._changed.notify_all()
+                self._fail(error, "revkit itself failed")
+        if abandoned:
+            return  # another thread has the place
         with self._changed:
             self._left -= 1
             last = not self._left
         if last:
             self._end()
 
-    def _work_off(self, worker: int) -> None:
+    def _work_off(self, worker: int) -> bool:
+        """Take and settle until nothing is left; says whether the worker was abandoned."""
         scheduler, changed, clock = self._scheduler, self._changed, self.clock
+        at_work = self._at_work
         with changed:
-            step = scheduler.take(worker)
-        while True:
-            if step is WAIT:
-                with changed:
-                    self._waiting += 1
-                    while (step := scheduler.take(worker)) is WAIT:
-                        changed.wait()
-                    self._waiting -= 1
-            if step is DONE:
-                return
-            assert not isinstance(step, type(WAIT))
+            step = self._take(worker, clock())
+        while step is not None:
             start = clock()
+            mine = at_work[worker] = (step, start)
             outcome = self._work.attempt(step)
             end = clock()
-            # One lock for both: every hand-over of a contended lock is a switch of threads.
+            # One lock for all: every hand-over of a contended lock is a switch of threads.
             with changed:
-                decision = scheduler.settle(step, outcome)
-                following = scheduler.take(worker)
+                if at_work.get(worker) is not mine:
+                    return True
+                if self._given_up:
+                    return False
+                del at_work[worker]
+                decision = scheduler.settle(step, outcome, end)
+                # A row that is not running any more has been reported.
+                self._emit(Attempted(step, start, end, outcome, decision))
                 if self._waiting and scheduler.waiters_due:
                     changed.notify_all()
-                # Inside the lock: a row that is not running any more has been reported.
-                self._emit(Attempted(step, start, end, outcome, decision))
-            step = following
+                step = self._take(worker, end)
+        return False
+
+    def _take(self, worker: int, now: float) -> Attempt | None:
+        """The next attempt, waited for if need be; None when there is none. Holds the lock."""
+        while True:
+            step = self._scheduler.take(worker, now)
+            if isinstance(step, Attempt):
+                return step
+            if step is DONE:
+                return None
+            self._waiting += 1
+            self._changed.wait(None if step is WAIT else min(step - now, threading.TIMEOUT_MAX))
+            self._waiting -= 1
+            now = self.clock()
 
     def _end(self) -> None:
         try:
