@@ -49,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="write the timeline's picture here (default: %(default)s)",
     )
 
+    demo.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace columns named sentiment or error that the input has already",
+    )
+
     commands.add_parser(
         "doctor",
         help="say which models can be reached, and what to do about the others",
@@ -72,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             on=options.on,
             target=options.output,
             timeline=options.timeline,
+            overwrite=options.overwrite,
         )
     except UsageError as error:
         _say(f"revkit: {error}")

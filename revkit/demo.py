@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .display import harmless, printable
-from .errors import Interrupted, RunFailed, UsageError
+from .errors import ColumnExists, Interrupted, RunFailed, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +28,7 @@ def demo(
     on: str | None,
     target: Path | None,
     timeline: Path,
+    overwrite: bool = False,
 ) -> int:
     """Classify, print the rows in order, the summary, the figures, and where the picture is.
 
@@ -40,25 +42,41 @@ def demo(
     """
     if target is not None:
         _kind(target)
-        if not target.resolve().parent.is_dir():
-            raise UsageError(f"--output {target}: there is no directory {target.resolve().parent}")
+        _check_place("--output", target)
+        if source is not None and source.resolve() == target.resolve():
+            raise UsageError(f"--output {target} is the input itself; name another file")
+    _check_place("--timeline", timeline)
     frame = _read(source)
     column = on or "review"
     try:
         run: ParallelResult = frame.llm.parallel_map(
-            on=column, model=model, max_workers=workers, progress=True
+            on=column, model=model, max_workers=workers, progress=True, overwrite=overwrite
         )
+    except ColumnExists as error:
+        raise UsageError(
+            f"{source} has a column that the demo writes (sentiment or error); pass --overwrite to "
+            "replace it in what is written, the file itself stays as it is"
+        ) from error
     except (RunFailed, Interrupted) as error:
         _write(error.result.frame, target)
         raise
+    _write(run.frame, target)
     _print_rows(run, column)
     print()
     print(run.report())
     print()
     timeline.write_bytes(run.timeline_png())
     print(printable(f"timeline: {timeline}"))
-    _write(run.frame, target)
     return 0
+
+
+def _check_place(option: str, path: Path) -> None:
+    """Refuse before anything is sent what could not be written afterwards."""
+    parent = path.resolve().parent
+    if not parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no directory {parent}")
+    if path.is_dir() or not os.access(path if path.exists() else parent, os.W_OK):
+        raise UsageError(f"{option} {path}: this cannot be written to; name another file")
 
 
 def _read(source: Path | None) -> pd.DataFrame:
@@ -99,8 +117,8 @@ def _print_rows(run: ParallelResult, column: str) -> None:
     names = frame["product"] if "product" in frame.columns else [""] * len(frame)
     wide = max((len(harmless(name, 20)) for name in names), default=0)
     rows = zip(frame["sentiment"], frame["error"], names, frame[column], strict=True)
-    for number, (sentiment, error, name, text) in enumerate(rows, 1):
-        ok = error is None or error != error or not isinstance(error, str)
+    for number, (sentiment, error, name, text) in enumerate(rows):
+        ok = not isinstance(error, str)  # else missing, which is told differently by each pandas
         what = f"{sentiment}" if ok else "failed"
         line = f"{number:>3}  {what:<8}  {harmless(name, 20):<{wide}}  "
         print(printable(line + harmless(text if ok else error, max(20, _WIDTH - len(line)))))

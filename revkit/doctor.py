@@ -7,8 +7,10 @@ import importlib.util
 import os
 import platform
 from collections.abc import Callable
+from contextlib import closing
 from typing import NamedTuple
 
+from . import config
 from ._version import __version__
 from .clients.base import Request
 from .clients.ollama import Ollama
@@ -41,8 +43,13 @@ def doctor() -> int:
         if advice:
             print(printable(f"     {advice}"))
     named = os.environ.get("REVKIT_MODEL")
-    chosen = f"{harmless(named)} (REVKIT_MODEL)" if named else "the embedded one, for sentiment"
-    print(f"\na run that names no model takes: {chosen}")
+    chosen = "the embedded one, for sentiment"
+    if named:
+        try:
+            chosen = f"{config.client_for(named).name} (REVKIT_MODEL)"
+        except UsageError as error:
+            chosen = f"none: REVKIT_MODEL cannot be used: {error}"
+    print(printable(f"\na run that names no model takes: {chosen}"))
     return 0 if any(finding.ok for finding in findings) else 1
 
 
@@ -57,7 +64,7 @@ def check_embedded() -> Finding:
         )
     runtime = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
     path = model_file.cached_model()
-    if not path.exists():
+    if not path.is_file() or path.stat().st_size != model_file.SIZE:
         return Finding(
             name,
             True,
@@ -130,14 +137,12 @@ def _ask(
     use: Callable[[str], str],
 ) -> Finding:
     """Ask a server which models it has."""
-    transport = client.transport(max_workers=1)
     try:
-        response = transport.send(Request(client.url(path), headers=client._headers))
+        with closing(client.transport(max_workers=1)) as transport:
+            response = transport.send(Request(client.url(path), headers=client._headers))
         models = [harmless(model, 80) for model in read(client.decode(response))]
-    except ModelError as error:
+    except (ModelError, UsageError) as error:
         return Finding(name, False, str(error))
-    finally:
-        transport.close()
     if not models:
         return Finding(name, False, f"{client.endpoint} answers, and has no models", none)
     more = f" and {len(models) - _LISTED} more" if len(models) > _LISTED else ""

@@ -40,7 +40,7 @@ def test_the_demo_shows_each_review_in_order_the_summary_the_figures_and_the_tim
         assert demo(server.url, monkeypatch=monkeypatch) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[:12]] == [
-        [str(number), label] for number, label in enumerate(labels, 1)
+        [str(number), label] for number, label in enumerate(labels)
     ]
     said = "\n".join(lines)
     for word in ("12 rows, 12 ok", "positive", "50.0%", "rows per second", "success rate", "p95"):
@@ -81,7 +81,7 @@ def test_what_is_done_is_written_even_where_every_row_fails(
 ) -> None:
     with serve(lambda messages, body: Status(500, {"error": "no"})) as server:
         assert demo(server.url, "--output", "done.csv", monkeypatch=monkeypatch) == 1
-    assert "all 12 rows that were run failed" in capsys.readouterr().err
+    assert "all 12 rows failed" in capsys.readouterr().err
     assert pd.read_csv("done.csv")["error"].str.startswith("ServerError").all()
 
 
@@ -140,3 +140,43 @@ def test_both_ways_to_call_it_work() -> None:
     for command in ([sys.executable, "-m", "revkit"], [str(script)]):
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
         assert done.stdout == f"revkit {revkit.__version__}\n"
+
+
+def test_what_could_not_be_written_is_refused_before_anything_is_sent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revkit.load_reviews().to_csv("mine.csv", index=False)
+    with serve() as server:
+        for arguments in (
+            ["--timeline", "nowhere/picture.png"],
+            ["--input", "mine.csv", "--output", "mine.csv"],
+        ):
+            assert demo(server.url, *arguments, monkeypatch=monkeypatch) == 2
+        assert server.requests == []
+    said = capsys.readouterr().err
+    assert "there is no directory" in said
+    assert "is the input itself" in said
+
+
+def test_the_demo_takes_its_own_output_again_if_it_may_overwrite(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve() as server:
+        again = ["--input", "done.csv", "--output", "again.csv"]
+        assert demo(server.url, "--output", "done.csv", monkeypatch=monkeypatch) == 0
+        assert demo(server.url, *again, monkeypatch=monkeypatch) == 2
+        assert "pass --overwrite" in capsys.readouterr().err
+        assert demo(server.url, *again, "--overwrite", monkeypatch=monkeypatch) == 0
+    assert pd.read_csv("again.csv")["sentiment"].tolist() == ["positive"] * 12
+
+
+def test_the_doctor_reports_a_proxy_and_a_model_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy.example:1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    monkeypatch.setenv("REVKIT_MODEL", "gpt4")
+    main(["doctor"])
+    said = capsys.readouterr().out
+    assert "--  OpenAI-compatible server: " in said
+    assert "REVKIT_MODEL cannot be used" in said
