@@ -25,11 +25,10 @@ PURE = {
     "scheduler",
     "record",
     "metrics",
-    "keys",
     "clients.base",
 }
 #: Each touches one part of the world, and knows nothing of the others.
-EDGES = {"engines", "clients", "store", "plot", "progress", "display", "data", "cancel"}
+EDGES = {"engines", "clients", "plot", "progress", "display", "data", "cancel"}
 #: Puts the parts together, and opens doors to them.
 ABOVE = {
     "run",
