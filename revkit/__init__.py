@@ -12,7 +12,9 @@ A reading order, from what decides to what touches the world:
     work        what a worker does in one attempt
     engines/    threads and the event loop: two thin ways to run workers
     clients/    Ollama, OpenAI-compatible servers, the embedded model
-    run         one run: an engine, and the drain that owns every effect
+    plan        what a run is going to do: all that is decided before anything is sent
+    drain       the one drain of a run, which owns every effect
+    run         one run: starts an engine and drains it; cancel and interrupt stop it
     columns     between a frame's columns and a run's rows
     result      what a run gives back; plot, display and progress show it
     api         parallel_map; accessor is its door for frames

@@ -21,9 +21,10 @@ from .cancel import CancelToken
 from .clients.base import Client
 from .errors import Interrupted, RunCancelled, RunFailed, RunTimeout, UsageError, nearest
 from .events import Status, StopKind
+from .plan import Plan, Progress, available_cpus, choose_engine
 from .policy import Retry, failure_limit, worker_count
 from .result import ParallelResult, failure_message
-from .run import Plan, Progress, aexecute, available_cpus, choose_engine, execute
+from .run import aexecute, execute
 from .sentiment import SENTIMENT
 from .task import ModelTask, as_task
 

@@ -1,219 +1,39 @@
-"""One run, from a plan to its record: starts an engine and drains what it reports.
+"""One run, from a plan to its record: starts an engine, and drains what it reports until the last
+worker is through or the run must be stopped.
 
-*One drain owns every effect.* Workers only append facts to a queue and wake the drain; it alone
-writes the record and calls the user's progress callback, so none of these needs a lock. In
-:func:`execute` the drain is the calling thread; in :func:`aexecute` it is the caller's task.
+In :func:`execute` the drain is the calling thread; in :func:`aexecute` it is the caller's task.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .cancel import CancelToken
-from .clients.base import Client
+from .drain import Drain
 from .engines import Ended
 from .errors import UsageError
-from .events import Attempted, Failure, Stop, StopKind
-from .policy import Retry
-from .record import Record, RowResult
+from .events import Stop, StopKind
+from .interrupt import first_interrupt
+from .plan import Plan
+from .record import Record
 from .scheduler import Scheduler
-from .task import CallableTask, ModelTask
-from .work import CallableWork, ModelWork, Rows, Work
 
 if TYPE_CHECKING:
     import asyncio
 
     from .engines.loop import LoopEngine
     from .engines.threads import ThreadEngine
-    from .progress import Bar
 
-
-__all__ = ["Plan", "Progress", "aexecute", "available_cpus", "choose_engine", "execute"]
-
-Progress = Callable[[int, int, RowResult], object]
+__all__ = ["aexecute", "execute"]
 
 #: The drain looks up at least this often (seconds), so that an interrupt never waits for a reply.
 _TICK = 0.1
 #: What runs in threads when the run is interrupted gets this long to end (seconds).
 _GRACE = 1.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is decided before anything is sent.
-
-    Attributes:
-        refused: rows that fail without an attempt, and why.
-        engine: ``"thread"`` or ``"async"``.
-        loop: where the async engine runs when the caller does not await it.
-        open_bar: opens a progress bar for so many rows, or None.
-        callback: the user's progress callback, or None.
-        retry: when a failed attempt is tried again.
-        max_failures: the run is stopped when more rows than this have failed; None: never.
-        fail_fast: a stop for failures cancels what is running.
-        timeout: seconds for the whole run, or None.
-        attempt_timeout: seconds for one attempt, or None.
-        cancel: the user's token, or None.
-    """
-
-    task: ModelTask | CallableTask
-    rows: Rows
-    total: int
-    client: Client | None
-    engine: Literal["thread", "async"]
-    loop: Literal["background", "notebook"]
-    workers: int
-    refused: Mapping[int, Failure] = field(default_factory=dict)
-    open_bar: Callable[[int], Bar] | None = None
-    callback: Progress | None = None
-    retry: Retry = field(default_factory=Retry)
-    max_failures: int | None = None
-    fail_fast: bool = False
-    timeout: float | None = None
-    attempt_timeout: float | None = None
-    cancel: CancelToken | None = None
-
-    def work(self) -> Work:
-        if isinstance(self.task, CallableTask):
-            return CallableWork(self.task, self.rows)
-        assert self.client is not None
-        return ModelWork(self.task, self.client, self.rows)
-
-    def prepare(self) -> None:
-        """What the client does once before a run; may block."""
-        if self.client is not None and isinstance(self.task, ModelTask):
-            self.client.ready(self.task, max_workers=self.workers)
-
-
-def available_cpus() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def choose_engine(
-    wanted: str, task: ModelTask | CallableTask, client: Client | None
-) -> Literal["thread", "async"]:
-    """The engine for a task.
-
-    Raises:
-        UsageError: the task or its client cannot run on the engine that was asked for.
-    """
-    if wanted not in ("auto", "thread", "async"):
-        raise UsageError(f'engine={wanted!r}: there are "auto", "thread" and "async"')
-    can: tuple[str, ...]
-    if isinstance(task, CallableTask):
-        can = ("async",) if task.is_async else ("thread",)
-        why = (
-            f"{task.name} is a coroutine function, which runs on a loop"
-            if task.is_async
-            else f"{task.name} is a plain function, which would block the loop"
-        )
-    else:
-        assert client is not None
-        can = client.engines
-        why = f"{client!r} runs on the other engine only"
-    engine = can[0] if wanted == "auto" else wanted
-    if engine not in can:
-        raise UsageError(f'engine="{wanted}": {why}; leave engine= out, or pass "{can[0]}"')
-    return "thread" if engine == "thread" else "async"
-
-
-class Drain:
-    """Takes the facts that workers report, and does what follows from them."""
-
-    def __init__(self, plan: Plan, scheduler: Scheduler, wake: Callable[[], None]):
-        outputs = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
-        self.record = Record(plan.total, outputs, asks_model=plan.client is not None)
-        self.ended: Ended | None = None
-        self._plan = plan
-        self._scheduler = scheduler
-        self._callback = plan.callback
-        self._bar: Bar | None = None
-        self._facts: deque[Attempted | Ended] = deque()
-        self._wake = wake
-        self._tokens = 0
-
-    def emit(self, fact: Attempted | Ended) -> None:
-        """Called by workers, from any thread."""
-        self._facts.append(fact)
-        self._wake()
-
-    def begin(self) -> None:
-        """Settle the rows that need no attempt."""
-        if self._plan.open_bar is not None:
-            self._bar = self._plan.open_bar(self._plan.total)
-        for row, failure in self._plan.refused.items():
-            self.record.refused(row, failure)
-            if self._callback is not None:
-                self._tell(RowResult(row, "error", error=str(failure)))
-        self._show()
-
-    def step(self) -> None:
-        """Write down everything that was reported since the last step."""
-        facts, record = self._facts, self.record
-        while facts:
-            fact = facts.popleft()
-            if isinstance(fact, Ended):
-                self.ended = fact
-                break
-            if record.attempted(fact) and self._callback is not None:
-                record.stopped = self._scheduler.stopped  # a cancelled row says why
-                self._tell(record.row_result(fact))
-        self._show()
-
-    def _show(self) -> None:
-        if self._bar is not None:
-            record = self.record
-            tokens = sum(
-                count
-                for column in (record.prompt_tokens, record.completion_tokens)
-                for count in column[self._tokens :]
-                if count > 0
-            )
-            self._tokens = len(record.prompt_tokens)
-            self._bar.update(record.settled, record.failed, tokens)
-
-    def close(self, *, began: float, ended: float) -> Record:
-        """End the record."""
-        record, plan, scheduler = self.record, self._plan, self._scheduler
-        running = scheduler.running
-        self.step()  # what was reported since the last step, by rows that are not in ``running``
-        record.began = began
-        record.workers, record.engine = plan.workers, plan.engine
-        if self.ended is not None and self.ended.crash is not None:
-            record.ended_by = self.ended.crash
-        record.close(ended=ended, running=running, stopped=scheduler.stopped)
-        return record
-
-    def put_away(self) -> None:
-        """Leave the screen as it should stay, however the run ended."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def _tell(self, row: RowResult) -> None:
-        assert self._callback is not None
-        try:
-            self._callback(self.record.settled, self._plan.total, row)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - reported, and the run goes on
-            self._callback = None
-            # Said when the run is over: where warnings are errors, it would end the run.
-            self.record.warnings.append(
-                f"the progress callback raised {type(error).__name__}: {error}; it was not "
-                "called again, and the run went on"
-            )
 
 
 def _scheduler(plan: Plan) -> Scheduler:
@@ -256,7 +76,7 @@ def execute(plan: Plan) -> Record:
             if plan.total > len(plan.refused) and scheduler.stopped is None:
                 plan.prepare()
             drain.begin()
-            pressed = stack.enter_context(_first_interrupt())
+            pressed = stack.enter_context(first_interrupt())
             engine = stack.enter_context(_started(plan, scheduler, drain))
             watch = _Watch(plan, scheduler, engine, pressed)
             try:
@@ -404,38 +224,6 @@ def _tasks(plan: Plan, scheduler: Scheduler, drain: Drain) -> LoopEngine:
     )
 
 
-@contextmanager
-def _first_interrupt(tell: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C only set a flag, so that it never strikes between two lines of the
-    drain; the second one raises as usual. Does nothing outside the main thread, and leaves a
-    handler that is not Python's own alone.
-
-    Args:
-        tell: called by the first press. It runs between any two steps of the main thread, so it
-            must not take a lock: the drain looks for the flag at its next tick.
-    """
-    flag: list[bool] = []
-    ours = (
-        threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )
-    if not ours:
-        yield lambda: bool(flag)
-        return
-
-    def press(number: int, frame: FrameType | None) -> None:
-        if flag:
-            signal.default_int_handler(number, frame)
-        flag.append(True)
-        tell()
-
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: bool(flag)
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 async def aexecute(plan: Plan) -> Record:
     """Carry a plan out on the running loop; the caller's task is the drain.
 
@@ -532,7 +320,7 @@ def _execute_on_notebook_loop(plan: Plan) -> Record:
 
     nest_asyncio2.apply(loop)
     task = loop.create_task(aexecute(plan))
-    with _first_interrupt(lambda: loop.call_soon_threadsafe(task.cancel)):
+    with first_interrupt(lambda: loop.call_soon_threadsafe(task.cancel)):
         record: Record = loop.run_until_complete(task)
     if isinstance(record.ended_by, asyncio.CancelledError):
         record.ended_by = KeyboardInterrupt()

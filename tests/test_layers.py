@@ -31,6 +31,9 @@ PURE = {
 EDGES = {"engines", "clients", "plot", "progress", "display", "data", "cancel"}
 #: Puts the parts together, and opens doors to them.
 ABOVE = {
+    "plan",
+    "drain",
+    "interrupt",
     "run",
     "columns",
     "result",

@@ -22,8 +22,8 @@ import revkit
 from revkit import BadOutput, Interrupted, RunFailed, Signature, UsageError
 from revkit.engines import loop as loops
 from revkit.errors import AccessDenied, ConnectionFailed, ModelError, ModelMissing
+from revkit.plan import available_cpus
 from revkit.policy import worker_count
-from revkit.run import available_cpus
 from revkit.testing import FakeModel
 
 NUMBER = Signature("Count.", inputs="review", outputs={"n": int})

@@ -1,0 +1,106 @@
+"""What a run is going to do: everything that is decided before anything is sent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from .cancel import CancelToken
+from .clients.base import Client
+from .errors import UsageError
+from .events import Failure
+from .policy import Retry
+from .record import RowResult
+from .task import CallableTask, ModelTask
+from .work import CallableWork, ModelWork, Rows, Work
+
+if TYPE_CHECKING:
+    from .progress import Bar
+
+__all__ = ["Plan", "Progress", "available_cpus", "choose_engine"]
+
+Progress = Callable[[int, int, RowResult], object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before anything is sent.
+
+    Attributes:
+        refused: rows that fail without an attempt, and why.
+        engine: ``"thread"`` or ``"async"``.
+        loop: where the async engine runs when the caller does not await it.
+        open_bar: opens a progress bar for so many rows, or None.
+        callback: the user's progress callback, or None.
+        retry: when a failed attempt is tried again.
+        max_failures: the run is stopped when more rows than this have failed; None: never.
+        fail_fast: a stop for failures cancels what is running.
+        timeout: seconds for the whole run, or None.
+        attempt_timeout: seconds for one attempt, or None.
+        cancel: the user's token, or None.
+    """
+
+    task: ModelTask | CallableTask
+    rows: Rows
+    total: int
+    client: Client | None
+    engine: Literal["thread", "async"]
+    loop: Literal["background", "notebook"]
+    workers: int
+    refused: Mapping[int, Failure] = field(default_factory=dict)
+    open_bar: Callable[[int], Bar] | None = None
+    callback: Progress | None = None
+    retry: Retry = field(default_factory=Retry)
+    max_failures: int | None = None
+    fail_fast: bool = False
+    timeout: float | None = None
+    attempt_timeout: float | None = None
+    cancel: CancelToken | None = None
+
+    def work(self) -> Work:
+        if isinstance(self.task, CallableTask):
+            return CallableWork(self.task, self.rows)
+        assert self.client is not None
+        return ModelWork(self.task, self.client, self.rows)
+
+    def prepare(self) -> None:
+        """What the client does once before a run; may block."""
+        if self.client is not None and isinstance(self.task, ModelTask):
+            self.client.ready(self.task, max_workers=self.workers)
+
+
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def choose_engine(
+    wanted: str, task: ModelTask | CallableTask, client: Client | None
+) -> Literal["thread", "async"]:
+    """The engine for a task.
+
+    Raises:
+        UsageError: the task or its client cannot run on the engine that was asked for.
+    """
+    if wanted not in ("auto", "thread", "async"):
+        raise UsageError(f'engine={wanted!r}: there are "auto", "thread" and "async"')
+    can: tuple[str, ...]
+    if isinstance(task, CallableTask):
+        can = ("async",) if task.is_async else ("thread",)
+        why = (
+            f"{task.name} is a coroutine function, which runs on a loop"
+            if task.is_async
+            else f"{task.name} is a plain function, which would block the loop"
+        )
+    else:
+        assert client is not None
+        can = client.engines
+        why = f"{client!r} runs on the other engine only"
+    engine = can[0] if wanted == "auto" else wanted
+    if engine not in can:
+        raise UsageError(f'engine="{wanted}": {why}; leave engine= out, or pass "{can[0]}"')
+    return "thread" if engine == "thread" else "async"
