@@ -50,5 +50,12 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         """Virtual seconds since the loop was made."""
         return self._virtual.now
 
+    async def shutdown_default_executor(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - the base class has it
+    ) -> None:
+        """Wait for the loop's threads without a limit: their time is the real one."""
+        await super().shutdown_default_executor()
+
     def __repr__(self) -> str:
         return f"<VirtualClockLoop at {self.time():.3f} s>"
