@@ -17,7 +17,7 @@ ROWS = 48
 
 
 def run() -> revkit.ParallelResult:
-    """Reviews at a model with log-normal latency, a few bad replies and a lost connection."""
+    """Reviews at a model with log-normal latency; two replies do not fit, and one is none."""
     reviews = revkit.load_reviews("amazon").head(ROWS)
     chance = random.Random(3)
     seconds = {text: 0.3 + chance.lognormvariate(-0.6, 0.5) for text in reviews["review"]}
@@ -30,7 +30,7 @@ def run() -> revkit.ParallelResult:
         if asked[text] in (9, 30):
             return "It depends on what one expects of it."
         if asked[text] == 21:
-            return revkit.ConnectionFailed("the connection was closed")
+            return revkit.BadReply("what arrived is not a reply")  # and so is not tried again
         return "positive"
 
     model = FakeModel(answer, latency=lambda text: seconds.get(text, 0.7), clock="virtual")
