@@ -1,4 +1,4 @@
-"""Every test starts as a new process would: nothing configured, no bar drawn."""
+"""Every test starts as a new process would: nothing configured or kept, no bar drawn."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.startswith(("REVKIT_", "OPENAI_", "OLLAMA_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("REVKIT_STORE", "off")
     revkit.use(None)
     yield
     revkit.use(None)

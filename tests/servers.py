@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 #: Key and self-signed certificate of localhost, 127.0.0.1 and model.example, for these tests only.
 CERTIFICATE = Path(__file__).with_name("loopback.pem")
@@ -261,6 +261,9 @@ class Server(Listener):
         return [seen for seen in self.requests if seen.method == "POST"]
 
     def answer(self, seen: Seen, to: socket.socket) -> bool:
+        if seen.method == "GET":  # about the models, not one
+            to.sendall(response_bytes(cast(Status, self._decide(seen))))
+            return True
         with self._lock:
             self.in_flight += 1
             self.highest = max(self.highest, self.in_flight)

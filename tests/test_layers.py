@@ -25,13 +25,15 @@ PURE = {
     "scheduler",
     "record",
     "metrics",
+    "keys",
     "clients.base",
 }
 #: Each touches one part of the world, and knows nothing of the others.
-EDGES = {"engines", "clients", "plot", "progress", "display", "data", "cancel"}
+EDGES = {"engines", "clients", "plot", "progress", "display", "data", "cancel", "store"}
 #: Puts the parts together, and opens doors to them.
 ABOVE = {
     "plan",
+    "lookahead",
     "drain",
     "interrupt",
     "run",

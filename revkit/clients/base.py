@@ -120,11 +120,13 @@ class Client:
         engines: the engines that can carry it; the first one is what ``engine="auto"`` takes.
         loop_factory: makes a loop for each run on the async engine (a virtual clock, say); None:
             the run takes the loop that revkit keeps.
+        keeps_replies: whether runs keep its replies in the store where nothing else is said.
     """
 
     name: str
     engines: tuple[str, ...] = ("async", "thread")
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    keeps_replies: bool = True
 
     def ready(self, task: ModelTask, *, max_workers: int) -> None:
         """Do what must be done once before a run (the embedded model starts here).
@@ -147,6 +149,13 @@ class Client:
     def settings(self) -> dict[str, Any]:
         """What decides the model's answers beside the prompt, as plain JSON; never a key."""
         return {"model": self.name}
+
+    def weights(self) -> str | None:
+        """What tells the model's weights from others of the same name, where that is known.
+
+        May ask the server, and block.
+        """
+        return None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

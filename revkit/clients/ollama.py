@@ -86,6 +86,14 @@ class Ollama(HttpClient):
             "options": {k: v for k, v in self.options.items() if not is_secret(k)},
         }
 
+    def weights(self) -> str | None:
+        """The digest that the server gives for the model; None where it gives none."""
+        name = self.model if ":" in self.model else f"{self.model}:latest"
+        for model in self.get("/api/tags").get("models") or ():
+            if isinstance(model, dict) and model.get("name") == name:
+                return str(model.get("digest"))
+        return None
+
     def model_hint(self) -> str:
         return f"run `ollama pull {self.model}`"
 

@@ -8,6 +8,8 @@ keys and bounds the length: a server may repeat what it was sent.
 from __future__ import annotations
 
 import base64
+import contextlib
+import copy
 import email.utils
 import json
 import math
@@ -22,12 +24,13 @@ import orjson
 from ..errors import (
     AccessDenied,
     BadReply,
+    ModelError,
     ModelMissing,
     QuotaUsedUp,
     ServerError,
     UsageError,
 )
-from .base import AsyncTransport, Client, Message, Response, Transport
+from .base import AsyncTransport, Client, Message, Request, Response, Transport
 from .network import display_url
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ __all__ = ["HttpClient", "count", "encode", "is_secret"]
 MAX_QUOTE = 300
 #: Seconds; clocks and sockets cannot count for ever.
 MAX_TIMEOUT = 1_000_000
+#: Seconds for a question on the side.
+_SHORT_TIMEOUT = 5.0
 #: Names of headers and options whose values are secrets.
 _SECRET_NAME = re.compile(
     r"(?i)(^|[-_])((api[-_]?)?key|auth|authorization|token|secret|password|cookie|signature|sig)$"
@@ -154,6 +159,21 @@ class HttpClient(Client):
             'an httpx.Client given as http= runs on engine="thread"; for the event loop, give an '
             "httpx.AsyncClient"
         )
+
+    def get(self, path: str) -> dict[str, Any]:
+        """What the server says of itself; empty where it says nothing in a few seconds.
+
+        A client that was given an ``httpx.AsyncClient`` does not ask.
+        """
+        if "thread" not in self.engines:
+            return {}
+        asking = copy.copy(self)
+        asking.timeout = min(self.timeout, _SHORT_TIMEOUT)
+        try:
+            with contextlib.closing(asking.transport(max_workers=1)) as transport:
+                return self.decode(transport.send(Request(self.url(path), headers=self._headers)))
+        except ModelError:
+            return {}
 
     # -- reading responses --------------------------------------------------------------------
 

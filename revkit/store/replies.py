@@ -1,0 +1,358 @@
+"""The replies of models, kept in one SQLite file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..clients.base import Reply
+from ..errors import UsageError
+from .file import COLUMNS, SQLITE_ERRORS, File, identity, is_damage, open_file
+
+__all__ = ["Store", "StoreWarning", "default_path", "locate"]
+
+_FILE = "replies.sqlite"
+#: Keys looked up by one statement; every build of SQLite takes 999 variables.
+_LOOKUP = 500
+_INSERT = (
+    f"INSERT OR IGNORE INTO replies ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+)
+
+
+class StoreWarning(UserWarning):
+    """The store cannot do its part; the run goes on without it."""
+
+
+def default_path() -> Path:
+    """Where replies are kept if nothing else is said.
+
+    The user's data directory, not a cache that gets purged: these replies were paid for.
+    """
+    import platformdirs
+
+    return platformdirs.user_data_path("revkit", appauthor=False) / _FILE
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The file that ``path`` means: itself, or one in it where it is a directory."""
+    given = os.fspath(path)
+    found = Path(given).expanduser().absolute()
+    return found / _FILE if found.is_dir() or given.endswith(("/", os.sep)) else found
+
+
+class Store:
+    """The replies that were paid for, under the keys of :class:`~revkit.keys.ReplyKeys`.
+
+    Several stores may use one file at the same time, in one process or in several. One store may
+    be used from any thread; a :meth:`put` in one makes :meth:`get` in another wait only where
+    :attr:`journal` is not ``"wal"``. No trouble with the file leaves :meth:`get`, :meth:`put` or
+    :meth:`close` as an exception: it is said once as a :class:`StoreWarning` and stands in
+    :attr:`problem`, and what can still be done is done.
+
+    Attributes:
+        path: the file.
+
+    >>> import tempfile
+    >>> from revkit import Reply
+    >>> with tempfile.TemporaryDirectory() as directory, Store.open(directory) as store:
+    ...     store.put([(b"a key", Reply("positive"))], task="a task", model="a model")
+    ...     kept = store.get([b"a key", b"another"])
+    True
+    >>> kept == {b"a key": Reply("positive")}
+    True
+    """
+
+    def __init__(self, path: Path):
+        # SQLite keeps its log beside the file that a link leads to.
+        self.path = Path(os.path.realpath(path)) if path.is_symlink() else path
+        #: For all but reading. The file's connections are closed under both, this one taken first.
+        self._lock = threading.Lock()
+        self._read_lock = threading.Lock()
+        #: Kind of trouble -> what it keeps the store from doing.
+        self._troubles: dict[str, str] = {}
+        #: Rows that could not be written yet, and how many there are when it is tried again: twice
+        #: as many each time, so that a disk that stays full costs next to nothing.
+        self._waiting: list[tuple[Any, ...]] = []
+        self._try_at = 0
+        self._in_use = False
+        self._file = open_file(self.path, self._say)
+        self._in_use = True
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | None = None) -> Store:
+        """Open the store at ``path``, and begin it where there is none.
+
+        Args:
+            path: a file, or a directory for a file ``replies.sqlite`` in it; None: the default
+                place. What is made is readable by its owner only.
+
+        Raises:
+            UsageError: there is something at ``path`` that is not a store.
+        """
+        return cls(default_path() if path is None else locate(path))
+
+    @property
+    def problem(self) -> str | None:
+        """What the store could not do, None where all is well."""
+        return "; ".join(self._troubles.values()) or None
+
+    @property
+    def writable(self) -> bool:
+        """Whether new replies can be kept."""
+        return self._file.writable
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the file was begun when this store was opened."""
+        return self._file.is_new
+
+    @property
+    def journal(self) -> str:
+        """``"wal"``; ``"delete"`` on a network file system; empty where the store is off."""
+        return self._file.journal
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Reply]:
+        """The replies that are kept, by key; keys without one are left out."""
+        found: dict[bytes, Reply] = {}
+        try:
+            with self._reading() as db:
+                if db is None:
+                    return found
+                for start in range(0, len(keys), _LOOKUP):
+                    some = keys[start : start + _LOOKUP]
+                    marks = ", ".join("?" * len(some))
+                    query = f"SELECT {', '.join(COLUMNS[:6])} FROM replies WHERE key IN ({marks})"
+                    rows = db.execute(query, some).fetchall()
+                    found.update((row[0], _reply(row)) for row in rows)
+        except (sqlite3.Error, ValueError) as error:
+            with self._lock:
+                if db in (self._file.db, self._file.reader):  # nobody has seen to it meanwhile
+                    self._unread(error)
+        return found
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """A connection to read with, to one thread at a time; None where the store is off."""
+        with self._read_lock:
+            if self._file.reader is not None:
+                yield self._file.reader
+                return
+        with self._lock:
+            yield self._file.db
+
+    def put(self, items: Iterable[tuple[bytes, Reply]], *, task: str, model: str) -> bool:
+        """Keep replies, in one transaction. Where a key has one already, the first one stands.
+
+        Args:
+            items: keys and replies.
+            task: fingerprint of the task that asked.
+            model: name of the model that replied.
+
+        Returns:
+            Whether they are in the file: from then on no end of the process loses them. Where they
+            could not be written (a full disk, a lock that is not let go) they are tried again with
+            a later call and in :meth:`close`.
+        """
+        now = int(time.time())
+        with self._lock:
+            if not self._file.writable:
+                return False
+            self._waiting.extend(_row(key, reply, task, model, now) for key, reply in items)
+            return len(self._waiting) >= self._try_at and self._write()
+
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection | None]:
+        """The connection itself, to one thread at a time; None where the store is off."""
+        with self._lock:
+            yield self._file.db
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """Drop replies that no longer do, so that others can be put in their place."""
+        with self._lock:
+            if self._file.db is None or not self._file.writable:
+                return
+            try:
+                with _transaction(self._file.db) as db:
+                    db.executemany("DELETE FROM replies WHERE key = ?", [(key,) for key in keys])
+            except SQLITE_ERRORS as error:
+                self._trouble(error)
+
+    def close(self) -> None:
+        """Write what waits, and close the file. Closing twice does nothing."""
+        with self._lock:
+            if self._waiting and not self._write() and self._waiting:
+                lost = f"{len(self._waiting)} replies could not be written to {self.path}"
+                self._troubles["unwritten"] = lost
+                self._waiting.clear()
+            self._close_file()
+
+    def _write(self) -> bool:
+        """Write what waits; says whether it is written."""
+        if not self._waiting:
+            return True
+        if identity(self.path) != self._file.identity:
+            # Somebody set the file aside or removed it: what is written to it now is lost.
+            self._reopen()
+        for _ in range(2):
+            if self._file.db is None or not self._file.writable:
+                self._waiting.clear()
+                return False
+            try:
+                with _transaction(self._file.db) as db:
+                    db.executemany(_INSERT, self._waiting)
+            except SQLITE_ERRORS as error:
+                if not self._trouble(error):
+                    return False
+            else:
+                self._waiting.clear()
+                self._try_at = 0
+                self._troubles.pop("unwritten", None)
+                return True
+        return False
+
+    def _trouble(self, error: Exception) -> bool:
+        """Do what can be done about an error; says whether it is worth to try again at once."""
+        if is_damage(error):
+            self._replace()
+            return True
+        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_READONLY"):
+            self._file = self._file._replace(writable=False)
+            self._waiting.clear()
+            self._say("readonly", f"the store {self.path} cannot be written any more ({error})")
+            return False
+        self._try_at = 2 * len(self._waiting)
+        self._say(
+            "unwritten",
+            f"the store {self.path} cannot be written at present ({error}); what it holds is safe, "
+            "and new replies are tried again later in the run",
+        )
+        return False
+
+    def _unread(self, error: Exception) -> None:
+        if is_damage(error):
+            self._replace()
+        else:
+            self._say("unread", f"the store {self.path} cannot be read ({error})")
+
+    def _replace(self) -> None:
+        """Set a damaged file aside and begin a new one."""
+        if self._file.writable:
+            self._reopen(damaged=True)
+        else:
+            self._close_file()
+            self._say("off", f"the store {self.path} is damaged, and its place cannot be written")
+
+    def _reopen(self, *, damaged: bool = False) -> None:
+        was = self._file.identity
+        self._close_file()
+        try:
+            self._file = open_file(self.path, self._say, damaged=was if damaged else None)
+        except UsageError as error:  # somebody put another file there in the meantime
+            self._say("off", str(error))
+
+    def _close_file(self) -> None:
+        with self._read_lock:
+            self._file.close()
+            self._file = File()
+
+    def _say(self, kind: str, message: str) -> None:
+        """Note a trouble, and warn of it once for each kind."""
+        known = kind in self._troubles
+        self._troubles[kind] = message
+        if known:
+            return
+        try:
+            warnings.warn(message, StoreWarning, stacklevel=2)
+        except StoreWarning:
+            # Warnings are errors here. Before the run that is one; in it, it would cost replies.
+            if not self._in_use:
+                raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r})"
+
+
+@contextlib.contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """All or nothing, whatever ends it: an interrupt, too."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield db
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+
+
+def _row(key: bytes, reply: Reply, task: str, model: str, now: int) -> tuple[Any, ...]:
+    return (
+        key,
+        _text(reply.text),
+        _count(reply.prompt_tokens),
+        _count(reply.completion_tokens),
+        None if reply.finish_reason is None else _text(reply.finish_reason),
+        _shares(reply),
+        task,
+        model,
+        now,
+    )
+
+
+def _text(text: str) -> str | bytes:
+    """Text for SQLite, which refuses half of a surrogate pair; a reply may hold one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def _shares(reply: Reply) -> str | None:
+    if reply.probabilities is None:
+        return None
+    try:
+        return json.dumps(
+            {
+                output: {str(label): float(share) for label, share in shares.items()}
+                for output, shares in reply.probabilities.items()
+            }
+        )
+    except (TypeError, ValueError, AttributeError):  # a user's own client; the text is what counts
+        return None
+
+
+def _count(tokens: int | None) -> int | None:
+    """A server may count to anything; SQLite counts to 2**63."""
+    return int(tokens) if tokens is not None and -(2**63) <= tokens < 2**63 else None
+
+
+def _reply(row: tuple[Any, ...]) -> Reply:
+    _, text, prompt_tokens, completion_tokens, finish_reason, probabilities = row
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "surrogatepass")
+    if isinstance(finish_reason, bytes):
+        finish_reason = finish_reason.decode("utf-8", "surrogatepass")
+    if probabilities is not None:
+        probabilities = json.loads(probabilities)
+    return Reply(text, prompt_tokens, completion_tokens, finish_reason, probabilities)
