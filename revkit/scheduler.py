@@ -12,13 +12,17 @@ A row is in exactly one of four places:
                                ^  |
                                |  v
                              to be tried again
+
+Where replies are kept in a store, a good one holds its place among the running until it has been
+committed: what a kill of the process can lose is never more than ``max_workers`` calls.
 """
 
 from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal
@@ -56,6 +60,8 @@ class Scheduler:
 
     Args:
         rows: the row numbers to run, in order; taken lazily.
+        more: others will be added later, by :meth:`add`.
+        commits: a success holds its place until :meth:`committed`.
         max_workers: never more attempts than these are running.
         retry: when a failed attempt is tried again.
         max_failures: the run is stopped when more rows than this have failed; None: never.
@@ -69,8 +75,10 @@ class Scheduler:
 
     def __init__(
         self,
-        rows: Iterable[int],
+        rows: Iterable[int] = (),
         *,
+        more: bool = False,
+        commits: bool = False,
         max_workers: int,
         retry: Retry | None = None,
         max_failures: int | None = None,
@@ -78,17 +86,19 @@ class Scheduler:
         failed: int = 0,
         chance: Callable[[], float] = random.random,
     ):
-        self._rows = iter(rows)
+        #: what is left of the rows to be started, batch after batch
+        self._batches: deque[Iterator[int]] = deque([iter(rows)])
         #: the next row to be started, where it has been looked at
         self._next: int | None = None
+        self._more = more
+        self._commits = commits
+        self._uncommitted = 0
         self._max_workers = max_workers
         self._retry = Retry() if retry is None else retry
         self._max_failures = max_failures
         self._fail_fast = fail_fast
         self._failed = failed
         self._chance = chance
-        #: nothing is left in ``_rows``
-        self._exhausted = False
         #: (when, row, number of the next attempt, why the last one did not do), earliest first
         self._again: list[tuple[float, int, int, Failure]] = []
         #: only rows that are to be tried again, or are running once more
@@ -109,34 +119,46 @@ class Scheduler:
         """
         if self.stopped is not None:
             return DONE
-        if len(self._running) >= self._max_workers:
+        if not self._has_room():
             return WAIT
         paused = now < self._paused_until
         if self._again and self._again[0][0] <= now and not paused:
             _, row, number, failure = heapq.heappop(self._again)
             self._running.add(row)
             return Attempt(row, number, worker, failure)
-        if self._next is None and not self._exhausted:
-            self._next = next(self._rows, None)
-            self._exhausted = self._next is None
-        if self._next is not None:
+        if self._has_next():
             if paused:
                 return self._paused_until
-            row, self._next = self._next, None
-            self._running.add(row)
-            return Attempt(row, 1, worker)
+            started, self._next = self._next, None
+            assert started is not None
+            self._running.add(started)
+            return Attempt(started, 1, worker)
         if self._again:
             return max(self._again[0][0], self._paused_until)
-        return WAIT if self._running else DONE
+        return WAIT if self._running or self._more else DONE
+
+    def add(self, rows: Iterable[int], *, more: bool) -> None:
+        """Give it rows to run, after those that it has; ``more``: others will follow."""
+        self._batches.append(iter(rows))
+        self._more = more
+
+    def committed(self, replies: int) -> None:
+        """So many good replies cannot be lost any more."""
+        self._uncommitted -= replies
+
+    def failed_without(self, rows: int) -> None:
+        """So many rows have failed without an attempt of their own."""
+        self._count_failures(rows)
 
     def settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Decision:
         """Decide what the outcome of a running attempt means.
 
-        Afterwards workers that wait may have a reason to ask again: see :attr:`waiters_due`.
+        The worker that settles should take next: what it gets, others would have got.
         """
         row = attempt.row
         self._running.remove(row)
         if isinstance(outcome, Success):
+            self._uncommitted += self._commits
             if self._trouble:
                 self._trouble.pop(row, None)
             return Decision.OK
@@ -167,25 +189,42 @@ class Scheduler:
         elif stop.cancels:
             self.stopped = self.stopped._replace(cancels=True)
 
-    @property
-    def waiters_due(self) -> bool:
-        """Whether workers that wait have something to take, or to hear that all is done."""
+    def due(self) -> float:
+        """From when on a worker that waits would get something, were nothing else to happen.
+
+        An attempt, or to hear that all is done; a time that is past: now; infinity: it waits for a
+        change. A limit may still have it wait on.
+        """
         if self.stopped is not None:
-            return True
-        if self._again or not self._all_started():
-            return len(self._running) < self._max_workers
-        return not self._running
+            return float("-inf")
+        if not self._has_room():
+            return float("inf")
+        if self._has_next():
+            return self._paused_until
+        if self._again:
+            return max(self._again[0][0], self._paused_until)
+        return float("-inf") if self._is_done() else float("inf")
 
     @property
     def running(self) -> frozenset[int]:
         """The rows that are running."""
         return frozenset(self._running)
 
-    def _is_done(self) -> bool:
-        return self._all_started() and not self._again and not self._running
+    def _has_room(self) -> bool:
+        return len(self._running) + self._uncommitted < self._max_workers
 
-    def _all_started(self) -> bool:
-        return self._exhausted and self._next is None
+    def _has_next(self) -> bool:
+        """Whether there is a row that was never started; looks at it."""
+        while self._next is None and self._batches:
+            self._next = next(self._batches[0], None)
+            if self._next is None:
+                self._batches.popleft()
+        return self._next is not None
+
+    def _is_done(self) -> bool:
+        # Looks at no row: ``stop`` comes from any thread.
+        started = self._next is None and not self._batches
+        return started and not (self._running or self._again or self._more)
 
     def _next_try(self, attempt: Attempt, failure: Failure, now: float) -> float | None:
         """When the row is tried again, None if it is not."""

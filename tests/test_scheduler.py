@@ -59,6 +59,8 @@ class Histories(RuleBasedStateMachine):
         chance=st.sampled_from([0.0, 0.5, 1.0]),
         max_failures=st.sampled_from([None, None, None, 0, 2]),
         fail_fast=st.booleans(),
+        later=st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=3),
+        commits=st.booleans(),
     )
     def start(
         self,
@@ -69,12 +71,16 @@ class Histories(RuleBasedStateMachine):
         chance: float,
         max_failures: int | None,
         fail_fast: bool,
+        later: list[list[int]],
+        commits: bool,
     ) -> None:
         self.retry = Retry(attempts=attempts, max_elapsed=max_elapsed)
         self.chance, self.fail_fast = chance, fail_fast
         self.max_failures = 0 if fail_fast and max_failures is not None else max_failures
         self.scheduler = Scheduler(
             iter(rows),
+            more=bool(later),
+            commits=commits,
             max_workers=max_workers,
             retry=self.retry,
             max_failures=self.max_failures,
@@ -82,7 +88,10 @@ class Histories(RuleBasedStateMachine):
             chance=lambda: chance,
         )
         self.now = 100.0
-        self.rows, self.max_workers = rows, max_workers
+        self.rows, self.max_workers = list(rows), max_workers
+        # batches that are added later, with row numbers of their own
+        self.later = [[100 + 10 * i + row for row in set(some)] for i, some in enumerate(later)]
+        self.commits, self.uncommitted = commits, 0
         # the oracle: the four places of a row
         self.waiting = list(rows)
         self.again: dict[int, tuple[float, int, Failure]] = {}
@@ -96,11 +105,13 @@ class Histories(RuleBasedStateMachine):
         self.paused_until = -math.inf
         self.failed = 0
         self.stopped: tuple[StopKind, bool] | None = None
-        self.end_seen = False  # the scheduler has asked for a row and got none
+
+    def room(self) -> bool:
+        return len(self.running) + self.uncommitted < self.max_workers
 
     def earliest(self) -> float:
         """When something can be taken if nothing else happens; inf: never."""
-        if len(self.running) >= self.max_workers or self.stopped is not None:
+        if not self.room() or self.stopped is not None:
             return math.inf
         due = [self.now] if self.waiting else []
         due += [when for when, _, _ in self.again.values()]
@@ -110,9 +121,6 @@ class Histories(RuleBasedStateMachine):
     def take(self, worker: int) -> None:
         step = self.scheduler.take(worker, self.now)
         when = self.earliest()
-        room = self.stopped is None and len(self.running) < self.max_workers
-        if room and not self.waiting and not isinstance(step, Attempt):
-            self.end_seen = True
         if isinstance(step, Attempt):
             assert when == self.now
             due = [(w, row) for row, (w, _, _) in self.again.items() if w <= self.now]
@@ -127,10 +135,28 @@ class Histories(RuleBasedStateMachine):
             assert self.now < step == when
         elif step is WAIT:
             assert when == math.inf
-            assert self.running
+            assert self.running or self.later or self.uncommitted
             assert self.stopped is None
         else:
-            assert self.stopped is not None or not (self.waiting or self.again or self.running)
+            assert self.stopped is not None or self.all_done()
+
+    def all_done(self) -> bool:
+        return not (self.waiting or self.again or self.running or self.later)
+
+    @precondition(lambda self: self.later)
+    @rule()
+    def add(self) -> None:
+        rows = self.later.pop(0)
+        self.rows += rows
+        self.waiting += rows
+        self.scheduler.add(rows, more=bool(self.later))
+
+    @precondition(lambda self: self.uncommitted)
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        replies = data.draw(st.integers(1, self.uncommitted))
+        self.uncommitted -= replies
+        self.scheduler.committed(replies)
 
     @rule(seconds=st.sampled_from([0.01, 0.5, 1.0, 3.0, 20.0]))
     def time_passes(self, seconds: float) -> None:
@@ -144,6 +170,7 @@ class Histories(RuleBasedStateMachine):
         decision = self.scheduler.settle(attempt, outcome, self.now)
         if outcome is GOOD or outcome is CANCELLED:
             assert decision is (Decision.OK if outcome is GOOD else Decision.CANCEL)
+            self.uncommitted += self.commits and outcome is GOOD
             self.settled[row] = decision
             return
         if outcome.ends_run:
@@ -186,8 +213,8 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: len(self.settled) > 5)
     @rule(kind=st.sampled_from([StopKind.TIMEOUT, StopKind.CANCELLED]), cancels=st.booleans())
     def stop(self, kind: StopKind, cancels: bool) -> None:
-        all_done = self.end_seen and not (self.waiting or self.again or self.running)
-        if self.stopped is not None or not all_done:
+        self.scheduler.due()  # a worker has asked for a row and got none
+        if self.stopped is not None or not self.all_done():
             self.note_stop(kind, cancels=cancels)
         self.scheduler.stop(Stop(kind, "enough", cancels))
 
@@ -213,15 +240,17 @@ class Histories(RuleBasedStateMachine):
     def waiting_workers_are_woken(self) -> None:
         if not hasattr(self, "rows"):
             return
-        all_done = not (self.again or self.waiting or self.running)
-        if self.stopped is not None or self.earliest() == self.now or all_done:
-            assert self.scheduler.waiters_due
+        due = self.scheduler.due()
+        if self.stopped is not None or (self.all_done() and self.room()):
+            assert due == -math.inf
+        else:
+            assert max(due, self.now) == self.earliest()
 
     def teardown(self) -> None:
         """From wherever a history ended: who follows the times that are told reaches the end."""
         if not hasattr(self, "rows"):
             return
-        for _ in range(4 * len(self.rows) + 4):
+        for _ in range(6 * len(self.rows) + 90):
             step = self.scheduler.take(0, self.now)
             if step is DONE:
                 break
@@ -230,6 +259,13 @@ class Histories(RuleBasedStateMachine):
                 self.now = step
                 continue
             if step is WAIT:
+                if self.uncommitted:
+                    self.scheduler.committed(self.uncommitted)
+                    self.uncommitted = 0
+                    continue
+                if self.later:
+                    self.add()
+                    continue
                 assert self.running, "a worker waits, and nothing runs that could wake it"
                 row, step = self.running.popitem()
             else:
@@ -238,6 +274,7 @@ class Histories(RuleBasedStateMachine):
                 self.waiting = [one for one in self.waiting if one != row]
             assert row not in self.settled
             self.settled[row] = self.scheduler.settle(step, GOOD, self.now)
+            self.uncommitted += self.commits
         else:
             raise AssertionError("the scheduler never says that it is done")
         if self.stopped is None:
@@ -321,9 +358,9 @@ def test_waiters_are_not_woken_for_nothing() -> None:
     first, second = take(scheduler), take(scheduler)
     assert scheduler.take(2, 0.0) is WAIT
     scheduler.settle(first, GOOD, 1.0)
-    assert not scheduler.waiters_due  # one still runs, and there is no row to take
+    assert scheduler.due() == math.inf  # one still runs, and there is no row to take
     scheduler.settle(second, GOOD, 1.0)
-    assert scheduler.waiters_due  # to hear that all is done
+    assert scheduler.due() == -math.inf  # to hear that all is done
 
 
 def test_rows_to_be_tried_again_come_first_and_in_order() -> None:

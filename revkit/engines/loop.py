@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -55,8 +57,9 @@ class LoopEngine:
         self._tasks: list[asyncio.Task[None]] = []
         #: when a worker last let others run, on the loop's clock
         self._breathed = 0.0
-        #: one future for each worker that waits
-        self._waiting: list[asyncio.Future[None]] = []
+        #: one future for each worker that waits, and what wakes the first of them in time
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._due: asyncio.TimerHandle | None = None
         self._cancelled = False
 
     async def run(self) -> None:
@@ -107,7 +110,7 @@ class LoopEngine:
         stopped = self._scheduler.stopped
         if stopped is None:  # all was done when the stop came
             return
-        self._wake()
+        self._wake_all()
         if stopped.cancels and not self._cancelled:
             self._cancelled = True
             current = asyncio.current_task()
@@ -115,11 +118,45 @@ class LoopEngine:
                 if task is not current:
                     task.cancel()
 
-    def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done():
+    def tell(self, change: Callable[[], object]) -> None:
+        """Change something in the scheduler. Call it on the loop."""
+        change()
+        if self._scheduler.stopped is not None:
+            self._obey()
+        elif self._waiting:
+            self._wake_next(asyncio.get_running_loop().time())
+
+    def _wake_next(self, now: float) -> None:
+        """Let one waiting worker ask again as soon as there is something for it."""
+        when = self._scheduler.due()
+        if when <= now:
+            self._wake_one()
+        elif when < math.inf:
+            self._wake_at(when)
+
+    def _wake_all(self) -> None:
+        while self._waiting:
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        """Let one waiting worker ask again; where it gets something it sees to the next one."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():  # else its task was cancelled
                 future.set_result(None)
+                return
+
+    def _wake_at(self, when: float) -> None:
+        """Wake one at that time, if none is woken sooner."""
+        if self._due is not None:
+            if self._due.when() <= when:
+                return
+            self._due.cancel()
+        self._due = asyncio.get_running_loop().call_at(when, self._alarm)
+
+    def _alarm(self) -> None:
+        self._due = None
+        self._wake_one()
 
     async def _run(self, worker: int) -> None:
         try:
@@ -127,7 +164,7 @@ class LoopEngine:
         except BaseException:  # a fault of revkit itself: the others must not wait for ever
             reason = "revkit itself failed"
             self._scheduler.stop(Stop(StopKind.INTERRUPTED, reason, cancels=True))
-            self._wake()
+            self._wake_all()
             raise
 
     async def _work_off(self, worker: int) -> None:
@@ -140,9 +177,12 @@ class LoopEngine:
             if not isinstance(step, Attempt):
                 waited = await self._wait(worker, step)
                 if waited is None:
+                    self._wake_all()  # there is nothing for them either
                     return
                 step = waited
             start = clock()
+            if self._waiting:
+                self._wake_next(start)
             try:
                 outcome = await (self._limited(step) if limited else work.aattempt(step))
             except asyncio.CancelledError as error:
@@ -156,8 +196,6 @@ class LoopEngine:
             self._emit(Attempted(step, start, end, outcome, decision))
             if scheduler.stopped is not None:
                 self._obey()
-            elif self._waiting and scheduler.waiters_due:
-                self._wake()
             if outcome is CANCELLED:
                 return
             if end - self._breathed >= _BREATH:
@@ -180,25 +218,16 @@ class LoopEngine:
         while not isinstance(step, Attempt):
             if step is DONE:
                 return None
+            if step is not WAIT:
+                self._wake_at(step)
             future = loop.create_future()
             self._waiting.append(future)
-            timer = None if step is WAIT else loop.call_at(step, _resolve, future)
             try:
                 await future
             except asyncio.CancelledError:
                 return None
-            finally:
-                if timer is not None:
-                    timer.cancel()
-                    if future in self._waiting:
-                        self._waiting.remove(future)
             step = self._scheduler.take(worker, loop.time())
         return step
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 class LoopThread:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextvars
+import math
 import threading
 import time
+from collections.abc import Callable
 
 from ..events import CANCELLED, Attempt, Attempted, Stop, StopKind
 from ..scheduler import DONE, WAIT, Scheduler
@@ -42,9 +44,11 @@ class ThreadEngine:
         self._workers = workers
         self._emit = emit
         self._attempt_timeout = attempt_timeout
-        #: guards all below and the scheduler; notified when workers that wait should ask again
+        #: guards all below and the scheduler; notified when a worker that waits should ask again
         self._changed = threading.Condition(threading.Lock())
         self._waiting = 0
+        #: until when the one waits that asks again in time; the others wait to be notified
+        self._alarm: float | None = None
         self._left = workers
         self._replaced = 0
         #: worker -> what it is at, and since when
@@ -77,6 +81,15 @@ class ThreadEngine:
         with self._changed:
             self._scheduler.stop(stop)
             self._changed.notify_all()
+
+    def tell(self, change: Callable[[], object]) -> None:
+        """Change something in the scheduler."""
+        with self._changed:
+            change()
+            if self._scheduler.stopped is not None:
+                self._changed.notify_all()
+            elif self._waiting:
+                self._wake_next(self.clock())
 
     def tick(self) -> None:
         """Abandon the attempts that have overrun their time; called now and then."""
@@ -164,23 +177,39 @@ class ThreadEngine:
                 decision = scheduler.settle(step, outcome, end)
                 # A row that is not running any more has been reported.
                 self._emit(Attempted(step, start, end, outcome, decision))
-                if self._waiting and scheduler.waiters_due:
-                    changed.notify_all()
                 step = self._take(worker, end)
         return False
 
     def _take(self, worker: int, now: float) -> Attempt | None:
         """The next attempt, waited for if need be; None when there is none. Holds the lock."""
+        scheduler, changed = self._scheduler, self._changed
         while True:
-            step = self._scheduler.take(worker, now)
+            step = scheduler.take(worker, now)
             if isinstance(step, Attempt):
+                if self._waiting:
+                    self._wake_next(now)
                 return step
             if step is DONE:
+                changed.notify_all()
                 return None
+            alarm = None if step is WAIT else step
+            mine = alarm is not None and (self._alarm is None or alarm < self._alarm)
+            if mine:
+                self._alarm = alarm
             self._waiting += 1
-            self._changed.wait(None if step is WAIT else min(step - now, threading.TIMEOUT_MAX))
+            if mine and alarm is not None:
+                changed.wait(min(alarm - now, threading.TIMEOUT_MAX))
+                self._alarm = None
+            else:
+                changed.wait()
             self._waiting -= 1
             now = self.clock()
+
+    def _wake_next(self, now: float) -> None:
+        """Let one waiting worker ask again, now or, by its alarm, in time. Holds the lock."""
+        when = self._scheduler.due()
+        if when <= now or when < (math.inf if self._alarm is None else self._alarm):
+            self._changed.notify()
 
     def _end(self) -> None:
         try:
