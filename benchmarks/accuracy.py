@@ -36,7 +36,11 @@ def main() -> None:
     if options.sample:
         reviews = stratified(reviews, options.sample, balanced=options.balanced, seed=options.seed)
     run = reviews.llm.parallel_map(
-        on="review", model=options.model, max_workers=options.workers, progress=True
+        on="review",
+        model=options.model,
+        max_workers=options.workers,
+        progress=True,
+        store=False,
     )
     print(report(reviews, "sentiment", str(options.model)))
     print(report(reviews.assign(vader=vader(reviews["review"])), "vader", "VADER"))

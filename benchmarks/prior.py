@@ -30,7 +30,9 @@ Floats = NDArray[np.float64]
 def main() -> None:
     reviews = revkit.load_reviews("amazon")
     client = revkit.Local()
-    run = reviews.llm.parallel_map(on="review", model=client, max_workers=4, progress=True)
+    run = reviews.llm.parallel_map(
+        on="review", model=client, max_workers=4, progress=True, store=False
+    )
     shown = LabelSession(revkit.SENTIMENT, endpoint="", measured=True).shown
     scores = raw_scores(run, client)
     tuned = reviews["review_id"].isin(tuning_reviews(reviews)).to_numpy()

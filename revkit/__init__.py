@@ -9,10 +9,13 @@ A reading order, from what decides to what touches the world:
     scheduler   which row is tried next, by whom, and what becomes of it
     record      everything that is known about a run, as columns
     metrics     the figures of a run
+    keys        under which key a reply is kept
     work        what a worker does in one attempt
     engines/    threads and the event loop: two thin ways to run workers
     clients/    Ollama, OpenAI-compatible servers, the embedded model
+    store/      every good reply, in one SQLite file
     plan        what a run is going to do: all that is decided before anything is sent
+    lookahead   ahead of the workers: which rows need the model at all
     drain       the one drain of a run, which owns every effect
     run         one run: starts an engine and drains it; cancel and interrupt stop it
     columns     between a frame's columns and a run's rows
@@ -115,3 +118,11 @@ __all__ = [
 ]
 
 _accessor.register_default()
+
+
+def __getattr__(name: str) -> object:
+    if name == "store":  # imported when it is used: it needs SQLite, and most of a session does not
+        import importlib
+
+        return importlib.import_module(".store", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Options(TypedDict, total=False):
     attempt_timeout: float | None
     cancel: CancelToken | None
     retry: Retry | None
+    store: bool | str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def _prepare(
     attempt_timeout: float | None = None,
     cancel: CancelToken | None = None,
     retry: Retry | None = None,
+    store: bool | str | os.PathLike[str] | None = None,
     inplace: bool = True,
 ) -> _Prepared:
     """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing."""
@@ -128,6 +131,11 @@ def _prepare(
         client = config.resolve(model, task)
     elif model is not None:
         raise UsageError(f"model= is for tasks that ask a model; {task.name} is a function")
+    elif store not in (None, False):
+        raise UsageError(f"store= keeps replies of models; {task.name} is a function")
+    open_store = None
+    if client is not None and store is not False and (store is not None or client.keeps_replies):
+        open_store = functools.partial(config.open_store, store)
     names = list(task.outputs) if isinstance(task, ModelTask) else [task.output]
     labels = list(columns.output_columns(names, prefix, error).values())
     columns.check_outputs(
@@ -177,6 +185,7 @@ def _prepare(
         timeout=_seconds("timeout", timeout),
         attempt_timeout=_seconds("attempt_timeout", attempt_timeout),
         cancel=cancel,
+        open_store=open_store,
     )
     return _Prepared(
         plan=plan,
@@ -235,7 +244,8 @@ def _finish(call: _Prepared, record: Record) -> ParallelResult:
     if isinstance(record.ended_by, KeyboardInterrupt):
         done = f"interrupted: {result.metrics.succeeded} of {record.total} rows are done, and stand"
         where = "the columns and in " if written else ""
-        raise Interrupted(f"{done} in {where}revkit.last_result().frame", result)
+        again = "" if record.store is None else "; run the same again, and it goes on from there"
+        raise Interrupted(f"{done} in {where}revkit.last_result().frame{again}", result)
     if isinstance(record.ended_by, Exception):
         fault = f"{type(record.ended_by).__name__}: {record.ended_by}"
         raise RunFailed(f"the run broke off: {fault}\n{failure_message(result)}", result) from (
@@ -406,6 +416,9 @@ def parallel_map(
             abandoned and its thread replaced, at most as often as there are workers.
         cancel: a :class:`~revkit.CancelToken`, which cancels the run from any thread.
         retry: a :class:`~revkit.Retry`: when a failed attempt is tried again.
+        store: where good replies of models are kept, so that the same prompt is never paid for
+            twice: a path; None: ``REVKIT_STORE``, else a file in the user's data directory; False:
+            nowhere, and every row is asked for.
 
     Returns:
         The result; its ``frame`` has the items, the outputs and ``error``, in the items' order.

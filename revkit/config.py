@@ -11,9 +11,10 @@ from .clients.base import Client
 from .errors import NoModel, UsageError, nearest
 
 if TYPE_CHECKING:
+    from .store import Store
     from .task import ModelTask
 
-__all__ = ["client_for", "load_agent", "resolve", "use"]
+__all__ = ["client_for", "load_agent", "open_store", "resolve", "use"]
 
 #: The model that ``use`` has set for this process.
 _used: Client | None = None
@@ -110,6 +111,26 @@ def resolve(model: Any, task: ModelTask) -> Client:
             file=sys.stderr,
         )
     return Local()
+
+
+def open_store(store: Any) -> Store | None:
+    """Open the store of replies that ``store=`` and ``REVKIT_STORE`` ask for, if any.
+
+    Where it was not asked for and is begun, one line says where it is.
+
+    Raises:
+        UsageError: ``store`` is not a path, True or False; or something else is at the path.
+    """
+    from .store import configured
+
+    opened = configured(store)
+    if opened is not None and opened.is_new and store is None:
+        print(  # noqa: T201 - the first time that texts of rows are kept, the user must know
+            f"revkit: replies are kept in {opened.path}, so that no call is paid for twice "
+            "(store=False keeps none; revkit.store.clear() empties it)",
+            file=sys.stderr,
+        )
+    return opened
 
 
 def load_agent(path: str | os.PathLike[str]) -> Client:

@@ -50,7 +50,13 @@ def demo(
     column = on or "review"
     try:
         run: ParallelResult = frame.llm.parallel_map(
-            on=column, model=model, max_workers=workers, progress=True, overwrite=overwrite
+            on=column,
+            model=model,
+            max_workers=workers,
+            progress=True,
+            overwrite=overwrite,
+            # Shown again, the demo should show a run again; a user's own rows are asked once.
+            store=None if source is not None else False,
         )
     except ColumnExists as error:
         raise UsageError(

@@ -101,6 +101,8 @@ def text(result: ParallelResult) -> str:
     lines = [", ".join(_counts(result.metrics))]
     if result.model_name is not None:
         lines.append(f"model: {harmless(result.model_name, 80)}")
+    if result.store_problem is not None:
+        lines += _wrapped(f"store: {harmless(result.store_problem, 500)}", indent=0)
     for name, shares, more in _summaries(result):
         wide = max(_width(share.label) for share in shares)
         lines += ["", name]
@@ -144,6 +146,8 @@ def html(result: ParallelResult) -> str:
     if result.model_name is not None:
         parts.append(f" <small>with {_safe(result.model_name)}</small>")
     parts.append("</p>")
+    if result.store_problem is not None:
+        parts.append(f"<p>store: {escape(harmless(result.store_problem, 500))}</p>")
     for name, shares, more in _summaries(result):
         rows = [
             (
@@ -209,6 +213,8 @@ def _counts(metrics: Metrics) -> list[str]:
         "failed": metrics.failed,
         "cancelled": metrics.cancelled,
         "not started": metrics.not_started,
+        "from the store": metrics.from_store,
+        "duplicates": metrics.duplicates,
     }
     return [
         f"{metrics.total:,} row" + ("" if metrics.total == 1 else "s"),

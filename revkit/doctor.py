@@ -50,7 +50,20 @@ def doctor() -> int:
         except UsageError as error:
             chosen = f"none: REVKIT_MODEL cannot be used: {error}"
     print(printable(f"\na run that names no model takes: {chosen}"))
+    print(printable(f"replies: {_replies()}"))
     return 0 if any(finding.ok for finding in findings) else 1
+
+
+def _replies() -> str:
+    """Where replies of models are kept, and how many there are."""
+    from .store import info, is_off
+
+    if is_off():
+        return "none are kept (REVKIT_STORE)"
+    try:
+        return repr(info())
+    except UsageError as error:
+        return f"none can be kept: {error}"
 
 
 def check_embedded() -> Finding:

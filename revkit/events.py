@@ -22,6 +22,7 @@ __all__ = [
     "Decision",
     "Failure",
     "Outcome",
+    "Source",
     "Status",
     "Stop",
     "StopKind",
@@ -36,6 +37,15 @@ class Status(StrEnum):
     ERROR = "error"
     CANCELLED = "cancelled"
     NOT_STARTED = "not_started"
+
+
+class Source(StrEnum):
+    """Where the outcome of a row came from."""
+
+    NONE = "none"
+    MODEL = "model"  #: an attempt of its own, of a function as well
+    STORE = "store"  #: a reply that was kept
+    DUPLICATE = "duplicate"  #: the row before it that has the same prompt
 
 
 class Decision(StrEnum):

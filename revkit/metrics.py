@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .events import Decision, Status
-from .record import DECISIONS, Record
+from .events import Decision, Source, Status
+from .record import DECISIONS, SOURCES, Record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,6 +19,7 @@ PERCENTILES = (50, 90, 95, 99)
 
 _OK = DECISIONS.index(Decision.OK)
 _RETRY = DECISIONS.index(Decision.RETRY)
+_STORE, _DUPLICATE = SOURCES.index(Source.STORE), SOURCES.index(Source.DUPLICATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Metrics:
     Attributes:
         total: rows.
         succeeded, failed, cancelled, not_started: rows by status; they add up to ``total``.
+        from_store: rows whose reply was in the store.
+        duplicates: rows that share the outcome of a row before them with the same prompt.
         attempts: attempts made.
         retries: attempts after which the row was tried again.
         wall_s: seconds from the start of the run to its end.
@@ -48,6 +51,8 @@ class Metrics:
     failed: int
     cancelled: int
     not_started: int
+    from_store: int
+    duplicates: int
     attempts: int
     retries: int
     wall_s: float
@@ -105,6 +110,8 @@ def metrics(record: Record) -> Metrics:
         failed=counts[Status.ERROR],
         cancelled=counts[Status.CANCELLED],
         not_started=counts[Status.NOT_STARTED],
+        from_store=record.source.count(_STORE),
+        duplicates=record.source.count(_DUPLICATE),
         attempts=len(record.row),
         retries=int((np.asarray(record.decision) == _RETRY).sum()),
         wall_s=wall,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +17,9 @@ from .task import CallableTask, ModelTask
 from .work import CallableWork, ModelWork, Rows, Work
 
 if TYPE_CHECKING:
+    from .clients.base import Message
     from .progress import Bar
+    from .store import Store
 
 __all__ = ["Plan", "Progress", "available_cpus", "choose_engine"]
 
@@ -40,6 +42,7 @@ class Plan:
         timeout: seconds for the whole run, or None.
         attempt_timeout: seconds for one attempt, or None.
         cancel: the user's token, or None.
+        open_store: opens the store of replies, or gives None; None: there is none.
     """
 
     task: ModelTask | CallableTask
@@ -58,12 +61,21 @@ class Plan:
     timeout: float | None = None
     attempt_timeout: float | None = None
     cancel: CancelToken | None = None
+    open_store: Callable[[], Store | None] | None = None
 
-    def work(self) -> Work:
+    @property
+    def todo(self) -> Iterable[int]:
+        """The rows that were not refused, in order."""
+        if not self.refused:
+            return range(self.total)
+        return (row for row in range(self.total) if row not in self.refused)
+
+    def work(self, rendered: Mapping[int, list[Message]]) -> Work:
+        """What a worker does; ``rendered``: prompts of rows, where they are made already."""
         if isinstance(self.task, CallableTask):
             return CallableWork(self.task, self.rows)
         assert self.client is not None
-        return ModelWork(self.task, self.client, self.rows)
+        return ModelWork(self.task, self.client, self.rows, rendered)
 
     def prepare(self) -> None:
         """What the client does once before a run; may block."""

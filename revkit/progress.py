@@ -37,19 +37,20 @@ class Bar:
         self._drawn = drawn  # a tqdm, or None
         self._clock = clock
         self._next_s = 0.0
-        self._done = self._failed = self._tokens = 0
+        self._done = self._failed = self._tokens = self._from_store = 0
 
-    def update(self, done: int, failed: int, tokens: int = 0) -> None:
+    def update(self, done: int, failed: int, tokens: int = 0, from_store: int = 0) -> None:
         """Note how far the run is, and redraw if it is time to.
 
         Args:
             done: rows settled so far, failed ones too.
             failed: rows failed so far.
             tokens: tokens used since the last call.
+            from_store: rows so far whose reply was in the store.
         """
         if self._drawn is None:
             return
-        self._done, self._failed = done, failed
+        self._done, self._failed, self._from_store = done, failed, from_store
         self._tokens += tokens
         now = self._clock()
         if now >= self._next_s:
@@ -66,8 +67,10 @@ class Bar:
             self._drawn = None
 
     def _note(self) -> None:
-        tokens = f", {self._tokens:,} tokens" if self._tokens else ""
-        self._drawn.set_postfix_str(f"{self._failed:,} failed{tokens}", refresh=False)
+        parts = [f"{self._failed:,} failed"]
+        parts += [f"{self._from_store:,} from the store"] if self._from_store else []
+        parts += [f"{self._tokens:,} tokens"] if self._tokens else []
+        self._drawn.set_postfix_str(", ".join(parts), refresh=False)
 
 
 def bar(total: int, *, label: str = "rows") -> Bar:

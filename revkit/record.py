@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .clients.base import Reply
-from .events import Attempted, Decision, Failure, Status, Stop, Success
+from .events import Attempted, Decision, Failure, Source, Status, Stop, Success
 
-__all__ = ["DECISIONS", "Record", "RowResult"]
+__all__ = ["DECISIONS", "SOURCES", "Record", "RowResult"]
 
 #: A decision is kept as its place in this list.
 DECISIONS = list(Decision)
 _CODE = {decision: code for code, decision in enumerate(DECISIONS)}
+#: A source is kept as its place in this list; 0 is none.
+SOURCES = list(Source)
+_MODEL, _STORE, _DUPLICATE = map(SOURCES.index, (Source.MODEL, Source.STORE, Source.DUPLICATE))
 _STATUS = {
     Decision.OK: Status.OK,
     Decision.FAIL: Status.ERROR,
@@ -36,7 +39,9 @@ class RowResult:
         status: ``"ok"``, ``"error"`` or ``"cancelled"``.
         values: output name to value; empty where the row is not ok.
         error: what went wrong, None where the row is ok.
-        attempts: attempts made; 0 where an input was missing.
+        source: ``"model"``, ``"store"`` (its reply was kept), ``"duplicate"`` (a row before it has
+            the same prompt), or ``"none"``.
+        attempts: attempts made of its own; 0 where an input was missing.
         worker: worker of the last attempt, None where there was none.
         service_s: seconds that the last attempt took, None where there was none.
     """
@@ -45,6 +50,7 @@ class RowResult:
     status: str
     values: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
+    source: str = Source.NONE.value
     attempts: int = 0
     worker: int | None = None
     service_s: float | None = None
@@ -60,6 +66,7 @@ class Record:
 
     Attributes:
         status: of each row.
+        source: of each row, as a place in :data:`SOURCES`.
         values: output name to its values by row position; None where there is no value.
         failures: row to the failure that stands in its ``error`` column.
         replies: row to the last reply, for tasks that ask a model.
@@ -71,6 +78,8 @@ class Record:
         first_refused: the first row that failed without an attempt, None where none did.
         stopped: why the run was stopped before its end, else None.
         warnings: what the user is told when the run is over.
+        store: path of the store that the run used, None where there was none.
+        store_problem: what the store could not do, else None.
         ended_by: the exception that ended it (an interrupt, a fault of revkit), else None.
     """
 
@@ -78,6 +87,7 @@ class Record:
         self.total = total
         self.asks_model = asks_model
         self.status = [Status.NOT_STARTED] * total
+        self.source = bytearray(total)
         self.values: dict[Any, list[Any]] = {name: [None] * total for name in outputs}
         self.failures: dict[int, Failure] = {}
         self.replies: dict[int, Reply] = {}
@@ -87,10 +97,12 @@ class Record:
         self.start, self.end = array("d"), array("d")
         self.prompt_tokens, self.completion_tokens = array("q"), array("q")
         self.began = self.ended = 0.0
-        self.settled = self.failed = 0
+        self.settled = self.failed = self.from_store = 0
         self.first_refused: tuple[int, Failure] | None = None
         self.stopped: Stop | None = None
         self.warnings: list[str] = []
+        self.store: str | None = None
+        self.store_problem: str | None = None
         self.ended_by: BaseException | None = None
         self.workers = 0
         self.engine = ""
@@ -99,6 +111,7 @@ class Record:
         """Write down one attempt; says whether its row is settled by it."""
         attempt, start, end, outcome, decision = fact
         row = attempt.row
+        self.source[row] = _MODEL
         self.row.append(row)
         self.number.append(attempt.number)
         self.worker.append(attempt.worker)
@@ -139,6 +152,28 @@ class Record:
             except KeyError:
                 columns[name] = [None] * self.total
                 columns[name][row] = value
+
+    def kept(self, row: int, values: Mapping[str, Any], reply: Reply) -> None:
+        """Write down a row whose reply was in the store."""
+        self.status[row] = Status.OK
+        self.source[row] = _STORE
+        self._keep(row, values)
+        self.replies[row] = reply
+        self.settled += 1
+        self.from_store += 1
+
+    def shared(self, row: int, twin: int) -> None:
+        """Write down a row that shares the outcome of a settled one, which is ok or has failed."""
+        self.status[row] = self.status[twin]
+        self.source[row] = _DUPLICATE
+        for values in self.values.values():
+            values[row] = values[twin]
+        if twin in self.replies:
+            self.replies[row] = self.replies[twin]
+        if self.status[twin] is Status.ERROR:
+            self.failures[row] = self.failures[twin]
+            self.failed += 1
+        self.settled += 1
 
     def refused(self, row: int, failure: Failure) -> None:
         """Write down a row that fails without an attempt."""
@@ -191,7 +226,7 @@ class Record:
             again: the second run's record; its row ``i`` is row ``rows[i]`` here.
         """
         both = Record(self.total, asks_model=self.asks_model)
-        both.status = list(self.status)
+        both.status, both.source = list(self.status), bytearray(self.source)
         for name in [*self.values, *(name for name in again.values if name not in self.values)]:
             both.values[name] = list(self.values.get(name) or [None] * self.total)
         both.failures, both.replies = dict(self.failures), dict(self.replies)
@@ -214,7 +249,7 @@ class Record:
         for place, failure in again.attempt_failures.items():
             both.attempt_failures[len(self.row) + place] = failure
         for here, row in enumerate(rows):
-            both.status[row] = again.status[here]
+            both.status[row], both.source[row] = again.status[here], again.source[here]
             both.failures.pop(row, None)
             if here in again.failures:
                 both.failures[row] = again.failures[here]
@@ -227,6 +262,7 @@ class Record:
         both.first_refused = self.first_refused
         both.stopped, both.ended_by = again.stopped, again.ended_by
         both.warnings = again.warnings
+        both.store, both.store_problem = again.store, again.store_problem
         both.settled = both.total - both.status.count(Status.NOT_STARTED)
         both.failed = both.status.count(Status.ERROR)
         return both
@@ -239,7 +275,20 @@ class Record:
             status=self.status[attempt.row].value,
             values=outcome.values if isinstance(outcome, Success) else {},
             error=self.error(attempt.row),
+            source=Source.MODEL.value,
             attempts=attempt.number,
             worker=attempt.worker,
             service_s=end - start,
+        )
+
+    def unattempted(self, row: int) -> RowResult:
+        """A row that is settled without an attempt of its own, for a progress callback."""
+        status = self.status[row]
+        good = status is Status.OK
+        return RowResult(
+            row=row,
+            status=status.value,
+            values={name: values[row] for name, values in self.values.items()} if good else {},
+            error=self.error(row),
+            source=SOURCES[self.source[row]].value,
         )

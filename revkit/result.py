@@ -14,7 +14,7 @@ from . import metrics as figures
 from .columns import STRING, snapshot
 from .errors import UsageError, nearest
 from .events import Status, StopKind
-from .record import DECISIONS, Record
+from .record import DECISIONS, SOURCES, Record
 from .task import CallableTask, ModelTask
 from .work import Rows
 
@@ -38,6 +38,7 @@ class ParallelResult:
         task: what was done to each row.
         model_name: the model's name, None for a callable.
         outputs: output name to its labels, or to None where it is not a class output.
+        store_problem: what the store could not do in this run; None where all is well.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class ParallelResult:
         self.outputs: dict[str, tuple[Any, ...] | None] = {
             name: fields[name].labels if name in fields else None for name in record.values
         }
+        self.store_problem = record.store_problem
         self._record = record
         self._rows = rows
         self._columns = dict(columns)
@@ -74,8 +76,9 @@ class ParallelResult:
 
         Columns: ``row`` (int64, position from 0); each output (as ``output_<name>`` where its
         name is that of a column here); ``status`` (``ok``, ``error``,
-        ``cancelled``, ``not_started``); ``source`` (``model``, or ``none`` where no attempt was
-        made); ``attempts`` (int64); ``service_ms`` (float64, of the last attempt); ``wait_ms``
+        ``cancelled``, ``not_started``); ``source`` (``model``, also for a function; ``store``:
+        its reply was kept; ``duplicate``: a row before it has the same prompt; ``none``);
+        ``attempts`` (int64, of its own); ``service_ms`` (float64, of the last attempt); ``wait_ms``
         (float64, the time since the start of the run in which no attempt of the row was running,
         until its last one ended); ``worker`` (Int64, of the last attempt); ``prompt_tokens``,
         ``completion_tokens`` (Int64, of all attempts); ``finish_reason``, ``text`` (what the
@@ -98,13 +101,14 @@ class ParallelResult:
             out[tried] = np.asarray(values, dtype=float)[last[tried]]
             return out
 
+        sources = np.array([source.value for source in SOURCES], dtype=object)
         replies = [record.replies.get(i) for i in range(total)]
         failures = [
             record.failures[i] if s is Status.ERROR else None for i, s in enumerate(record.status)
         ]
         facts: dict[Any, Any] = {
             "status": pd.array([status.value for status in record.status], dtype=STRING),
-            "source": pd.array(np.where(tried, "model", "none").tolist(), dtype=STRING),
+            "source": pd.array(sources[np.asarray(record.source)], dtype=STRING),
             "attempts": attempts,
             "service_ms": of_last(service) * 1e3,
             "wait_ms": (of_last(end) - np.where(tried, busy, np.nan)) * 1e3,
@@ -338,6 +342,8 @@ def failure_message(result: ParallelResult) -> str:
     record = result._record
     failed, done = result.metrics.failed, result.metrics.succeeded
     told = "The partial result is in .result of this error, and in revkit.last_result()."
+    if done and record.store is not None:
+        told += " Run the same again to go on from there: replies that came are kept."
     left = record.total - done - failed
     head = f"of {record.total} rows {done} are done, {failed} failed and {left} were not finished"
     if record.stopped is not None:

@@ -13,14 +13,17 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from .cancel import CancelToken
+from .clients.base import Message
 from .drain import Drain
 from .engines import Ended
 from .errors import UsageError
 from .events import Stop, StopKind
 from .interrupt import first_interrupt
+from .lookahead import Lookahead
 from .plan import Plan
 from .record import Record
 from .scheduler import Scheduler
+from .task import ModelTask
 
 if TYPE_CHECKING:
     import asyncio
@@ -30,22 +33,39 @@ if TYPE_CHECKING:
 
 __all__ = ["aexecute", "execute"]
 
+_Rendered = dict[int, list[Message]]
+
 #: The drain looks up at least this often (seconds), so that an interrupt never waits for a reply.
 _TICK = 0.1
 #: What runs in threads when the run is interrupted gets this long to end (seconds).
 _GRACE = 1.0
 
 
-def _scheduler(plan: Plan) -> Scheduler:
-    rows = (row for row in range(plan.total) if row not in plan.refused)
-    return Scheduler(
-        rows if plan.refused else range(plan.total),
-        max_workers=plan.workers,
-        retry=plan.retry,
-        max_failures=plan.max_failures,
-        fail_fast=plan.fail_fast,
-        failed=len(plan.refused),
-    )
+def _assemble(plan: Plan, wake: Callable[[], None]) -> tuple[Scheduler, Drain, _Rendered]:
+    """What a run is made of, but for its engine."""
+    store = None if plan.open_store is None else plan.open_store()
+    rendered: _Rendered = {}
+    ahead = None
+    try:
+        if store is not None:
+            assert plan.client is not None
+            assert isinstance(plan.task, ModelTask)
+            ahead = Lookahead(plan.task, plan.client, plan.rows, plan.todo, store, rendered)
+        scheduler = Scheduler(
+            plan.todo if ahead is None else (),
+            more=ahead is not None,
+            commits=ahead is not None,
+            max_workers=plan.workers,
+            retry=plan.retry,
+            max_failures=plan.max_failures,
+            fail_fast=plan.fail_fast,
+            failed=len(plan.refused),
+        )
+        return scheduler, Drain(plan, scheduler, wake, ahead), rendered
+    except BaseException:
+        if store is not None:
+            store.close()
+        raise
 
 
 def execute(plan: Plan) -> Record:
@@ -69,15 +89,24 @@ def execute(plan: Plan) -> Record:
         if not woken.is_set():  # far cheaper than to set it again
             woken.set()
 
-    scheduler = _scheduler(plan)
-    drain = Drain(plan, scheduler, wake)
+    scheduler, drain, rendered = _assemble(plan, wake)
     try:
         with _stopped_by(plan.cancel, scheduler, wake), ExitStack() as stack:
-            if plan.total > len(plan.refused) and scheduler.stopped is None:
-                plan.prepare()
             drain.begin()
+            with first_interrupt() as pressed:
+                drain.step()
+                while drain.looks_on and not pressed():
+                    drain.open_bar()
+                    drain.step()
+            if pressed():
+                drain.record.ended_by = KeyboardInterrupt()
+                scheduler.stop(_INTERRUPTED)
+            elif drain.has_work and scheduler.stopped is None:
+                plan.prepare()
+            drain.open_bar()
             pressed = stack.enter_context(first_interrupt())
-            engine = stack.enter_context(_started(plan, scheduler, drain))
+            engine = stack.enter_context(_started(plan, scheduler, drain, rendered))
+            drain.tell = engine.tell
             watch = _Watch(plan, scheduler, engine, pressed)
             try:
                 while drain.ended is None and not watch.is_over():
@@ -105,6 +134,7 @@ class _Engine(NamedTuple):
     clock: Callable[[], float]
     began: float
     stop: Callable[[Stop], object]
+    tell: Callable[[Callable[[], object]], object] = lambda change: change()
     tick: Callable[[], object] = lambda: None
     give_up: Callable[[], object] = lambda: None
 
@@ -171,52 +201,68 @@ def _stopped_by(
 
 
 @contextmanager
-def _started(plan: Plan, scheduler: Scheduler, drain: Drain) -> Iterator[_Engine]:
+def _started(
+    plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered
+) -> Iterator[_Engine]:
     """Start the plan's engine beside the calling thread."""
-    if plan.total == len(plan.refused):
+    if not drain.has_work:
         drain.ended = Ended()
         yield _Engine(time.monotonic, time.monotonic(), lambda stop: None)
     elif plan.engine == "thread":
-        threads = _threads(plan, scheduler, drain)
+        threads = _threads(plan, scheduler, drain, rendered)
         began = threads.clock()
         threads.start()
-        yield _Engine(threads.clock, began, threads.stop, threads.tick, threads.give_up)
+        yield _of(threads, began)
     else:
         from .engines import loop as loops
 
         factory = plan.client.loop_factory if plan.client is not None else None
-        engine = _tasks(plan, scheduler, drain)
+        engine = _tasks(plan, scheduler, drain, rendered)
         own = None if factory is None else loops.LoopThread(factory, "revkit-loop-of-a-run")
         loop = loops.background() if own is None else own.loop
         began = loop.time()
         loops.submit(loop, engine.run())
         try:
             yield _Engine(
-                loop.time, began, lambda stop: loop.call_soon_threadsafe(engine.stop, stop)
+                loop.time,
+                began,
+                stop=lambda stop: loop.call_soon_threadsafe(engine.stop, stop),
+                tell=lambda change: loop.call_soon_threadsafe(engine.tell, change),
             )
         finally:
             if own is not None:
                 own.close()
 
 
-def _threads(plan: Plan, scheduler: Scheduler, drain: Drain) -> ThreadEngine:
+def _of(threads: ThreadEngine, began: float) -> _Engine:
+    return _Engine(
+        threads.clock,
+        began,
+        stop=threads.stop,
+        tell=threads.tell,
+        tick=threads.tick,
+        give_up=threads.give_up,
+    )
+
+
+def _threads(plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered) -> ThreadEngine:
     from .engines.threads import ThreadEngine
 
     return ThreadEngine(
         scheduler,
-        plan.work(),
+        plan.work(rendered),
         workers=plan.workers,
         emit=drain.emit,
         attempt_timeout=plan.attempt_timeout,
     )
 
 
-def _tasks(plan: Plan, scheduler: Scheduler, drain: Drain) -> LoopEngine:
+def _tasks(plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered) -> LoopEngine:
     from .engines.loop import LoopEngine
 
     return LoopEngine(
         scheduler,
-        plan.work(),
+        plan.work(rendered),
         workers=plan.workers,
         emit=drain.emit,
         attempt_timeout=plan.attempt_timeout,
@@ -247,28 +293,54 @@ async def aexecute(plan: Plan) -> Record:
             asked = True
             loop.call_soon_threadsafe(woken.set)
 
-    scheduler = _scheduler(plan)
-    drain = Drain(plan, scheduler, wake)
+    if plan.open_store is None:
+        scheduler, drain, rendered = _assemble(plan, wake)
+    else:
+        scheduler, drain, rendered = await asyncio.to_thread(_assemble, plan, wake)
     engine = _Engine(loop.time, loop.time(), lambda stop: None)
     running: asyncio.Task[None] | None = None
     interrupted = False
+
+    async def step() -> None:
+        """A step of the drain; what may block runs in a thread, to its end."""
+        nonlocal interrupted
+        drain.collect()
+        if drain.has_store_work:
+            visit = asyncio.ensure_future(asyncio.to_thread(drain.visit_store))
+            while not visit.done():
+                try:
+                    await asyncio.wait([visit])
+                except asyncio.CancelledError as error:
+                    if interrupted:
+                        raise
+                    drain.record.ended_by = error
+                    interrupted = True
+            visit.result()
+        drain.report()
+
     try:
         with _stopped_by(plan.cancel, scheduler, lambda: loop.call_soon_threadsafe(woken.set)):
-            if plan.total > len(plan.refused) and scheduler.stopped is None:
-                await asyncio.to_thread(plan.prepare)
             drain.begin()
-            if plan.total == len(plan.refused):
+            await step()
+            while drain.looks_on and not interrupted:
+                drain.open_bar()
+                await step()
+            if interrupted:
+                scheduler.stop(_INTERRUPTED)
+            elif drain.has_work and scheduler.stopped is None:
+                await asyncio.to_thread(plan.prepare)
+            drain.open_bar()
+            if not drain.has_work:
                 drain.ended = Ended()
             elif plan.engine == "thread":
-                threads = _threads(plan, scheduler, drain)
-                engine = _Engine(
-                    threads.clock, threads.clock(), threads.stop, threads.tick, threads.give_up
-                )
+                threads = _threads(plan, scheduler, drain, rendered)
+                engine = _of(threads, threads.clock())
                 threads.start()
             else:
-                tasks = _tasks(plan, scheduler, drain)
-                engine = _Engine(loop.time, loop.time(), tasks.stop)
+                tasks = _tasks(plan, scheduler, drain, rendered)
+                engine = _Engine(loop.time, loop.time(), stop=tasks.stop, tell=tasks.tell)
                 running = asyncio.create_task(tasks.run())
+            drain.tell = engine.tell
             watch = _Watch(plan, scheduler, engine, lambda: interrupted)
             while drain.ended is None and not watch.is_over():
                 # A kernel delivers an interrupt only at the next event of the loop: here it is.
@@ -284,7 +356,7 @@ async def aexecute(plan: Plan) -> Record:
                     tick.cancel()
                 woken.clear()
                 asked = False
-                drain.step()
+                await step()
             if running is not None and drain.ended is not None:
                 await asyncio.wait([running])
             if drain.ended is None:

@@ -199,12 +199,23 @@ class CallableWork:
 
 
 class ModelWork:
-    """Asks a model about each row."""
+    """Asks a model about each row.
 
-    def __init__(self, task: ModelTask, client: Client, rows: Rows):
+    Args:
+        rendered: prompts that are made already, by row.
+    """
+
+    def __init__(
+        self,
+        task: ModelTask,
+        client: Client,
+        rows: Rows,
+        rendered: Mapping[int, list[Message]] | None = None,
+    ):
         self._task = task
         self._client = client
         self._rows = rows
+        self._rendered = {} if rendered is None else rendered
         self._failures = Failures()
         self._session = client.session(task)
         # What all rows share is made now, not in the service time of the first one.
@@ -236,8 +247,8 @@ class ModelWork:
 
     async def aattempt(self, attempt: Attempt) -> Outcome:
         assert self._async_transport is not None
-        exchange = self._session.exchange(self._messages(attempt))
         try:
+            exchange = self._session.exchange(self._messages(attempt))
             reply = await adrive(exchange, self._async_transport.send)
         except BaseException as error:
             if _is_not_its_own(error):
@@ -246,12 +257,17 @@ class ModelWork:
         return self._read(reply)
 
     def _messages(self, attempt: Attempt) -> list[Message]:
-        messages = self._task.messages(self._rows.mapping(attempt.row))
+        messages = self._rendered.get(attempt.row)
+        if messages is None:
+            messages = self._task.messages(self._rows.mapping(attempt.row))
         before = attempt.previous
         if before is not None and before.text:
-            messages.append({"role": "assistant", "content": before.text})
             again = f"{before.message}. {self._task.outputs.describe()}".strip()
-            messages.append({"role": "user", "content": again})
+            messages = [
+                *messages,
+                {"role": "assistant", "content": before.text},
+                {"role": "user", "content": again},
+            ]
         return messages
 
     def _read(self, reply: Reply) -> Outcome:

@@ -59,6 +59,7 @@ class FakeModel(Client):
     """
 
     name = "fake"
+    keeps_replies = False  # a test would get the answers of the one before
 
     def __init__(
         self,
