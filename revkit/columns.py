@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 import numpy as np
 import pandas as pd
 
-from .errors import ColumnExists, MissingColumn, UsageError, nearest
+from .errors import ColumnExists, MissingColumn, UsageError, nearest, one_line
 from .events import Failure
 from .outputs import Field, Outputs
 from .record import Record
@@ -45,7 +45,7 @@ class Binding:
         self.refused: dict[int, Failure] = {}
         for name, mask in missing.items():
             for row in np.flatnonzero(mask).tolist():
-                message = f'the input "{name}" is missing (NA); nothing was sent'
+                message = f'the input "{one_line(str(name))}" is missing (NA); nothing was sent'
                 self.refused.setdefault(row, Failure("MissingInput", message))
 
 
@@ -92,7 +92,7 @@ def _inputs_to_columns(inputs: list[str], on: Any) -> dict[Any, Hashable]:
     if isinstance(on, list):
         if len(on) == 1:
             on = on[0]
-        elif set(on) == set(inputs):
+        elif len(on) == len(inputs) and all(name in on for name in inputs):
             return {name: name for name in inputs}
         else:
             raise UsageError(
@@ -117,14 +117,14 @@ def _check_columns(frame: pd.DataFrame, bound: Mapping[Any, Hashable]) -> None:
             raise UsageError(f"on= takes column labels, not {type(column).__name__}") from None
         if not found:
             close = nearest(str(column), map(str, frame.columns))
-            hint = "" if name != column else f'; or bind it: on={{"{name}": …}}'
+            hint = "" if name != column else f'; or bind it: on={{"{one_line(str(name))}": …}}'
             twin = next((c for c in frame.columns if str(c) == str(column)), None)
             if twin is not None:
                 close = f"the label of that name is {twin!r}, no string"
                 hint = f"; bind it: on={{{name!r}: {twin!r}}}"
-            what = f'no column "{column}"'
+            what = f'no column "{one_line(str(column))}"'
             if name != column:
-                what += f' for the input "{name}"'
+                what += f' for the input "{one_line(str(name))}"'
             raise MissingColumn(f"there is {what}; {close.rstrip('.')}{hint}")
         if isinstance(frame[column], pd.DataFrame):
             raise UsageError(
@@ -211,8 +211,15 @@ def output_columns(names: Iterable[str], prefix: str, error: Hashable | None) ->
     """Output name to column label.
 
     Raises:
-        UsageError: two outputs, or an output and the error column, have the same label.
+        UsageError: two outputs, or an output and the error column, have the same label; or
+            ``prefix`` or ``error`` is no name.
     """
+    if not isinstance(prefix, str):
+        raise UsageError(f'prefix={prefix!r}: give text to put before each name, such as "llm_"')
+    if isinstance(error, bool) or not isinstance(error, Hashable):
+        raise UsageError(
+            f"error={error!r}: give the error column's name, or None for no such column"
+        )
     columns = {name: f"{prefix}{name}" for name in names}
     labels = [*columns.values(), *([error] if error is not None else [])]
     twice = [label for label in labels if labels.count(label) > 1]

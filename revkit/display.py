@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
+from .errors import one_line
+
 if TYPE_CHECKING:
     from .metrics import Metrics
     from .result import ParallelResult
@@ -61,13 +63,7 @@ def harmless(value: object, limit: int = 200) -> str:
     >>> harmless("a long story", limit=9)
     'a long...'
     """
-    line = " ".join(str(value)[: 2 * limit].split())
-    # Joiners are invisible too, but many scripts and emoji need them. Lone surrogates are not
-    # printable, so what is left can be encoded.
-    line = "".join(
-        c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape").decode()
-        for c in line
-    )
+    line = one_line(str(value)[: 2 * limit])
     return line if len(line) <= limit else line[: limit - 3].rstrip() + "..."
 
 
@@ -231,7 +227,7 @@ def _summaries(result: ParallelResult) -> Iterator[tuple[str, list[_Share], str]
             table = result.summary(name)
             columns = table.index.tolist(), table["count"].tolist(), table["share"].tolist()
             shares = [
-                _Share(harmless(label, 40), count, share)
+                _Share(harmless(label, 39), count, share)  # beside the bar, a line of 100
                 for label, count, share in zip(*columns, strict=True)
             ]
             more = len(shares) - _LABELS

@@ -36,6 +36,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .clients.base import Reply
     from .result import ParallelResult
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "ServerError",
     "UsageError",
     "nearest",
+    "one_line",
 ]
 
 
@@ -90,11 +92,12 @@ class MissingExtra(UsageError):
 
 
 class RowFailure(RevkitError):
-    """One attempt at one row failed.
+    """One attempt at one row failed. Its message is one line, whatever it quotes.
 
     Attributes:
         status: HTTP status of the reply, or None where there was none.
         text: what the model had said, or None where it said nothing.
+        reply: the whole reply that was of no use, tokens and all, or None.
         transient: True where the same attempt may go well a little later.
         pause: seconds for which the server asked not to be asked again, or None.
         ends_run: True where every other row must fail in the same way, so that going on
@@ -105,10 +108,18 @@ class RowFailure(RevkitError):
     pause: float | None = None
     ends_run = False
 
-    def __init__(self, message: str, *, status: int | None = None, text: str | None = None):
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        text: str | None = None,
+        reply: Reply | None = None,
+    ):
+        super().__init__(one_line(message))
         self.status = status
-        self.text = text
+        self.text = text if reply is None else reply.text
+        self.reply = reply
 
 
 class MissingInput(RowFailure):
@@ -155,10 +166,9 @@ class ServerError(ModelError):
         message: str,
         *,
         status: int | None = None,
-        text: str | None = None,
         pause: float | None = None,
     ):
-        super().__init__(message, status=status, text=text)
+        super().__init__(message, status=status)
         self.pause = pause
         if status is not None:
             self.transient = status in _TRANSIENT or status >= 500
@@ -217,6 +227,20 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+def one_line(text: str) -> str:
+    """Foreign text on one line, control characters made visible.
+
+    >>> one_line("one\\ntwo \\x1b[31mred")
+    'one two \\\\x1b[31mred'
+    """
+    # Joiners are invisible too, but many scripts and emoji need them. Lone surrogates are not
+    # printable, so what is left can be encoded.
+    return "".join(
+        c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape").decode()
+        for c in " ".join(text.split())
+    )
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Close the sentence about an unknown name: the nearest known ones, or all of them.
 
@@ -225,7 +249,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("zzz", ["id", "review"])
     'there are "id", "review".'
     """
-    names = [str(k) for k in known]
+    names = [one_line(str(k)) for k in known]
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
     if not close:
         folded = {k.casefold(): k for k in names}

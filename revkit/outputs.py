@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Field", "Outputs"]
 
+#: Braces of a reply that are tried as the start of its JSON object. Each may cost as much as all
+#: that follows it: a reply of a million braces would keep a loop busy for minutes.
+_TRIES = 100
+
 _WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
@@ -49,20 +53,23 @@ class Field:
     def __post_init__(self) -> None:
         if isinstance(self.type, list | tuple):
             if len(set(map(repr, self.type))) < len(self.type):
-                raise UsageError(f"the labels {list(self.type)!r} are not all different")
+                raise UsageError(
+                    f"the labels {list(self.type)!r} are not all different; name each once"
+                )
             object.__setattr__(self, "type", Literal[tuple(self.type)] if self.type else Literal)
         labels = self.labels
         if labels is not None:
             shown = ", ".join(repr(label) for label in labels)
             if len(labels) < 2:
                 raise UsageError(
-                    f"a class output needs at least two labels, this one has [{shown}]"
+                    f"a class output needs at least two labels, this one has [{shown}]; add what "
+                    "else there is, or ask for a str"
                 )
             folded = [x.casefold() if isinstance(x, str) else x for x in labels]
             if len(set(folded)) < len(folded):
-                raise UsageError(f"the labels [{shown}] are not all different")
+                raise UsageError(f"the labels [{shown}] are not all different; name each once")
             if any(isinstance(x, str) and not x.strip() for x in labels):
-                raise UsageError(f"the labels [{shown}] hold an empty one")
+                raise UsageError(f"the labels [{shown}] hold an empty one; give it a name")
         elif self.ordered:
             raise UsageError("ordered=True is for class outputs, and this field has no labels")
 
@@ -158,7 +165,7 @@ def as_fields(given: Any, *, what: str) -> dict[str, Field]:
         names = [str(name) for name in given]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise UsageError(f"{what} are named twice: {', '.join(repeated)}")
+            raise UsageError(f"{what} are named twice: {', '.join(repeated)}; name each once")
         fields = {name: Field() for name in names}
     else:
         raise UsageError(f"{what}= takes a mapping of name to type, a list of names, or a name")
@@ -330,17 +337,20 @@ def _tidy(schema: Any) -> Any:
 def _json_objects(text: str) -> Iterator[dict[str, Any]]:
     """Each JSON object that stands in ``text``, outermost first."""
     decoder = json.JSONDecoder()
-    at = text.find("{")
-    while at >= 0:
+    at = 0
+    for _ in range(_TRIES):
+        at = text.find("{", at)
+        if at < 0:
+            return
         try:
             value, end = decoder.raw_decode(text, at)
         except RecursionError:  # braces without end: nothing that a task asked for
             return
         except ValueError:
-            end = at + 1
+            at += 1
         else:
             yield value
-        at = text.find("{", end)
+            at = end
 
 
 def _explain(error: pydantic.ValidationError, text: str) -> str:

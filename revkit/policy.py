@@ -47,8 +47,10 @@ class Retry:
             seconds = getattr(self, name)
             if isinstance(seconds, bool) or not isinstance(seconds, int | float):
                 raise UsageError(f"Retry({name}={seconds!r}): give seconds, 0 or more")
-            if not seconds >= 0 or (name in ("initial", "maximum") and math.isinf(seconds)):
+            if not seconds >= 0:
                 raise UsageError(f"Retry({name}={seconds!r}): give seconds, 0 or more")
+            if math.isinf(seconds) and name in ("initial", "maximum"):
+                raise UsageError(f"Retry({name}={seconds!r}): give seconds that have an end")
 
     def wait(self, failures: int, *, chance: float) -> float:
         """Seconds to wait after so many failures of a row, between 0 and the backoff's limit.
@@ -117,7 +119,7 @@ def worker_count(rows: int, cpus: int, *, max_workers: int | None, worker_cap: i
     12
     """
     for name, number in (("max_workers", max_workers), ("worker_cap", worker_cap)):
-        if number is None:
+        if number is None and name == "max_workers":
             continue
         if isinstance(number, bool) or not isinstance(number, int):
             raise UsageError(f"{name}={number!r}: give a whole number, or leave it out")

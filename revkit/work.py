@@ -22,7 +22,7 @@ from .clients.base import (
     Response,
     Transport,
 )
-from .errors import BadOutput, RowFailure
+from .errors import BadOutput, RowFailure, one_line
 from .events import Attempt, Failure, Outcome, Success
 from .task import CallableTask, ModelTask
 
@@ -98,7 +98,12 @@ class Failures:
         self._lock = threading.Lock()
         self._kept = False
 
-    def of(self, error: BaseException, reply: Reply | None = None) -> Failure:
+    def of(self, error: BaseException, unfit: Reply | None = None) -> Failure:
+        """
+        Args:
+            unfit: the reply that the task could not read. The model may do better when it is
+                told why, which it will not where the protocol gave the reply up.
+        """
         with self._lock:
             first, self._kept = not self._kept, True
         if not first:
@@ -116,16 +121,16 @@ class Failures:
                 type(error).__name__,
                 message,
                 status=error.status,
-                text=error.text if reply is None else reply.text,
-                reply=reply,
-                correctable=isinstance(error, BadOutput) and reply is not None,
+                text=error.text if unfit is None else unfit.text,
+                reply=error.reply if unfit is None else unfit,
+                correctable=isinstance(error, BadOutput) and unfit is not None,
                 transient=error.transient,
                 pause=error.pause,
                 ends_run=error.ends_run,
                 cause=error,
             )
-        text = None if reply is None else reply.text
-        return Failure(type(error).__name__, message, reply=reply, text=text, cause=error)
+        text = None if unfit is None else unfit.text
+        return Failure(type(error).__name__, message, reply=unfit, text=text, cause=error)
 
 
 def _is_nan(value: Any) -> bool:
@@ -133,12 +138,11 @@ def _is_nan(value: Any) -> bool:
 
 
 def _message(error: BaseException) -> str:
-    """What an exception says, as text that any column can hold; its class may be anyone's."""
+    """What an exception says, on one line that any column can hold; its class may be anyone's."""
     try:
-        message = str(error)[:_MESSAGE_BOUND]
+        return one_line(str(error)[:_MESSAGE_BOUND])
     except Exception as broken:  # noqa: BLE001
         return f"(its message cannot be read: {type(broken).__name__})"
-    return message.encode("utf-8", "backslashreplace").decode()  # lone surrogates
 
 
 class CallableWork:
@@ -261,11 +265,12 @@ class ModelWork:
         if messages is None:
             messages = self._task.messages(self._rows.mapping(attempt.row))
         before = attempt.previous
-        if before is not None and before.text:
+        if before is not None and before.correctable:
             again = f"{before.message}. {self._task.outputs.describe()}".strip()
             messages = [
                 *messages,
-                {"role": "assistant", "content": before.text},
+                # Some servers refuse an empty turn.
+                {"role": "assistant", "content": before.text or "(empty)"},
                 {"role": "user", "content": again},
             ]
         return messages

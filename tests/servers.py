@@ -54,7 +54,7 @@ class Raw:
     """Bytes that go out as they are, and what happens to the connection then."""
 
     chunks: Iterable[bytes] = ()
-    then: Literal["close", "reset", "hang"] = "close"
+    then: Literal["close", "reset", "hang", "go on"] = "close"
 
 
 def _http(head: str, body: bytes = b"") -> bytes:
@@ -282,7 +282,7 @@ class Server(Listener):
                 self.in_flight -= 1
         if isinstance(found, Raw):
             self._misbehave(found, to)
-            return False
+            return found.then == "go on"
         to.sendall(response_bytes(found))
         return True
 

@@ -1,5 +1,5 @@
-"""Functions and models that do what they should not: the run ends all the same, and so does the
-next one."""
+"""Functions, models and servers that do what they should not: it costs the attempt, the run ends
+all the same, and so does the next one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 import pytest
+import servers
+from servers import Raw, Status, serve
 
 import revkit
-from revkit import Interrupted, RunFailed
-from revkit.clients.base import AsyncTransport
+from revkit import Interrupted, Retry, RunFailed, Signature
+from revkit.clients.base import AsyncTransport, Client
 from revkit.testing import FakeModel
 
 
@@ -140,3 +143,140 @@ def test_a_coroutine_that_blocks_its_own_loop_by_way_of_a_thread_is_refused() ->
     with pytest.raises(RunFailed, match="aparallel_map"):
         frame().llm.parallel_map(outer)
     works_again()
+
+
+# -- servers -------------------------------------------------------------------------------------
+
+RATE = Signature("Rate.", inputs="review", outputs={"mood": ["good", "bad"], "score": float})
+FINE = '{"mood": "good", "score": 0.5}'
+NO_JSON = "something else than a JSON object"
+BROKE = "broke before the whole reply had arrived: "
+
+
+def raw(head: str, body: bytes, then: Any = "close") -> Raw:
+    """Bytes on a connection that is not announced to end with them."""
+    return Raw([f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode() + body], then)
+
+
+#: What a server answers to one row, the type of the row's error, and its words.
+BAD: dict[str, tuple[Any, str, str]] = {
+    # what the model says
+    "empty": ("", "BadOutput", "the reply is empty"),
+    "blank": (" \n\t", "BadOutput", "the reply is empty"),
+    "truncated JSON": ('{"mood": "good", "sc', "BadOutput", "it is not JSON (EOF"),
+    "other JSON": ('{"stars": 5}', "BadOutput", "mood: Field required; score: Field required"),
+    "no object": ("[1, 2]", "BadOutput", "the reply does not fit"),
+    "other label": ('{"mood": "meh", "score": 1}', "BadOutput", "should be 'good' or 'bad', not"),
+    "NaN": ('{"mood": "good", "score": NaN}', "BadOutput", "the reply does not fit"),
+    "infinity": ('{"mood": "good", "score": -Infinity}', "BadOutput", "the reply does not fit"),
+    "overflow": ('{"mood": "good", "score": 1e999}', "BadOutput", "score: "),
+    "deep": ("[" * 100_000, "BadOutput", "it is not JSON (recursion limit"),
+    "deep value": ('{"mood": ' + "[" * 100_000, "BadOutput", "it is not JSON (recursion limit"),
+    "deep objects": ('{"a":' * 100_000, "BadOutput", "it is not JSON (recursion limit"),
+    "long": ("x" * 1_000_000, "BadOutput", "it is not JSON"),
+    "half a character": ("\ud800", "BadReply", NO_JSON),
+    # what the protocol wraps it in
+    "error, 200": ({"error": "out of memory"}, "BadReply", 'with an error: "out of memory"'),
+    "error object, 200": ({"error": {"message": "full"}}, "BadReply", 'with an error: "full"'),
+    "no message": ({}, "BadReply", "JSON that is not a "),
+    "page": (Status(200, b"<html><h1>Log in</h1></html>"), "BadReply", f"{NO_JSON}: <html><h1>Log"),
+    "nothing": (Status(200, b""), "BadReply", f"{NO_JSON}: nothing"),
+    "array": (Status(200, b"[{}]"), "BadReply", NO_JSON),
+    "invalid UTF-8": (Status(200, b'{"message": "\xff\xfe"}'), "BadReply", NO_JSON),
+    "NaN in JSON": (Status(200, b'{"message": NaN}'), "BadReply", NO_JSON),
+    "infinity in JSON": (Status(200, b'{"message": Infinity}'), "BadReply", NO_JSON),
+    "deep arrays": (Status(200, b"[" * 100_000), "BadReply", NO_JSON),
+    "deep JSON": (Status(200, b'{"a":' * 100_000), "BadReply", NO_JSON),
+    "deep error": (Status(500, b"[" * 100_000), "ServerError", "answered 500"),
+    # how that travels
+    "length too long": (raw("content-length: 999", b"{}"), "ConnectionFailed", BROKE),
+    "length too short": (raw("content-length: 5", FINE.encode(), "go on"), "BadReply", ""),
+    "no length": (raw("content-type: text/plain", b'{"mess'), "BadReply", NO_JSON),
+    "huge": (servers.ANNOUNCED_HUGE, "BadReply", "larger than 16,777,216 bytes"),
+    "endless": (servers.ENDLESS, "BadReply", "larger than 16,777,216 bytes"),
+    "gzip bomb": (servers.GZIP_BOMB, "BadReply", "larger than 16,777,216 bytes"),
+    "not gzip": (servers.NOT_GZIP, "BadReply", "not in the gzip format"),
+    "reset": (servers.RESET, "ConnectionFailed", BROKE + "connection reset by peer"),
+    "reset in the body": (servers.RESET_IN_BODY, "ConnectionFailed", BROKE),
+    "closed": (servers.CLOSE, "ConnectionFailed", BROKE + "it was closed"),
+    "half a header": (servers.HALF_HEADER, "ConnectionFailed", BROKE + "it was closed"),
+    "endless header": (raw("x: " + "y" * 10**6, b"{}"), "BadReply", "not valid HTTP"),
+    "not HTTP": (servers.NOT_HTTP, "BadReply", "not valid HTTP"),
+}
+
+
+def ollama(url: str, **options: Any) -> Client:
+    return revkit.Ollama("m", host=url, **options)
+
+
+def openai(url: str, **options: Any) -> Client:
+    return revkit.OpenAICompatible("m", base_url=url + "/v1", **options)
+
+
+@pytest.fixture(params=[ollama, openai])
+def client(request: pytest.FixtureRequest) -> Callable[..., Client]:
+    return request.param
+
+
+def run_beside(answer: Any, client: Client, server: servers.Server, **options: Any) -> Any:
+    """Rate five reviews, of which one gets ``answer``; the others must be right."""
+    server.rule = lambda messages, body: answer if messages[-1]["content"] == "review 2" else FINE
+    df = frame(5)
+    options = {"max_workers": 2, "retry": Retry(attempts=1)} | options
+    run = df.llm.parallel_map(RATE, model=client, **options)
+    assert run.rows["status"].tolist() == ["ok", "ok", "error", "ok", "ok"]
+    assert df["score"].tolist() == [0.5, 0.5, pd.NA, 0.5, 0.5]
+    assert df["mood"].isna().tolist() == [False, False, True, False, False]
+    assert df["error"].isna().tolist() == [True, True, False, True, True]
+    return run
+
+
+@pytest.mark.parametrize("engine", ["thread", "async"])
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_reply_costs_its_row_only(client: Any, engine: Any, bad: str) -> None:
+    answer, kind, words = BAD[bad]
+    with serve() as server:
+        run = run_beside(answer, client(server.url), server, engine=engine)
+    assert run.errors["error_type"].tolist() == [kind]
+    (said,) = run.frame["error"].dropna()
+    assert said.startswith(f"{kind}: ")
+    assert words in said
+    assert len(said) < 700
+    assert said.isprintable()
+    if isinstance(answer, str) and kind == "BadOutput":
+        assert run.errors["text"].tolist() == [answer]  # kept as it came
+
+
+class Drip:
+    """Sends a byte at a time for as long as the server is up."""
+
+    def __init__(self, server: servers.Server, head: bytes):
+        self.server, self.head = server, head
+
+    def __iter__(self) -> Any:
+        yield self.head
+        while not self.server.closing.wait(0.01):
+            yield b" "
+
+
+@pytest.mark.parametrize("limit", ["attempt_timeout", "timeout"])  # the latter is the client's
+@pytest.mark.parametrize("engine", ["thread", "async"])
+@pytest.mark.parametrize("how", ["hangs", "hangs in the body", "drips"])
+def test_a_server_that_takes_for_ever_costs_its_row_only(
+    client: Any, engine: Any, how: str, limit: str
+) -> None:
+    with serve() as server:
+        answer = {
+            "hangs": servers.HANG,
+            "hangs in the body": servers.HEADER_THEN_HANG,
+            "drips": Raw(Drip(server, servers._http("content-length: 99999\r\n"))),
+        }[how]
+        of_client = {"timeout": 0.5} if limit == "timeout" else {}
+        of_run = {} if of_client else {"attempt_timeout": 0.5}
+        run = run_beside(answer, client(server.url, **of_client), server, engine=engine, **of_run)
+    assert run.errors["error_type"].tolist() == ["AttemptTimeout"]
+    words = {
+        "attempt_timeout": "longer than attempt_timeout=0.5 s",
+        "timeout": "within 0.5 s; raise the client's timeout=",
+    }
+    assert words[limit] in run.errors["message"][0]

@@ -242,15 +242,27 @@ def test_a_fault_is_the_same_error_in_every_layer(layer: Layer, fault: str) -> N
     assert second.status == 200
 
 
-def test_a_body_longer_than_it_said_does_not_become_the_next_reply() -> None:
-    stolen = b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n"another"'
-    raw = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}" + stolen
-    answers = iter([Raw([raw], "hang")])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"content-length: 2\r\n\r\n{}",
+        b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    ],
+    ids=["length", "chunked"],
+)
+@pytest.mark.parametrize(
+    "more",
+    [b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n"another"', b"}\n", b"\r\n"],
+    ids=["response", "rest", "newline"],
+)
+def test_what_comes_after_a_body_is_not_the_next_reply(
+    layer: Layer, body: bytes, more: bytes
+) -> None:
+    answers = iter([Raw([b"HTTP/1.1 200 OK\r\n" + body + more], "go on")])
     with serve(lambda *_: next(answers, Status(200, b'"mine"'))) as server:
-        found = Layer("loop").send(server.url, [Request(server.url + "/api/chat", CHAT)] * 2)
-    first, second = found
-    assert isinstance(first, Response)
-    assert first.body == b"{}"
+        request = Request(server.url + "/api/chat", CHAT)
+        first, second = layer.send(server.url, [request] * 2)
+    assert type(first) is BadReply or (isinstance(first, Response) and first.body == b"{}")
     assert isinstance(second, Response)
     assert second.body == b'"mine"'
 

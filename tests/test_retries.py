@@ -398,7 +398,72 @@ def test_a_reply_that_does_not_fit_twice_is_not_asked_for_again(
     assert issubclass(BadOutput, revkit.RowFailure)
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_reply_is_corrected_like_any_other(
+    client: Callable[[str], Client], engine: str, text: str
+) -> None:
+    seen: list[list[dict[str, str]]] = []
+
+    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> Any:
+        seen.append(messages)
+        return text if len(seen) == 1 else '{"n": 7}'
+
+    df = reviews(1)
+    with serve(rule) as server:
+        run = df.llm.parallel_map(NUMBER, model=client(server.url), engine=engine)
+    assert df["n"].tolist() == [7]
+    assert run.attempts["error"].tolist()[0] == "BadOutput: the reply is empty"
+    first, second = seen
+    assert second[: len(first)] == first
+    said, told = second[len(first) :]
+    assert said == {"role": "assistant", "content": text or "(empty)"}
+    assert told["content"] == f"the reply is empty. {NUMBER.outputs.describe()}"
+
+
 # -- usage ---------------------------------------------------------------------------------------
+
+
+def given_up(reason: str, **message: Any) -> dict[str, Any]:
+    """A reply of either protocol that holds no text, and took 50 + 7 tokens."""
+    return {
+        "message": {"content": ""},
+        "done_reason": reason,
+        "prompt_eval_count": 50,
+        "eval_count": 7,
+        "choices": [{"message": {"content": None, **message}, "finish_reason": reason}],
+        "usage": {"prompt_tokens": 50, "completion_tokens": 7, "total_tokens": 57},
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "answer", "text", "words"),
+    [
+        (ollama, given_up("length"), "", "used up its tokens"),
+        (openai, given_up("length"), "", "used up its tokens"),
+        (openai, given_up("content_filter"), "", "content filter"),
+        (openai, given_up("tool_calls", tool_calls=[{"id": "1"}]), "", "called a tool"),
+        (openai, given_up("stop", refusal="I will not."), "I will not.", 'refused: "I will not."'),
+    ],
+)
+def test_a_reply_without_text_is_paid_for_as_well(
+    make: Callable[[str], Client], engine: str, answer: Any, text: str, words: str
+) -> None:
+    """And it is not asked for again: no validation failed, so there is nothing to correct."""
+    answers = iter(['{"n": 1}', answer])
+    df = reviews(2)
+    with serve(lambda *_: next(answers)) as server:
+        run = df.llm.parallel_map(NUMBER, model=make(server.url), engine=engine, max_workers=1)
+    prompt, completion = run.attempts[["prompt_tokens", "completion_tokens"]].iloc[0]
+    assert run.attempts["prompt_tokens"].tolist() == [prompt, 50]
+    assert run.usage == revkit.metrics.Usage(prompt + 50, completion + 7, prompt + completion + 57)
+    assert run.errors["error_type"].tolist() == ["BadOutput"]
+    assert words in run.errors["message"][0]
+    assert run.errors["text"].tolist() == [text]
+    last = run.rows.iloc[1]
+    reason = answer["done_reason"]
+    assert last[["attempts", "completion_tokens", "finish_reason", "text"]].tolist() == [
+        1, 7, reason, text,
+    ]  # fmt: skip
 
 
 def test_usage_counts_what_was_paid_for_in_vain(engine: str) -> None:

@@ -18,7 +18,7 @@ import pytest
 import revkit
 from revkit import CancelToken, ParallelResult, Retry, RunCancelled, RunFailed, RunTimeout
 from revkit.engines.threads import ThreadEngine
-from revkit.errors import ConnectionFailed, ModelError, ServerError, UsageError
+from revkit.errors import ConnectionFailed, ModelError, ServerError
 from revkit.testing import FakeModel
 from revkit.testing.clock import VirtualClockLoop
 
@@ -851,36 +851,3 @@ def test_an_empty_frame_is_stopped_by_nothing(engine: str) -> None:
         cancel=token,
     )
     assert result.metrics.total == 0
-
-
-# -- impossible values ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"timeout": 0}, "timeout=0: give seconds above 0"),
-        ({"timeout": -1.5}, "timeout=-1.5"),
-        ({"timeout": float("nan")}, "timeout=nan"),
-        ({"timeout": "10"}, "timeout='10'"),
-        ({"timeout": True}, "timeout=True"),
-        ({"attempt_timeout": 0}, "attempt_timeout=0"),
-        ({"attempt_timeout": -1}, "attempt_timeout=-1"),
-        ({"attempt_timeout": "s"}, "attempt_timeout='s'"),
-        ({"max_failures": -1}, "max_failures=-1"),
-        ({"max_failures": 1.5}, "a share of them"),
-        ({"max_failures": 0.0}, "a share of them"),
-        ({"max_failures": True}, "max_failures=True"),
-        ({"max_failures": "many"}, "max_failures='many'"),
-        ({"max_failures": 1, "fail_fast": True}, "leave max_failures= out"),
-        ({"cancel": "now"}, "give a revkit.CancelToken"),
-        ({"cancel": threading.Event()}, "give a revkit.CancelToken"),
-        ({"retry": 3}, "give a revkit.Retry"),
-    ],
-)
-def test_impossible_values_are_refused(door: str, options: dict[str, Any], words: str) -> None:
-    df = numbers()
-    with pytest.raises(UsageError, match=words):
-        run(df, fails("thread", lambda n: False), door, **options)
-    assert list(df.columns) == ["n"]

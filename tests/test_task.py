@@ -418,6 +418,13 @@ def test_leniency_about_what_stands_around(type_: Any, text: str, value: Any) ->
         assert outputs(type_).parse(wrapped) == {"x": value}
 
 
+def test_an_object_is_looked_for_in_so_many_places_and_no_more() -> None:
+    """Each brace may start what is read to the end of the reply: a loop would stand still."""
+    assert outputs(int).parse("{ " * 99 + '{"x": 3}') == {"x": 3}
+    with pytest.raises(BadOutput, match="it is not JSON"):
+        outputs(int).parse("{ " * 100 + '{"x": 3}')
+
+
 @pytest.mark.parametrize("text", ["good", "Good.", '"good"', "  **good**\n", "`GOOD`"])
 def test_a_bare_label_is_read(text: str) -> None:
     assert outputs(["good", "bad"]).parse(text) == {"x": "good"}

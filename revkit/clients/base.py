@@ -41,7 +41,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request.
+    """One HTTP request. Its repr is empty: any of it may hold a key, and tracebacks show it.
 
     Attributes:
         url: absolute URL.
@@ -49,8 +49,8 @@ class Request:
         headers: headers beside those that the transport sets itself.
     """
 
-    url: str
-    body: bytes | None = None
+    url: str = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 

@@ -11,6 +11,9 @@ The layers are alike in every respect that a user can notice. One rule each:
 - **TLS** is always verified, with the certificates of ``network.tls_context``.
 - **Compression**: gzip is asked for and unpacked by ``network.BoundedBody``, which bounds the
   body as it arrives.
+- **Lengths**: what comes after the end of a response is no reply to anybody. httpx would take it
+  for the next one, and so give a row the reply that a lying server made up; the connection is
+  closed instead.
 - **Time**: ``timeout`` bounds a whole exchange, ``CONNECT_TIMEOUT`` the making of a connection.
 - **Connections**: at most one a worker, kept open between requests; cookies are dropped.
 - **Faults**: never a library's exception, but ``ConnectionFailed`` (no connection, or it broke),
@@ -24,6 +27,7 @@ bounds each wait for the network; the total is looked at whenever bytes of the b
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -54,6 +58,8 @@ CONNECT_TIMEOUT = 10.0
 KEEPALIVE = 4.0
 #: Bytes of one body, decompressed.
 MAX_BODY = 16 * 2**20
+#: Bytes of a request's body that aiohttp sends in pieces, so that the loop does not stand still.
+LONG_BODY = 2**20
 #: Sent with every request, to proxies as well: no key may stand here.
 HEADERS = {
     "accept": "application/json",
@@ -117,7 +123,7 @@ class HttpxTransport:
         #: Ours, one for each thread: in a pool that threads share, httpcore may take a connection
         #: for idle that another thread has just begun to use, and close it under its hands.
         self._own = threading.local()
-        self._opened: list[httpx.Client] = []
+        self._opened: list[httpx.HTTPTransport] = []
         self._tls = _tls_for(endpoint) if http is None else None
         self._proxy = proxy
 
@@ -152,35 +158,50 @@ class HttpxTransport:
             else:
                 chunks = response.iter_raw()
             yield response.status_code, lower_headers(response.headers.multi_items()), chunks
+            if _has_more(response):
+                response.extensions["network_stream"].close()
 
-    def _of_this_thread(self) -> httpx.Client:
-        client: httpx.Client | None = getattr(self._own, "client", None)
-        if client is None:
-            client = self._own.client = _own_client(self._proxy, self._tls)
-            self._opened.append(client)
-        return client
+    def _of_this_thread(self) -> httpx.HTTPTransport:
+        own: httpx.HTTPTransport | None = getattr(self._own, "http", None)
+        if own is None:
+            own = self._own.http = _own_http(self._proxy, self._tls)
+            self._opened.append(own)
+        return own
 
     def close(self) -> None:
         """Close the connections that were opened here; not those of a user's client."""
-        for client in self._opened:
-            client.close()
+        for own in self._opened:
+            own.close()
 
 
-def _own_client(proxy: str | None, tls: ssl.SSLContext | None) -> httpx.Client:
-    from http.cookiejar import CookieJar, DefaultCookiePolicy
-
+def _own_http(proxy: str | None, tls: ssl.SSLContext | None) -> httpx.HTTPTransport:
+    """A transport, for a client would log each URL, in which there may be a key."""
     import httpx
 
-    return httpx.Client(
+    return httpx.HTTPTransport(
         proxy=proxy,
         # Without TLS no certificates are needed, and loading them takes time.
         verify=tls or False,
         limits=httpx.Limits(
             max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE
         ),
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         trust_env=False,
     )
+
+
+def _has_more(response: httpx.Response) -> bool:
+    """Whether bytes have come after the end of the response.
+
+    Only h11 knows, and httpx does not pass it on; where it stands elsewhere, as in a mock, there
+    is nothing to find.
+    """
+    link: Any = response.stream
+    while link is not None and not hasattr(link, "_h11_state"):
+        links = (
+            getattr(link, name, None) for name in ("_stream", "_httpcore_stream", "_connection")
+        )
+        link = next(filter(None, links), None)
+    return link is not None and bool(link._h11_state.trailing_data[0])
 
 
 class HttpxAsyncTransport:
@@ -234,6 +255,8 @@ class HttpxAsyncTransport:
             else:
                 chunks = response.aiter_raw()
             yield response.status_code, lower_headers(response.headers.multi_items()), chunks
+            if _has_more(response):
+                await response.extensions["network_stream"].aclose()
         finally:
             await response.aclose()
 
@@ -288,7 +311,7 @@ class AiohttpTransport:
             async with self._session.request(
                 "GET" if request.body is None else "POST",
                 url,
-                data=request.body,
+                data=_payload(request.body),
                 headers=request.headers,
                 allow_redirects=False,
                 proxy=self._proxy,
@@ -304,6 +327,11 @@ class AiohttpTransport:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    """The body as aiohttp takes it without a warning, which it has for long bytes."""
+    return body if body is None or len(body) <= LONG_BODY else io.BytesIO(body)
 
 
 def _peer(endpoint: str, proxy: str | None, timeout: float, hint: str) -> Peer:

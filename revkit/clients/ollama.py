@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadOutput, BadReply, UsageError
 from .base import Exchange, Message, Reply, Request, Response
-from .protocol import HttpClient, count, encode, error_message, is_secret, static_body
+from .protocol import HttpClient, count, encode, error_message, public, static_body
 
 if TYPE_CHECKING:
     from ..task import ModelTask
@@ -64,6 +64,7 @@ class Ollama(HttpClient):
             model=model,
             url=read_host(os.environ.get("OLLAMA_HOST") if host is None else host),
             headers=headers or {},
+            body=options,
             http=http,
             timeout=timeout,
             parameter="host",
@@ -83,7 +84,7 @@ class Ollama(HttpClient):
             "protocol": "ollama",
             "endpoint": self.endpoint,
             "model": self.model,
-            "options": {k: v for k, v in self.options.items() if not is_secret(k)},
+            "options": public(self.options),
         }
 
     def weights(self) -> str | None:
@@ -120,7 +121,8 @@ class OllamaSession:
     def exchange(self, messages: Sequence[Message]) -> Exchange:
         """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
         client = self._client
-        response = yield Request(self._url, encode(self._static, messages), client._headers)
+        body = encode(self._static, messages)
+        response = client.received((yield Request(self._url, body, client._headers)))
         return self._read(client.decode(response), response)
 
     def _read(self, found: dict[str, Any], response: Response) -> Reply:
@@ -144,16 +146,18 @@ class OllamaSession:
                 status=response.status,
             )
         reason = found.get("done_reason")
-        if not text and reason == "length":
-            raise BadOutput(
-                "the model used up its tokens before it said anything; raise max_tokens=", text=""
-            )
-        return Reply(
+        reply = Reply(
             text,
             prompt_tokens=count(found.get("prompt_eval_count")),
             completion_tokens=count(found.get("eval_count")),
             finish_reason=reason if isinstance(reason, str) else None,
         )
+        if not text and reason == "length":
+            raise BadOutput(
+                "the model used up its tokens before it said anything; raise max_tokens=",
+                reply=reply,
+            )
+        return reply
 
 
 def read_host(host: str | None) -> str:

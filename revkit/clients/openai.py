@@ -17,7 +17,7 @@ import orjson
 
 from ..errors import BadOutput, BadReply, UsageError
 from .base import Exchange, Message, Reply, Request, Response
-from .protocol import HttpClient, count, encode, error_message, is_secret, static_body
+from .protocol import HttpClient, count, encode, error_message, public, static_body
 
 if TYPE_CHECKING:
     from ..task import ModelTask
@@ -78,6 +78,7 @@ class OpenAICompatible(HttpClient):
             model=model,
             url=base_url,
             headers=({"authorization": f"Bearer {key}"} if key else {}) | _lower(headers or {}),
+            body=extra_body,
             http=http,
             timeout=timeout,
             parameter="base_url",
@@ -108,7 +109,7 @@ class OpenAICompatible(HttpClient):
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "seed": self.seed,
-            "extra_body": {k: v for k, v in self.extra_body.items() if not is_secret(k)},
+            "extra_body": public(self.extra_body),
         }
 
     def is_model_missing(self, response: Response, status: int) -> bool:
@@ -211,7 +212,7 @@ class OpenAISession:
         dialect = self._dialect
         while True:
             body = encode(self._static_body(dialect), messages)
-            response = yield Request(self._url, body, client._headers)
+            response = client.received((yield Request(self._url, body, client._headers)))
             if 200 <= response.status < 300:
                 break
             weaker = self._weaker(dialect, response)
@@ -267,21 +268,17 @@ class OpenAISession:
             raise self._no_choice(response)
         reason = choice.get("finish_reason")
         text = _text(message.get("content"))
-        if not text:
-            why = _silence(message, reason)
-            if why or text is None:
-                raise BadOutput(
-                    client.quote(why or "the reply has no text"),
-                    text=_text(message.get("refusal")) or "",
-                )
         usage = found.get("usage")
         usage = usage if isinstance(usage, dict) else {}
-        return Reply(
-            text or "",
+        reply = Reply(
+            text or _text(message.get("refusal")) or "",
             prompt_tokens=count(usage.get("prompt_tokens")),
             completion_tokens=count(usage.get("completion_tokens")),
             finish_reason=reason if isinstance(reason, str) else None,
         )
+        if not text and (why := _silence(message, reason)):
+            raise BadOutput(client.quote(why), reply=reply)
+        return reply
 
     def _no_choice(self, response: Response) -> Exception:
         """The error for a successful status without a choice; gateways put errors there."""

@@ -1,8 +1,9 @@
 """What the protocols over HTTP share: a client with an address and headers, JSON in and out, and
 the one place where a status becomes an error.
 
-Everything that is quoted from a server goes through :meth:`HttpClient.quote`, which takes out
-keys and bounds the length: a server may repeat what it was sent.
+A server may repeat what it was sent. So each response goes through :meth:`HttpClient.received`,
+which takes the client's own keys out of it, and what is quoted of it through
+:meth:`HttpClient.quote`, which takes out what else may be a key and bounds the length.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
+import dataclasses
 import email.utils
 import json
 import math
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,7 @@ from ..errors import (
     QuotaUsedUp,
     ServerError,
     UsageError,
+    one_line,
 )
 from .base import AsyncTransport, Client, Message, Request, Response, Transport
 from .network import display_url
@@ -44,6 +47,9 @@ MAX_QUOTE = 300
 MAX_TIMEOUT = 1_000_000
 #: Seconds for a question on the side.
 _SHORT_TIMEOUT = 5.0
+#: A key of fewer characters may be a word, such as the "ollama" that some libraries ask for: it
+#: is taken out of messages, but the model's replies are left alone.
+MIN_KEY = 16
 #: Names of headers and options whose values are secrets.
 _SECRET_NAME = re.compile(
     r"(?i)(^|[-_])((api[-_]?)?key|auth|authorization|token|secret|password|cookie|signature|sig)$"
@@ -61,6 +67,19 @@ def is_secret(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
+def public(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without those that are secrets, at any depth.
+
+    >>> public({"top_p": 1, "api_key": "k", "provider": {"name": "n", "token": "t"}})
+    {'top_p': 1, 'provider': {'name': 'n'}}
+    """
+    return {
+        name: public(value) if isinstance(value, Mapping) else value
+        for name, value in fields.items()
+        if not is_secret(name)
+    }
+
+
 class HttpClient(Client):
     """Base of the clients that speak JSON over HTTP.
 
@@ -69,8 +88,8 @@ class HttpClient(Client):
         model: the model's name at the server.
         url: where the server is; credentials in it become a ``Basic`` header, and a query is sent
             with every request. Neither is ever shown.
-        secrets: what must not appear in a message beside what the URL and headers hold.
         headers: sent with every request; one of the user's goes before one of ours.
+        body: the user's own fields of each request's body, which may hold keys as well.
         http: an httpx client or transport of the user's, which carries the requests.
         timeout: seconds for one whole exchange.
         parameter: the name under which the user gave ``url``, for messages.
@@ -87,6 +106,7 @@ class HttpClient(Client):
         model: str,
         url: str,
         headers: Mapping[str, str],
+        body: Mapping[str, Any] | None,
         http: UserHttp | None,
         timeout: float,
         parameter: str,
@@ -105,12 +125,12 @@ class HttpClient(Client):
         self.model = model
         self.engines = engines_for(http)
         self.timeout = float(timeout)
+        parts = _split(url, parameter)
         #: As it may be shown and stored: without credentials and query.
         self.endpoint = display_url(url)
         self._http = http
         self._parameter = parameter
         self._hint = hint
-        parts = _split(url, parameter)
         self._query = f"?{parts.query}" if parts.query else ""
         self._headers = {"content-type": "application/json"}
         if parts.username is not None:
@@ -119,7 +139,16 @@ class HttpClient(Client):
             self._headers["authorization"] = f"Basic {login}"
         for key, value in headers.items():
             self._headers[key.lower()] = _header(key, value)
-        self._secrets = _secrets(parts, self._headers)
+        secrets = {
+            *_of_url(parts),
+            *_of_headers(self._headers.items()),
+            *_of_httpx(http),
+            *_of_fields(body or {}),
+        }
+        keys = [secret for secret in secrets if len(secret) >= MIN_KEY]
+        self._secrets, self._keys = _spellings(secrets), _spellings(keys)
+        #: Without any of these words in it, a response holds no key.
+        self._words = [_longest_word(key).encode() for key in keys]
 
     def url(self, path: str) -> str:
         """Absolute URL of a path under the endpoint."""
@@ -177,11 +206,22 @@ class HttpClient(Client):
 
     # -- reading responses --------------------------------------------------------------------
 
+    def received(self, response: Response) -> Response:
+        """The response without the keys that were sent, for the server may have repeated them.
+
+        Before anything is read of it, so that a key is never cut in two, and stands neither in a
+        message nor in what a run keeps: a reply that repeats a key has "[key]" in its place.
+        """
+        if not any(word in response.body for word in self._words):
+            return response
+        text = response.body.decode("utf-8", "surrogateescape")
+        body = self._keys.sub("[key]", text).encode("utf-8", "surrogateescape")
+        return dataclasses.replace(response, body=body)
+
     def quote(self, text: str) -> str:
         """A server's words as they may be shown: on one line, bounded, without keys."""
-        for secret in self._secrets:
-            text = text.replace(secret, "[key]")
-        text = " ".join(_KEY.sub("[key]", text).split())
+        text = text[: 64 * MAX_QUOTE]  # what comes later is not shown, and may be megabytes
+        text = one_line(_KEY.sub("[key]", self._secrets.sub("[key]", text)))
         return text if len(text) <= MAX_QUOTE else text[:MAX_QUOTE].rstrip() + " …"
 
     def decode(self, response: Response) -> dict[str, Any]:
@@ -377,8 +417,11 @@ def _split(url: str, parameter: str) -> urllib.parse.SplitResult:
     except ValueError:  # a port that is not a number, a broken IPv6 address
         usable = False
     if not usable:
+        # Where it cannot be read, a password in it may stand anywhere before the last "@".
+        shown = re.split("[?#]", url.rpartition("@")[2])[0]
+        hint = "; in a password, write / as %2F, ? as %3F and # as %23" if "@" in url else ""
         raise UsageError(
-            f"{parameter}= is not a URL such as http://127.0.0.1:8000/v1: {display_url(url)!r}"
+            f"{parameter}= is not a URL such as http://127.0.0.1:8000/v1: {shown!r}{hint}"
         )
     return parts
 
@@ -392,12 +435,70 @@ def _header(name: str, value: Any) -> str:
     return value
 
 
-def _secrets(parts: urllib.parse.SplitResult, headers: Mapping[str, str]) -> list[str]:
-    """All that must be taken out of a server's words, longest first."""
-    found = {value for _, value in urllib.parse.parse_qsl(parts.query) if len(value) >= 8}
-    if parts.password:
-        found |= {parts.password, urllib.parse.unquote(parts.password)}
-    for name, value in headers.items():
+def _of_url(parts: urllib.parse.SplitResult) -> Iterator[str]:
+    """What is secret in a URL: the password, or a user without one, and what a query holds."""
+    login = parts.password or parts.username
+    if login:
+        yield urllib.parse.unquote(login)
+    for pair in parts.query.split("&"):
+        name, _, value = pair.partition("=")
+        if is_secret(name) or len(value) >= MIN_KEY:
+            yield from (value, urllib.parse.unquote(value))
+
+
+def _of_headers(headers: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Values of the headers that are secret, with and without their scheme."""
+    for name, value in headers:
         if is_secret(name):
-            found |= {value, value.rpartition(" ")[2]}
-    return sorted(filter(None, found), key=len, reverse=True)
+            yield from (value, value.rpartition(" ")[2])
+
+
+def _of_httpx(http: UserHttp | None) -> Iterator[str]:
+    """What a client of the user's adds to each request; auth other than ``Basic`` is its own."""
+    if http is None:
+        return
+    import httpx
+
+    if isinstance(http, httpx.Client | httpx.AsyncClient):
+        yield from _of_headers(http.headers.items())
+        yield from _of_fields(dict(http.params))
+        yield from (cookie.value or "" for cookie in http.cookies.jar)
+        if isinstance(http.auth, httpx.BasicAuth):
+            request = next(http.auth.auth_flow(httpx.Request("POST", "http://localhost")))
+            yield from _of_headers(request.headers.items())
+
+
+def _of_fields(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Values of the fields that are secret, at any depth."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _of_fields(value)
+        elif isinstance(value, str) and is_secret(name):
+            yield value
+
+
+def _spellings(secrets: Iterable[str]) -> re.Pattern[str]:
+    """Finds the secrets, longest first, however a server spells them: libraries on the way quote
+    the same URL in different ways, and JSON may stand in JSON.
+
+    >>> _spellings(["a/b+c"]).sub("[key]", r"a/b+c a%2fb+c a/b%2Bc a\\/b+c a\\u002fb+c")
+    '[key] [key] [key] [key] [key]'
+    """
+
+    def spelt(char: str) -> str:
+        if char.isascii() and char.isalnum():
+            return char
+        quoted = urllib.parse.quote(char, safe="")
+        quoted = quoted if "%" in quoted else f"%{ord(char):02x}"
+        # So many backslashes and no more: a body of nothing else would be read at each of them.
+        slashes = r"\\{0,8}"
+        return rf"(?:{slashes}{re.escape(char)}|(?i:{quoted})|(?i:{slashes}u{ord(char):04x}))"
+
+    longest_first = sorted(filter(None, secrets), key=len, reverse=True)
+    return re.compile("|".join("".join(map(spelt, secret)) for secret in longest_first) or r"\b\B")
+
+
+def _longest_word(secret: str) -> str:
+    """A part that all spellings share."""
+    words: list[str] = re.findall("[A-Za-z0-9]*", secret)
+    return max(words, key=len)
