@@ -37,7 +37,8 @@ class ReplyKeys:
     Args:
         task: what is asked of each row.
         settings: what decides the model's answers beside the prompt: the client's
-            :meth:`~revkit.Client.settings`, read when the client is ready.
+            :meth:`~revkit.Client.settings`.
+        weights: what tells the model's weights from others of the same name, where it is known.
 
     >>> from revkit import Ollama
     >>> from revkit.task import Template
@@ -50,9 +51,9 @@ class ReplyKeys:
     False
     """
 
-    def __init__(self, task: ModelTask, settings: Mapping[str, Any]):
+    def __init__(self, task: ModelTask, settings: Mapping[str, Any], weights: str | None = None):
         self._prefix = list(task.prefix)
-        self._bare = hashlib.blake2b(_asked(task, settings), digest_size=KEY_BYTES)
+        self._bare = hashlib.blake2b(_asked(task, settings, weights), digest_size=KEY_BYTES)
         self._begun = self._bare.copy()
         self._begun.update(b"".join(map(_turn, self._prefix)))
 
@@ -75,7 +76,7 @@ class ReplyKeys:
         return hashed.digest()
 
 
-def _asked(task: ModelTask, settings: Mapping[str, Any]) -> bytes:
+def _asked(task: ModelTask, settings: Mapping[str, Any], weights: str | None) -> bytes:
     """What all rows of a run share, but for the messages that stand before each row's own."""
     asked = [
         KEY_VERSION,
@@ -90,6 +91,7 @@ def _asked(task: ModelTask, settings: Mapping[str, Any]) -> bytes:
         list(task.outputs),
         # With descriptions; the order of its properties is the order of the reply's.
         task.outputs.json_schema,
+        weights,
     ]
     parts = [
         json.dumps(asked, default=str),

@@ -64,7 +64,7 @@ class Lookahead:
         self._task = task
         self._model = client.name
         # One request, where the server can tell: a model that was updated answers otherwise.
-        self._keys = ReplyKeys(task, {**client.settings(), "weights": client.weights()})
+        self._keys = ReplyKeys(task, client.settings(), client.weights())
         self._rows = rows
         self._todo = iter(todo)
         self._store = store
