@@ -227,6 +227,9 @@ class Drain:
             self._ahead.close()
             record.store, record.store_problem = self._ahead.path, self._ahead.problem
         record.close(ended=ended, running=running, stopped=scheduler.stopped)
+        for row, followers in self._followers.items():  # of rows that were to be tried again
+            for follower in followers:
+                self._share(follower, row, [])
         return record
 
     def put_away(self) -> None:
