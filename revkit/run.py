@@ -155,6 +155,7 @@ class _Watch:
         """Stop the engine if there is a reason; True when it has had its time to end after that."""
         plan, engine = self._plan, self._engine
         if self._give_up is not None:
+            engine.tick()
             return time.monotonic() >= self._give_up
         if self._pressed():
             engine.stop(_INTERRUPTED)
@@ -311,8 +312,6 @@ async def aexecute(plan: Plan) -> Record:
                 try:
                     await asyncio.wait([visit])
                 except asyncio.CancelledError as error:
-                    if interrupted:
-                        raise
                     drain.record.ended_by = error
                     interrupted = True
             visit.result()
@@ -348,9 +347,9 @@ async def aexecute(plan: Plan) -> Record:
                 try:
                     await woken.wait()
                 except asyncio.CancelledError as error:
-                    if interrupted:
-                        raise  # cancelled once more while it ended
                     drain.record.ended_by = error
+                    if interrupted:
+                        break  # cancelled once more while it ended
                     interrupted = True
                 finally:
                     tick.cancel()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .clients.base import (
+    Aborted,
     AsyncTransport,
     Client,
     Exchange,
@@ -23,7 +24,7 @@ from .clients.base import (
     Transport,
 )
 from .errors import BadOutput, RowFailure, one_line
-from .events import Attempt, Failure, Outcome, Success
+from .events import CANCELLED, Attempt, Failure, Outcome, Success
 from .task import CallableTask, ModelTask
 
 __all__ = ["CallableWork", "Context", "ModelWork", "Rows", "Work", "adrive", "drive"]
@@ -80,10 +81,11 @@ class Context:
 
 
 class Work(Protocol):
-    """One kind of attempt. The thread engine uses the first three methods, the loop the others."""
+    """One kind of attempt. The thread engine uses the first four methods, the loop the others."""
 
     def open(self, max_workers: int) -> None: ...
     def attempt(self, attempt: Attempt) -> Outcome: ...
+    def abort(self) -> None: ...  # what waits in ``attempt``; it may be called again
     def close(self) -> None: ...
 
     async def aopen(self, max_workers: int) -> None: ...
@@ -155,6 +157,7 @@ class CallableWork:
         self._failures = Failures()
 
     def open(self, max_workers: int) -> None: ...
+    def abort(self) -> None: ...  # nothing stops a function of the user's
     def close(self) -> None: ...
     async def aopen(self, max_workers: int) -> None: ...
     async def aclose(self) -> None: ...
@@ -230,6 +233,10 @@ class ModelWork:
     def open(self, max_workers: int) -> None:
         self._transport = self._client.transport(max_workers=max_workers)
 
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
@@ -245,6 +252,8 @@ class ModelWork:
         assert self._transport is not None
         try:
             reply = drive(self._session.exchange(self._messages(attempt)), self._transport.send)
+        except Aborted:
+            return CANCELLED
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
             return self._failures.of(error)
         return self._read(reply)

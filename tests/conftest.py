@@ -9,6 +9,9 @@ import pytest
 
 import revkit
 
+# For the processes that are started before a test's own settings: kernels, above all.
+os.environ["REVKIT_STORE"] = "off"
+
 
 @pytest.fixture(autouse=True)
 def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

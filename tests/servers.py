@@ -39,6 +39,9 @@ CERTIFICATE = Path(__file__).with_name("loopback.pem")
 #: A gate that is never filled opens after so many seconds, with a reply that says so.
 GATE_LIMIT = 20.0
 
+#: Seconds between two bytes of a reply that drips.
+DRIP_GAP = 0.05
+
 
 @dataclass(frozen=True)
 class Status:
@@ -51,10 +54,13 @@ class Status:
 
 @dataclass(frozen=True)
 class Raw:
-    """Bytes that go out as they are, and what happens to the connection then."""
+    """Bytes that go out as they are, and what happens to the connection then.
+
+    ``hang`` and ``drip`` hold it until the client hangs up; ``drip`` sends a byte now and then.
+    """
 
     chunks: Iterable[bytes] = ()
-    then: Literal["close", "reset", "hang", "go on"] = "close"
+    then: Literal["close", "reset", "hang", "drip", "go on"] = "close"
 
 
 def _http(head: str, body: bytes = b"") -> bytes:
@@ -72,12 +78,19 @@ class _Endless:
             yield b"10000\r\n" + b" " * 0x10000 + b"\r\n"
 
 
-_BOMB = gzip.compress(bytes(64 * 2**20))
+class _Bomb:
+    """64 MiB of zeros, compressed when they are asked for: that takes a while."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        body = gzip.compress(bytes(64 * 2**20))
+        yield _http(f"content-encoding: gzip\r\ncontent-length: {len(body)}\r\n", body)
+
 
 RESET = Raw((), "reset")
 CLOSE = Raw(())
 HANG = Raw((), "hang")
 HALF_HEADER = Raw([b"HTTP/1.1 200 OK\r\ncontent-le"])
+DRIP = Raw([_http("content-length: 100000\r\n", b"{")], "drip")
 HEADER_THEN_HANG = Raw([_http("content-length: 100\r\n", b"{")], "hang")
 NOT_HTTP = Raw([b"\x16\x03\x01 I do not speak HTTP\r\n\r\n"])
 SHORT_BODY = Raw([_http("content-length: 1000\r\n", b'{"message": ')])
@@ -86,7 +99,7 @@ BAD_CHUNK = Raw([_http("transfer-encoding: chunked\r\n", b"zz\r\n{}\r\n0\r\n\r\n
 HALF_CHUNK = Raw([_http("transfer-encoding: chunked\r\n", b"ff\r\n{")])
 ANNOUNCED_HUGE = Raw([_http(f"content-length: {2**40}\r\n", b"{")], "hang")
 ENDLESS = Raw(_Endless())
-GZIP_BOMB = Raw([_http(f"content-encoding: gzip\r\ncontent-length: {len(_BOMB)}\r\n", _BOMB)])
+GZIP_BOMB = Raw(_Bomb())
 NOT_GZIP = Raw([_http("content-encoding: gzip\r\ncontent-length: 2\r\n", b"{}")])
 HALF_GZIP = Raw(
     [_http("content-encoding: gzip\r\ncontent-length: 20\r\n", gzip.compress(b"{}")[:20])]
@@ -162,6 +175,24 @@ class Listener:
             thread.join()
         self._listener.close()
 
+    def await_hang_ups(self) -> bool:
+        """Wait until every client has closed its connection, also where a reply is withheld.
+
+        False where one of them has not; what it still sent is lost.
+        """
+        with self._lock:
+            waiting = list(self._open)
+        for connection in waiting:
+            try:
+                connection.settimeout(GATE_LIMIT)
+                while socket.socket.recv(connection, 4096):  # below TLS, if there is any
+                    pass
+            except TimeoutError:
+                return False
+            except OSError:  # a reset; or its own thread has seen the end first, and has closed it
+                pass
+        return True
+
     def hang_up(self) -> None:
         """Close the connections that are open now."""
         with self._lock:
@@ -219,7 +250,10 @@ def _read_request(stream: Any) -> Seen | None:
     while (header := stream.readline().decode("latin-1").strip()) != "":
         name, _, value = header.partition(":")
         headers[name.lower()] = value.strip()
-    raw = stream.read(int(headers.get("content-length", 0)))
+    length = int(headers.get("content-length", 0))
+    raw = stream.read(length)
+    if len(raw) < length:  # the client was gone before it had sent all
+        return None
     return Seen(line[0], line[1], headers, raw)
 
 
@@ -294,7 +328,11 @@ class Server(Listener):
         for chunk in raw.chunks:
             to.sendall(chunk)
         if raw.then == "hang":
-            self.closing.wait()
+            to.recv(1)
+        elif raw.then == "drip":
+            to.settimeout(DRIP_GAP)
+            while not _hung_up(to):
+                to.sendall(b" ")
         elif raw.then == "reset":  # closing with a linger of 0 sends RST
             to.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -328,6 +366,13 @@ class Server(Listener):
         if isinstance(found, str):
             found = reply(found, body)
         return Status(200, found) if isinstance(found, dict) else found
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1)
+    except TimeoutError:
+        return False
 
 
 def response_bytes(found: Status) -> bytes:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import queue
+import socket
+import ssl
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -16,7 +20,7 @@ import servers
 from proxies import proxy
 from servers import Raw, Status, serve
 
-from revkit.clients.base import Request, Response
+from revkit.clients.base import Aborted, Request, Response
 from revkit.clients.http import (
     AiohttpTransport,
     HttpxAsyncTransport,
@@ -582,3 +586,189 @@ def test_an_idle_connection_that_the_server_closed_is_not_used_again() -> None:
         assert transport.send(request).status == 200
         transport.close()
     assert server.connections == 2
+
+
+# -- threads that are woken --------------------------------------------------------------------
+
+
+class Steps:
+    """The steps that httpcore has told a transport of; each can be waited for."""
+
+    def __init__(self, transport: HttpxTransport):
+        self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
+        trace = transport._extensions["trace"]
+
+        def tell(event: str, info: Any) -> None:
+            trace(event, info)
+            self._told.put(event)
+
+        transport._extensions["trace"] = tell
+
+    def wait(self, step: str, times: int = 1) -> None:
+        while times:
+            times -= self._told.get(timeout=servers.GATE_LIMIT).endswith(step)
+
+
+HEAD, BODY = "receive_response_headers.started", "receive_response_body.started"
+
+
+@contextlib.contextmanager
+def in_a_thread(send: Callable[[], Response]) -> Iterator[Future[Response]]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(send)
+
+
+def abort(transport: HttpxTransport, sent: Future[Response]) -> None:
+    """Abort until the request is through, as the engine does: it may be between two waits."""
+    for _ in range(200):
+        transport.abort()
+        with contextlib.suppress(TimeoutError):
+            assert type(sent.exception(0.05)) is Aborted
+            return
+    raise AssertionError("the request was not aborted")
+
+
+def _trusting() -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(servers.CERTIFICATE))
+
+
+@pytest.fixture(params=["own", "client", "transport"])
+def whose(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """What is given as ``http=`` in threads."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "own":
+            yield None
+        elif request.param == "client":
+            yield stack.enter_context(httpx.Client(trust_env=False, verify=_trusting()))
+        else:
+            yield stack.enter_context(httpx.HTTPTransport(trust_env=False, verify=_trusting()))
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(("raw", "step"), [(servers.HANG, HEAD), (servers.HEADER_THEN_HANG, BODY)])
+def test_an_aborted_request_ends_and_nothing_is_sent_any_more(
+    whose: Any, raw: Raw, step: str, tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a connection that an earlier request has opened."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(servers.CERTIFICATE))
+    answers = iter(["well"])
+    with serve(lambda *_: next(answers, raw), tls=tls) as server:
+        transport = HttpxTransport(server.url, http=whose)
+        steps, request = Steps(transport), Request(server.url + "/api/chat", CHAT)
+        with in_a_thread(lambda: [transport.send(request) for _ in range(2)][-1]) as sent:
+            steps.wait(step, 2)
+            abort(transport, sent)
+        with pytest.raises(Aborted):
+            transport.send(request)
+        transport.close()
+        assert server.await_hang_ups()
+    assert (len(server.requests), server.connections) == (2, 1)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_request_through_a_proxy_is_aborted(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(servers.CERTIFICATE))
+    with serve(lambda *_: servers.HANG, tls=scheme == "https") as server, proxy(server) as via:
+        monkeypatch.setenv("ALL_PROXY", via.url)
+        transport = HttpxTransport(f"{scheme}://model.example")
+        steps = Steps(transport)
+        request = Request(f"{scheme}://model.example/api/chat", CHAT)
+        with in_a_thread(lambda: transport.send(request)) as sent:
+            steps.wait(HEAD, 2 if scheme == "https" else 1)  # the first is the proxy's own
+            abort(transport, sent)
+        transport.close()
+        assert via.await_hang_ups()
+        server.hang_up()  # the proxy holds on to its other half
+
+
+def test_requests_of_others_on_the_same_client_are_not_aborted() -> None:
+    """Neither is the connection that ours used first, and another's request uses now."""
+    release, answers = threading.Event(), iter(["well"])
+
+    def rule(*_: Any) -> str:
+        if next(answers, None) is None:
+            release.wait(servers.GATE_LIMIT)
+        return "well"
+
+    with serve(rule) as server, httpx.Client(trust_env=False) as client:
+        request = Request(server.url + "/api/chat", CHAT)
+        ours, other = (HttpxTransport(server.url, http=client) for _ in range(2))
+        our_steps, other_steps = Steps(ours), Steps(other)
+        ours.send(request)
+        with in_a_thread(lambda: other.send(request)) as two:
+            other_steps.wait(HEAD)
+            with in_a_thread(lambda: ours.send(request)) as one:
+                our_steps.wait(HEAD, 2)
+                abort(ours, one)
+            assert not two.done()
+            release.set()
+            assert two.result().status == 200
+        assert client.post(request.url, content=CHAT).status_code == 200
+    assert server.connections == 2
+
+
+def test_requests_that_wait_for_a_place_in_the_pool_are_not_sent() -> None:
+    narrow = httpx.Client(trust_env=False, limits=httpx.Limits(max_connections=1))
+    with serve(lambda *_: servers.HANG) as server, narrow as client:
+        transport = HttpxTransport(server.url, http=client)
+        steps, request = Steps(transport), Request(server.url + "/api/chat", CHAT)
+        with ThreadPoolExecutor(4) as pool:
+            sent = [pool.submit(transport.send, request) for _ in range(4)]
+            steps.wait(HEAD)
+            for one in sent:
+                abort(transport, one)
+    assert (len(server.requests), server.connections) == (1, 1)
+
+
+def test_a_request_that_auth_sends_twice_is_aborted_the_second_time() -> None:
+    class Twice(httpx.Auth):
+        def auth_flow(self, request: httpx.Request) -> Any:
+            yield request
+            yield request
+
+    answers = iter([Status(401, b"who?")])
+    with (
+        serve(lambda *_: next(answers, servers.HANG)) as server,
+        httpx.Client(trust_env=False, auth=Twice()) as client,
+    ):
+        transport = HttpxTransport(server.url, http=client)
+        steps, request = Steps(transport), Request(server.url + "/api/chat", CHAT)
+        with in_a_thread(lambda: transport.send(request)) as sent:
+            steps.wait(HEAD, 2)
+            abort(transport, sent)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making a connection takes as long as it takes."""
+    monkeypatch.setattr("revkit.clients.http.CONNECT_TIMEOUT", 60.0)
+
+
+def test_a_tls_handshake_that_is_not_answered_is_aborted(patient: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        transport = HttpxTransport(url)
+        with in_a_thread(lambda: transport.send(Request(url, CHAT))) as sent:
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.recv(1)  # it has said hello
+                abort(transport, sent)
+        transport.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets such a socket be shut down")
+def test_a_connection_that_nobody_accepts_is_aborted(patient: None) -> None:
+    with socket.socket() as full, contextlib.ExitStack() as stack:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):  # no more fit in the queue: from here on, silence
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        transport = HttpxTransport(url)
+        steps = Steps(transport)
+        with in_a_thread(lambda: transport.send(Request(url, CHAT))) as sent:
+            steps.wait("connect_tcp.started")
+            abort(transport, sent)
+        transport.close()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
+from servers import GATE_LIMIT, serve
 
 pytestmark = pytest.mark.kernel
 
@@ -41,8 +44,9 @@ class Cell:
 class Kernel:
     """A kernel to which cells can be sent without waiting for those before them."""
 
-    def __init__(self, client: BlockingKernelClient):
+    def __init__(self, client: BlockingKernelClient, manager: KernelManager):
         self.client = client
+        self.press_stop = manager.interrupt_kernel
 
     def send(self, code: str) -> str:
         return self.client.execute(code, stop_on_error=False)
@@ -86,7 +90,7 @@ def kernel() -> Iterator[Kernel]:
     client.start_channels()
     try:
         client.wait_for_ready(timeout=_LIMIT)
-        kernel = Kernel(client)
+        kernel = Kernel(client, manager)
         assert kernel.run(SETUP).status == "ok"
         yield kernel
     finally:
@@ -205,6 +209,59 @@ def test_the_stop_button_ends_the_cell_and_keeps_what_is_done(kernel: Kernel) ->
         "print(frame().llm.parallel_map(model=fake).metrics.succeeded)"
     )
     assert after.text == "['done'] 2\n3\n"
+
+
+RUNS = {
+    "async": "df.llm.parallel_map(task, engine='async', **options)",
+    "thread": "df.llm.parallel_map(task, engine='thread', **options)",
+    "awaited": "await df.llm.aparallel_map(task, engine='async', **options)",
+    "awaited, thread": ("await df.llm.aparallel_map(task, engine='thread', **options)"),
+    "notebook": "df.llm.parallel_map(task, loop='notebook', **options)",
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_stop_button_leaves_no_request_behind(kernel: Kernel, run: str, tmp_path: Path) -> None:
+    """The server withholds every reply but two until the next cell has run."""
+    place = str(tmp_path / "replies.sqlite")
+    release, held = threading.Event(), threading.Semaphore(0)
+
+    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
+        if messages[-1]["content"] not in ("0", "1"):
+            held.release()
+            release.wait(GATE_LIMIT)
+        return "said"
+
+    with serve(rule) as server:
+        kernel.run(
+            f"model = revkit.Ollama('m', host={server.url!r})\n"
+            f"task, options = '{{n}}', dict(model=model, store={place!r}, max_workers=4)\n"
+            "df = pd.DataFrame({'n': [str(n) for n in range(12)]})"
+        )
+        sent = kernel.send(RUNS[run])
+        for _ in range(4):
+            assert held.acquire(timeout=GATE_LIMIT)
+        kernel.press_stop()
+        (cell,) = kernel.cells(sent)
+        assert cell.status == "error"
+        assert cell.error == ("CancelledError" if "await" in run else "Interrupted")
+        after = kernel.run(
+            "print(df['response'].tolist()[:2], revkit.last_result().metrics.cancelled)\n"
+            "left = [t for t in threading.enumerate() if t.name.startswith('revkit-worker')]\n"
+            "[t.join(20) for t in left]\n"
+            "print([t for t in left if t.is_alive()])\n"
+            "print([t for t in asyncio.all_tasks() if t.get_name().startswith('revkit')])\n"
+        )
+        assert after.text == "['said', 'said'] 4\n[]\n[]\n"
+        assert server.await_hang_ups()
+        assert server.in_flight == 4  # still withheld
+        assert len(server.chats) == 2 + 4
+        release.set()
+        again = kernel.run(
+            f"df = df[['n']].copy()\nrun = {RUNS[run]}\nprint(run.metrics.succeeded)"
+        )
+        assert again.text == "12\n"
+        assert len(server.chats) == 2 + 4 + 10  # what came before the stop is not asked again
 
 
 def test_no_bar_and_no_path_in_a_notebook_without_widgets(kernel: Kernel) -> None:

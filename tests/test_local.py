@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 
 import revkit
 from revkit import (
@@ -31,7 +32,8 @@ from revkit import (
     UsageError,
 )
 from revkit.clients import local_process
-from revkit.clients.base import Reply, Request, Response, Transport
+from revkit.clients.base import Aborted, Reply, Request, Response, Transport
+from revkit.clients.local import _LocalTransport
 from revkit.clients.local_process import Child, ModelProcess
 
 embedded = pytest.mark.embedded
@@ -374,6 +376,48 @@ def test_a_file_that_is_not_there_is_a_usage_error(tmp_path: Path):
 def test_wrong_arguments_are_named(wrong: dict[str, Any]):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         Local(**wrong)
+
+
+class Elsewhere:
+    """A model's process that is another server, in a run that is counted."""
+
+    def __init__(self, server: servers.Server) -> None:
+        self.runs = 0
+        self.started = Child(None, None, server.url, "key")  # type: ignore[arg-type]
+
+    def run_began(self) -> None:
+        self.runs += 1
+
+    def run_ended(self) -> None:
+        self.runs -= 1
+
+    def child(self) -> Child:
+        return self.started
+
+
+def test_an_aborted_request_ends_and_the_process_is_not_asked_again():
+    arrived = threading.Event()
+
+    def rule(messages: Any, body: Any) -> servers.Raw:
+        arrived.set()
+        return servers.HANG
+
+    with servers.serve(rule) as server, ThreadPoolExecutor(1) as pool:
+        process: Any = Elsewhere(server)
+        transport = _LocalTransport(process)
+        chat = b'{"model": "m", "messages": []}'
+        sent = pool.submit(transport.send, Request("http://localhost/api/chat", chat))
+        assert arrived.wait(LIMIT)
+        while not sent.done():
+            transport.abort()
+        assert type(sent.exception()) is Aborted
+        process.started = None  # what would fail if it were asked
+        with pytest.raises(Aborted):
+            transport.send(Request("http://localhost/health"))
+        transport.close()
+        assert server.await_hang_ups()
+    assert process.runs == 0
+    assert len(server.requests) == 1
 
 
 def test_settings_tell_models_apart(tmp_path: Path):

@@ -591,6 +591,22 @@ def test_llmock_finds_our_retries_correct(engine: str, llmock: Any) -> None:
     assert {finding.code for finding in verdict.findings} <= {"no_backoff"}  # jitter may be small
 
 
+def test_llmock_finds_nothing_amiss_where_a_reply_does_not_fit_either(
+    engine: str, llmock: Any
+) -> None:
+    llmock.rate_limit(retry_after=0.2).fail(500).reply('{"n": ')
+    run = reviews(4).llm.parallel_map(
+        NUMBER, model="openai:gpt-4o-mini", engine=engine, max_workers=2
+    )
+    assert run.metrics.succeeded == 4
+    outcomes = run.attempts.loc[run.attempts["outcome"] != "ok", ["error_type", "outcome"]]
+    assert sorted(outcomes["error_type"]) == ["BadOutput", "ServerError", "ServerError"]
+    assert set(outcomes["outcome"]) == {"retried"}
+    assert llmock.verdict().faults == 2  # a reply of our own is none of its faults
+    assert run.metrics.attempts == len(llmock.requests) == 7
+    llmock.assert_resilient(strict=True)
+
+
 @pytest.mark.parametrize("status", [400, 404, 422])
 def test_llmock_sees_that_client_errors_are_not_tried_again(
     engine: str, llmock: Any, status: int

@@ -14,12 +14,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
+from ..errors import ModelError
+
 if TYPE_CHECKING:
     import asyncio
 
     from ..task import ModelTask
 
 __all__ = [
+    "Aborted",
     "AsyncTransport",
     "Client",
     "Exchange",
@@ -93,10 +96,30 @@ class Session(Protocol):
         ...
 
 
+class Aborted(ModelError):
+    """The transport was aborted before this request's reply had arrived."""
+
+    def __init__(self) -> None:
+        super().__init__("the run was stopped before the reply had arrived")
+
+
 class Transport(Protocol):
     """Carries one request at a time for each calling thread."""
 
-    def send(self, request: Request) -> Response: ...
+    def send(self, request: Request) -> Response:
+        """Send one request and wait for the whole response.
+
+        Raises:
+            ModelError: its kinds; :class:`Aborted` after :meth:`abort`.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Wake the threads that wait in :meth:`send`, and send nothing more.
+
+        Never waits itself. It may be called again, for threads that could not be woken before.
+        """
+        ...
 
     def close(self) -> None: ...
 

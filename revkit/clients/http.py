@@ -22,27 +22,39 @@ The layers are alike in every respect that a user can notice. One rule each:
 A client or transport of httpx that the user passes keeps its own proxies, certificates, auth,
 cookies and limits, and is never closed here; the other rules hold for it too. In threads httpx
 bounds each wait for the network; the total is looked at whenever bytes of the body arrive.
+
+On the loop a request is cancelled with its task. A thread cannot be cancelled, so
+``HttpxTransport.abort`` shuts down the socket that it waits on. Three waits have none that could
+be shut, and end by themselves, with nothing sent: for a name server (the system's limit), for a
+connection that is being made where the system does not let it be shut down (not on Linux;
+``CONNECT_TIMEOUT``), and for a place in the pool of a user's client that others keep busy
+(``timeout``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+import socket
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakSet
 
 from .._version import __version__
 from ..errors import UsageError
-from .base import Request, Response
+from .base import Aborted, Request, Response
 from .faults import Peer, from_aiohttp, from_httpx
 from .network import BoundedBody, lower_headers, proxy_for, tls_context
 
 if TYPE_CHECKING:
     import ssl
 
+    import aiohttp
     import httpx
 
     UserHttp: TypeAlias = (
@@ -66,6 +78,16 @@ HEADERS = {
     "accept-encoding": "gzip",
     "user-agent": f"revkit/{__version__}",
 }
+#: Steps of httpcore that an aborted request does not take any more. A TLS handshake is not among
+#: them, for httpcore would leave its socket open; nor is the body, for it may be there already.
+_STEPS = frozenset(
+    {
+        "connect_tcp.started",
+        "connect_unix_socket.started",
+        "send_request_headers.started",
+        "receive_response_headers.started",
+    }
+)
 
 
 def engines_for(http: UserHttp | None) -> tuple[str, ...]:
@@ -118,8 +140,13 @@ class HttpxTransport:
         self._peer = _peer(endpoint, proxy, timeout, hint)
         self._timeout = timeout
         self._max_body = max_body
-        self._waits = _waits(timeout)
+        self._extensions = {**_waits(timeout), "trace": self._trace}
         self._http = http
+        #: guards the two below
+        self._lock = threading.RLock()  # httpcore may call back while garbage is collected
+        self._aborted = False
+        #: threads whose request may have a connection to itself
+        self._at_work: set[int] = set()
         #: Ours, one for each thread: in a pool that threads share, httpcore may take a connection
         #: for idle that another thread has just begun to use, and close it under its hands.
         self._own = threading.local()
@@ -130,7 +157,10 @@ class HttpxTransport:
     def send(self, request: Request) -> Response:
         """Send one request and wait for the whole response. Raises ``ModelError`` kinds."""
         end = time.monotonic() + self._timeout
+        with self._lock:
+            self._at_work.add(threading.get_ident())
         try:
+            self._go_on()
             with self._open(request) as (status, headers, chunks):
                 body = BoundedBody(headers, limit=self._max_body, where=self._peer.where)
                 for chunk in chunks:
@@ -139,7 +169,46 @@ class HttpxTransport:
                     body.feed(chunk)
                 return Response(status, headers, body.end())
         except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
+            self._go_on()
             raise from_httpx(error, self._peer) from None
+        finally:
+            self._is_through()
+
+    def abort(self) -> None:
+        """Shut down the sockets on which requests wait, and send nothing more.
+
+        Which socket that is, only the thread's stack tells: httpx gives it away for a new
+        connection, not for one that is used again; and while a connection is made, not at all.
+        Closing it would not wake the thread. A thread that is between two waits is met by the
+        next call.
+        """
+        with self._lock:  # with which no connection goes back to a pool that others use
+            self._aborted = True
+            frames = sys._current_frames()
+            for thread in list(self._at_work):
+                found = _socket_in(frames.get(thread))
+                if found is not None:
+                    with suppress(OSError):  # not connected yet, or not any more
+                        # Not its own method, which would take TLS off under the reader's hands.
+                        socket.socket.shutdown(found, socket.SHUT_RDWR)
+
+    def _go_on(self) -> None:
+        if self._aborted:
+            raise Aborted from None
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Called by httpcore, in the thread of a request, before and after each of its steps."""
+        step = event.partition(".")[2]
+        if step == "response_closed.started":  # from here on the connection may be another's
+            self._is_through()
+        elif step in _STEPS:
+            with self._lock:
+                self._go_on()
+                self._at_work.add(threading.get_ident())  # again, where auth sends it twice
+
+    def _is_through(self) -> None:
+        with self._lock:
+            self._at_work.discard(threading.get_ident())
 
     @contextmanager
     def _open(self, request: Request) -> Iterator[tuple[int, dict[str, str], Iterator[bytes]]]:
@@ -147,10 +216,10 @@ class HttpxTransport:
 
         http = self._http or self._of_this_thread()
         if isinstance(http, httpx.Client):
-            built = _build(http, request, self._waits)
+            built = _build(http, request, self._extensions)
             response = http.send(built, stream=True, follow_redirects=False)
         else:
-            response = http.handle_request(_build(None, request, self._waits))
+            response = http.handle_request(_build(None, request, self._extensions))
         with closing(response):
             if response.is_stream_consumed:  # a hook or a mock has read, and unpacked, it
                 response.headers.pop("content-encoding", None)
@@ -169,9 +238,28 @@ class HttpxTransport:
         return own
 
     def close(self) -> None:
-        """Close the connections that were opened here; not those of a user's client."""
+        """Close the connections that were opened here; not those of a user's client.
+
+        What is still on its way (for an attempt that was abandoned) is aborted.
+        """
+        self.abort()
         for own in self._opened:
             own.close()
+
+
+def _socket_in(frame: FrameType | None) -> socket.socket | None:
+    """The innermost socket that a thread holds which is in :meth:`HttpxTransport.send`."""
+    while frame is not None and frame.f_code is not HttpxTransport.send.__code__:
+        for value in list(frame.f_locals.values()):
+            kind = type(value)  # to ask the value itself might run code of its own
+            if hasattr(kind, "get_extra_info"):  # a network stream
+                value = value.get_extra_info("socket")
+                kind = type(value)
+            if issubclass(kind, socket.socket):
+                found: socket.socket = value
+                return found
+        frame = frame.f_back
+    return None
 
 
 def _own_http(proxy: str | None, tls: ssl.SSLContext | None) -> httpx.HTTPTransport:
@@ -286,12 +374,14 @@ class AiohttpTransport:
         self._peer = _peer(endpoint, proxy, timeout, hint)
         self._max_body = max_body
         self._proxy = proxy
+        self._sockets: WeakSet[socket.socket] = WeakSet()
         self._urls: dict[str, Any] = {}  #: a run has one or two: parsing them is a tenth of a row
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=max_workers,
                 keepalive_timeout=KEEPALIVE,
                 ssl=_tls_for(endpoint) or True,
+                socket_factory=self._socket,
             ),
             headers=HEADERS,
             timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT),
@@ -324,9 +414,22 @@ class AiohttpTransport:
         except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
             raise from_aiohttp(error, self._peer) from None
 
+    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        made = socket.socket(family, kind, protocol)
+        self._sockets.add(made)
+        return made
+
     async def aclose(self) -> None:
-        """Close the connections."""
+        """Close the connections.
+
+        Over TLS asyncio says goodbye on a connection that was broken off, and would wait half a
+        minute for the server, which is busy, to say it too.
+        """
         await self._session.close()
+        for left in list(self._sockets):
+            with suppress(OSError):  # it is closed
+                left.shutdown(socket.SHUT_RDWR)
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
@@ -351,7 +454,7 @@ def _waits(timeout: float) -> dict[str, dict[str, float]]:
 def _build(
     client: httpx.Client | httpx.AsyncClient | None,
     request: Request,
-    extensions: dict[str, dict[str, float]],
+    extensions: dict[str, Any],
 ) -> httpx.Request:
     import httpx
 

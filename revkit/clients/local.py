@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConnectionFailed, ModelError, ModelUnavailable, UsageError
-from .base import AsyncTransport, Client, Request, Response, Session, Transport
+from .base import Aborted, AsyncTransport, Client, Request, Response, Session, Transport
 from .label_scores import VERSION, Frame, LabelSession, can_score
 from .local_process import Child, ModelProcess, Settings, find_llama, shared_process
 from .model_file import SHA256, cached_model, fetch_model
@@ -173,10 +173,13 @@ class _LocalTransport:
         self._lock = threading.Lock()
         #: One for each start of the process: those that broke may still be in use.
         self._carriers: dict[Child, HttpxTransport] = {}
+        self._aborted = False
         self._closed = False
         process.run_began()
 
     def send(self, request: Request) -> Response:
+        if self._aborted:  # not even to start the process anew
+            raise Aborted
         child = _up(self._process)
         try:
             return self._carrier(child).send(_addressed(request, child))
@@ -189,8 +192,17 @@ class _LocalTransport:
 
         with self._lock:
             if child not in self._carriers:
-                self._carriers[child] = HttpxTransport(child.endpoint, timeout=_TIMEOUT)
+                carrier = self._carriers[child] = HttpxTransport(child.endpoint, timeout=_TIMEOUT)
+                if self._aborted:
+                    carrier.abort()
             return self._carriers[child]
+
+    def abort(self) -> None:
+        """Abort what waits for a reply. What waits for the process to start goes no further."""
+        with self._lock:
+            self._aborted = True
+            for carrier in self._carriers.values():
+                carrier.abort()
 
     def close(self) -> None:
         if not self._closed:

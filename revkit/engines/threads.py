@@ -19,9 +19,10 @@ __all__ = ["ThreadEngine"]
 class ThreadEngine:
     """Runs ``workers`` daemon threads over ``scheduler``.
 
-    A thread cannot be cancelled. An attempt that overruns ``attempt_timeout`` is abandoned: its
-    late result is ignored, and another thread takes the worker's place, as often as there are
-    workers; then the run is stopped.
+    A thread cannot be cancelled. Where it asks a model, a stop that cancels aborts what it waits
+    for, at once; where it runs a user's function, it is left to itself. An attempt that overruns
+    ``attempt_timeout`` is abandoned: its late result is ignored, and another thread takes the
+    worker's place, as often as there are workers; then the run is stopped.
 
     Args:
         attempt_timeout: seconds that one attempt may take; None: any time.
@@ -77,10 +78,11 @@ class ThreadEngine:
                 return
 
     def stop(self, stop: Stop) -> None:
-        """Start nothing more. What runs in a thread cannot be cancelled, and is left to itself."""
+        """Start nothing more, and abort what runs if the stop says so and it can be aborted."""
         with self._changed:
             self._scheduler.stop(stop)
             self._changed.notify_all()
+        self._obey()
 
     def tell(self, change: Callable[[], object]) -> None:
         """Change something in the scheduler."""
@@ -92,14 +94,24 @@ class ThreadEngine:
                 self._wake_next(self.clock())
 
     def tick(self) -> None:
-        """Abandon the attempts that have overrun their time; called now and then."""
-        if self._attempt_timeout is None:
+        """Abandon the attempts that have overrun their time; called now and then.
+
+        After a stop that cancels: abort what was between two waits when the others were aborted.
+        """
+        if self._obey() or self._attempt_timeout is None:
             return
         with self._changed:
             now = self.clock()
             for worker, mine in list(self._at_work.items()):
                 if now - mine[1] > self._attempt_timeout:
                     self._abandon(worker, mine, now)
+
+    def _obey(self) -> bool:
+        stopped = self._scheduler.stopped
+        if stopped is None or not stopped.cancels:
+            return False
+        self._work.abort()
+        return True
 
     def give_up(self) -> None:
         """The run ends now: what is still at work counts as cancelled."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from ..clients.base import Client, Exchange, Message, Reply, Request, Response
+from ..clients.base import Aborted, Client, Exchange, Message, Reply, Request, Response
 from ..errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -141,11 +141,16 @@ class _Session:
 class _Transport:
     def __init__(self, model: FakeModel):
         self._model = model
+        self._aborted = threading.Event()
 
     def send(self, request: Request) -> Response:
         answer, seconds = self._model._begin(request)
-        threading.Event().wait(seconds)
+        if self._aborted.wait(seconds):
+            answer = Aborted()
         return self._model._end(answer)
+
+    def abort(self) -> None:
+        self._aborted.set()
 
     def close(self) -> None: ...
 
