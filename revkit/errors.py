@@ -21,6 +21,7 @@ and what to do next.
     ├── ModelUnavailable             the embedded model could not be fetched or started
     └── RunFailed                    the run as a whole; ``.result`` holds what is done
         ├── RunTimeout               ``timeout=`` was over
+        ├── BudgetReached            its Budget has no room for another attempt
         └── RunCancelled             its CancelToken was cancelled
 
     Interrupted (KeyboardInterrupt)  the user stopped the run; ``.result`` holds what is done
@@ -44,6 +45,7 @@ __all__ = [
     "AttemptTimeout",
     "BadOutput",
     "BadReply",
+    "BudgetReached",
     "ColumnExists",
     "ConnectionFailed",
     "Interrupted",
@@ -210,6 +212,10 @@ class RunFailed(RevkitError):
 
 class RunTimeout(RunFailed):
     """The time that ``timeout=`` gave to the whole run was over."""
+
+
+class BudgetReached(RunFailed):
+    """The run's :class:`~revkit.Budget` has no room for another attempt."""
 
 
 class RunCancelled(RunFailed):
