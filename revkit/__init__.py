@@ -6,6 +6,10 @@ A reading order, from what decides to what touches the world:
     events      the words that the parts of a run speak to each other
     outputs     typed outputs: declared, described to a model, read out of its reply
     task        what is done to each row: a signature, a template, a callable
+    tokens      how many a prompt has, before it is sent, and what they cost
+    buckets     the arithmetic of rate limits and budgets
+    adaptive    how many attempts may run, found by what they do to the server's throughput
+    throttle    one run's side of its limits
     scheduler   which row is tried next, by whom, and what becomes of it
     record      everything that is known about a run, as columns
     metrics     the figures of a run
@@ -21,6 +25,8 @@ A reading order, from what decides to what touches the world:
     columns     between a frame's columns and a run's rows
     result      what a run gives back; plot, display and progress show it
     api         parallel_map; accessor is its door for frames
+    limits      RateLimit and Budget, which runs share
+    prices      what models cost, by a price list
     config      which model a task gets
 """
 
@@ -29,6 +35,7 @@ from __future__ import annotations
 from . import accessor as _accessor
 from ._version import __version__
 from .accessor import register_accessor
+from .adaptive import Adaptive
 from .api import aparallel_map, last_result, parallel_map
 from .cancel import CancelToken
 from .clients.base import Client, Reply
@@ -42,6 +49,7 @@ from .errors import (
     AttemptTimeout,
     BadOutput,
     BadReply,
+    BudgetReached,
     ColumnExists,
     ConnectionFailed,
     Interrupted,
@@ -61,21 +69,26 @@ from .errors import (
     ServerError,
     UsageError,
 )
+from .limits import Budget, RateLimit
 from .outputs import Field
 from .policy import Retry
 from .record import RowResult
 from .result import ParallelResult
 from .sentiment import SENTIMENT, SENTIMENT_WITH_REASON
 from .task import Signature
+from .tokens import Price
 from .work import Context
 
 __all__ = [
     "SENTIMENT",
     "SENTIMENT_WITH_REASON",
     "AccessDenied",
+    "Adaptive",
     "AttemptTimeout",
     "BadOutput",
     "BadReply",
+    "Budget",
+    "BudgetReached",
     "CancelToken",
     "Client",
     "ColumnExists",
@@ -94,7 +107,9 @@ __all__ = [
     "Ollama",
     "OpenAICompatible",
     "ParallelResult",
+    "Price",
     "QuotaUsedUp",
+    "RateLimit",
     "Reply",
     "Retry",
     "RevkitError",

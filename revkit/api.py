@@ -17,17 +17,28 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 import pandas as pd
 
-from . import columns, config
+from . import columns, config, prices
+from .adaptive import Adaptive
 from .cancel import CancelToken
 from .clients.base import Client
-from .errors import Interrupted, RunCancelled, RunFailed, RunTimeout, UsageError, nearest
+from .errors import (
+    BudgetReached,
+    Interrupted,
+    RunCancelled,
+    RunFailed,
+    RunTimeout,
+    UsageError,
+    nearest,
+)
 from .events import Status, StopKind
+from .limits import Budget, RateLimit
 from .plan import Plan, Progress, available_cpus, choose_engine
 from .policy import Retry, failure_limit, worker_count
 from .result import ParallelResult, failure_message
 from .run import aexecute, execute
 from .sentiment import SENTIMENT
-from .task import ModelTask, as_task
+from .task import CallableTask, ModelTask, as_task
+from .tokens import Price
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -38,6 +49,9 @@ if TYPE_CHECKING:
 __all__ = ["Options", "TaskLike", "aparallel_map", "last_result", "map_any", "parallel_map"]
 
 TaskLike = ModelTask | str | Callable[..., Any] | type["BaseModel"]
+
+#: Seconds that a client gets to keep its own timeout.
+_SLACK = 5.0
 
 _last: ParallelResult | None = None
 
@@ -51,7 +65,7 @@ class Options(TypedDict, total=False):
     instructions: str | None
     engine: Literal["auto", "thread", "async"]
     loop: Literal["background", "notebook"]
-    max_workers: int | None
+    max_workers: int | Adaptive | Literal["adaptive"] | None
     worker_cap: int
     progress: bool | Progress
     prefix: str
@@ -63,6 +77,8 @@ class Options(TypedDict, total=False):
     attempt_timeout: float | None
     cancel: CancelToken | None
     retry: Retry | None
+    rate_limit: RateLimit | None
+    budget: Budget | None
     store: bool | str | os.PathLike[str] | None
 
 
@@ -91,7 +107,7 @@ def _prepare(
     instructions: str | None = None,
     engine: Literal["auto", "thread", "async"] = "auto",
     loop: Literal["background", "notebook"] = "background",
-    max_workers: int | None = None,
+    max_workers: int | Adaptive | Literal["adaptive"] | None = None,
     worker_cap: int = 16,
     progress: bool | Progress = False,
     prefix: str = "",
@@ -103,12 +119,19 @@ def _prepare(
     attempt_timeout: float | None = None,
     cancel: CancelToken | None = None,
     retry: Retry | None = None,
+    rate_limit: RateLimit | None = None,
+    budget: Budget | None = None,
     store: bool | str | os.PathLike[str] | None = None,
     inplace: bool = True,
 ) -> _Prepared:
     """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing."""
     named = list(on) if isinstance(on, list | Mapping) else [on] if on is not None else None
-    for name, given, kind in (("cancel", cancel, CancelToken), ("retry", retry, Retry)):
+    for name, given, kind in (
+        ("cancel", cancel, CancelToken),
+        ("retry", retry, Retry),
+        ("rate_limit", rate_limit, RateLimit),
+        ("budget", budget, Budget),
+    ):
         if given is not None and not isinstance(given, kind):
             raise UsageError(f"{name}={given!r}: give a revkit.{kind.__name__}, or leave it out")
     task = as_task(task, instructions=instructions, inputs=named, output=output)
@@ -151,12 +174,15 @@ def _prepare(
     if loop == "notebook" and chosen != "async":
         raise UsageError('loop="notebook" is for the async engine, and this run is on threads')
     total = len(frame)
+    adaptive = Adaptive() if max_workers == "adaptive" else max_workers
     workers = worker_count(
         total - len(binding.refused),
         available_cpus(),
-        max_workers=max_workers,
+        max_workers=adaptive.maximum if isinstance(adaptive, Adaptive) else adaptive,
         worker_cap=worker_cap,
     )
+    if rate_limit is None and client is not None:
+        rate_limit = client.rate_limit
     open_bar: Callable[[int], Bar] | None = None
     callback: Progress | None = None
     if callable(progress):
@@ -183,8 +209,12 @@ def _prepare(
         max_failures=failure_limit(max_failures, fail_fast=fail_fast, rows=total),
         fail_fast=fail_fast,
         timeout=_seconds("timeout", timeout),
-        attempt_timeout=_seconds("attempt_timeout", attempt_timeout),
+        attempt_timeout=_seconds("attempt_timeout", attempt_timeout) or _bound(chosen, client),
         cancel=cancel,
+        rate_limit=rate_limit,
+        budget=budget,
+        price=_price(rate_limit, budget, task, client),
+        adaptive=adaptive if isinstance(adaptive, Adaptive) else None,
         open_store=open_store,
     )
     return _Prepared(
@@ -198,6 +228,37 @@ def _prepare(
     )
 
 
+def _price(
+    rate_limit: RateLimit | None,
+    budget: Budget | None,
+    task: ModelTask | CallableTask,
+    client: Client | None,
+) -> Price | None:
+    """The price that a budget needs; refuses limits that cannot be kept."""
+    if isinstance(task, CallableTask):
+        if budget is not None or (rate_limit is not None and rate_limit.tokens_per_minute):
+            counted = "budget=" if budget is not None else "tokens_per_minute="
+            raise UsageError(f"{counted} counts tokens of models; {task.name} is a function")
+        return None
+    if budget is None or client is None:
+        return None
+    price = None
+    if budget.usd is not None:
+        price = prices.price_of(client.provider, client.model or client.name, budget.prices)
+    budget.check(client.name, client.max_tokens, price)
+    return price
+
+
+def _bound(engine: str, client: Client | None) -> float | None:
+    """Seconds after which an attempt is given up where only its client was to bound it.
+
+    In a thread a client bounds each wait of a reply, and not their sum before its body.
+    """
+    if engine != "thread" or client is None or client.timeout is None:
+        return None
+    return client.timeout + _SLACK
+
+
 def _seconds(name: str, given: Any) -> float | None:
     if given is None or (
         isinstance(given, int | float) and not isinstance(given, bool) and given > 0
@@ -206,7 +267,11 @@ def _seconds(name: str, given: Any) -> float | None:
     raise UsageError(f"{name}={given!r}: give seconds above 0, or leave it out")
 
 
-_STOPPED = {StopKind.TIMEOUT: RunTimeout, StopKind.CANCELLED: RunCancelled}
+_STOPPED = {
+    StopKind.TIMEOUT: RunTimeout,
+    StopKind.CANCELLED: RunCancelled,
+    StopKind.BUDGET: BudgetReached,
+}
 
 
 def _finish(call: _Prepared, record: Record) -> ParallelResult:
@@ -401,7 +466,8 @@ def parallel_map(
         loop: ``"background"``: beside the notebook's loop; ``"notebook"``: on it, for functions
             that use objects bound to it.
         max_workers: exactly so many, though never more than the rows; None: min(2 x CPUs,
-            ``worker_cap``, rows).
+            ``worker_cap``, rows); a :class:`~revkit.Adaptive` or ``"adaptive"``: as many as the
+            server's throughput grows with, found in the run.
         worker_cap: upper limit of the automatic number.
         progress: True for a bar, or a function ``(completed, total, row_result)`` that is called
             for each settled row, one at a time.
@@ -416,6 +482,10 @@ def parallel_map(
             abandoned and its thread replaced, at most as often as there are workers.
         cancel: a :class:`~revkit.CancelToken`, which cancels the run from any thread.
         retry: a :class:`~revkit.Retry`: when a failed attempt is tried again.
+        rate_limit: a :class:`~revkit.RateLimit`: most requests and tokens a minute; None: the
+            client's own. Runs that are given the same object share it.
+        budget: a :class:`~revkit.Budget`: most tokens or dollars. When it has no room for another
+            attempt the run is stopped; what is running may finish.
         store: where good replies of models are kept, so that the same prompt is never paid for
             twice: a path; None: ``REVKIT_STORE``, else a file in the user's data directory; False:
             nowhere, and every row is asked for.
@@ -426,7 +496,7 @@ def parallel_map(
     Raises:
         UsageError: the call cannot be carried out as written; nothing was sent.
         RunFailed: every row failed, or the run was stopped; ``.result`` has what was done.
-            ``RunTimeout`` and ``RunCancelled`` are kinds of it.
+            ``RunTimeout``, ``RunCancelled`` and ``BudgetReached`` are kinds of it.
         Interrupted: the user interrupted the run; ``.result`` has what was done.
 
     >>> import revkit

@@ -221,6 +221,8 @@ class Drain:
         self.step()  # what was reported since the last step, by rows that are not in ``running``
         record.began = began
         record.workers, record.engine = plan.workers, plan.engine
+        scheduler.close()
+        record.limits = scheduler.limits
         if self.ended is not None and self.ended.crash is not None:
             record.ended_by = self.ended.crash
         if self._ahead is not None:

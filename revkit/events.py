@@ -121,6 +121,7 @@ class StopKind(StrEnum):
     FAILURES = "failures"  #: ``fail_fast`` or ``max_failures``
     FATAL = "fatal"  #: a failure that every other row would share
     PAUSE = "pause"  #: the server asked for a longer pause than ``Retry.max_pause``
+    BUDGET = "budget"  #: the budget has no room for another attempt
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"  #: by a CancelToken
     INTERRUPTED = "interrupted"  #: by the user, or by a fault of revkit

@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from .adaptive import Adaptive, AdaptiveLimit
 from .cancel import CancelToken
 from .clients.base import Client
 from .errors import UsageError
 from .events import Failure
+from .limits import Budget, RateLimit
 from .policy import Retry
 from .record import RowResult
 from .task import CallableTask, ModelTask
+from .throttle import Throttle
+from .tokens import Price, prompt_size
 from .work import CallableWork, ModelWork, Rows, Work
 
 if TYPE_CHECKING:
@@ -42,6 +46,9 @@ class Plan:
         timeout: seconds for the whole run, or None.
         attempt_timeout: seconds for one attempt, or None.
         cancel: the user's token, or None.
+        rate_limit, budget: shared with other runs, or None.
+        price: of the model's tokens, for a budget in dollars.
+        adaptive: how many workers may run is found in the run; None: all of them.
         open_store: opens the store of replies, or gives None; None: there is none.
     """
 
@@ -61,6 +68,10 @@ class Plan:
     timeout: float | None = None
     attempt_timeout: float | None = None
     cancel: CancelToken | None = None
+    rate_limit: RateLimit | None = None
+    budget: Budget | None = None
+    price: Price | None = None
+    adaptive: Adaptive | None = None
     open_store: Callable[[], Store | None] | None = None
 
     @property
@@ -76,6 +87,28 @@ class Plan:
             return CallableWork(self.task, self.rows)
         assert self.client is not None
         return ModelWork(self.task, self.client, self.rows, rendered)
+
+    def throttle(self, rendered: Mapping[int, list[Message]]) -> Throttle | None:
+        """The limits of the run; ``rendered`` as for :meth:`work`."""
+        if self.rate_limit is None and self.budget is None and self.adaptive is None:
+            return None
+
+        def size(row: int) -> int:
+            assert isinstance(self.task, ModelTask)
+            try:
+                return prompt_size(rendered.get(row) or self.task.messages(self.rows.mapping(row)))
+            except Exception:  # noqa: BLE001 - the attempt fails with it, as that row's error
+                return 0
+
+        return Throttle(
+            self.workers,
+            rate_limit=self.rate_limit,
+            budget=self.budget,
+            adaptive=None if self.adaptive is None else AdaptiveLimit(self.adaptive),
+            size=size if isinstance(self.task, ModelTask) else None,
+            max_tokens=None if self.client is None else self.client.max_tokens,
+            price=self.price,
+        )
 
     def prepare(self) -> None:
         """What the client does once before a run; may block."""

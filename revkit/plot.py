@@ -50,6 +50,7 @@ _LOOKS = {
 # Units of the time axis: name, seconds, and the shortest run (in seconds) that it is used for.
 _UNITS = (("h", 3600.0, 3 * 3600.0), ("min", 60.0, 180.0), ("s", 1.0, 1.0), ("ms", 1e-3, 0.0))
 _LANE = 0.78  # height of a bar, in lanes
+_STRIP = 0.9  # height of the strip below the lanes, in inches
 _LABELLED = 400  # attempts up to which rows may be written on their bars
 _FONT = 8.0  # of the row numbers, in points
 _DPI = 144  # of pictures: sharp on high-density screens, and still small
@@ -72,6 +73,7 @@ def draw_timeline(
     ax: Axes | None = None,
     workers: int,
     wall_s: float,
+    limits: Sequence[tuple[float, int]] = (),
     row_labels: Sequence[object] | None = None,
     title: str | None = None,
 ) -> Axes:
@@ -87,6 +89,9 @@ def draw_timeline(
         ax: where to draw; by default new axes of a figure of fitting size.
         workers: how many lanes there are at least, so that an idle worker is seen too.
         wall_s: length of the run in seconds; the time axis reaches to it.
+        limits: how many attempts were allowed to run, as (seconds since the start of the run,
+            limit) at each change. New axes get a strip below them that shows it, above how many
+            were running.
         row_labels: what to write on the bars, by row position, where it fits; by default the
             position. Nothing is written when there are more than 400 attempts.
         title: on new axes by default how many rows ran on how many workers.
@@ -111,8 +116,9 @@ def draw_timeline(
         raise ValueError(f"no such outcome of an attempt: {', '.join(map(repr, unknown))}")
 
     lanes = int(max(workers, worker.max(initial=-1) + 1, 1))
+    strip = None
     if ax is None:
-        ax = _new_axes(lanes)
+        ax, strip = _new_axes(lanes, with_strip=bool(limits))
         title = title or f"{_count(len(np.unique(row)), 'row')} on {_count(lanes, 'worker')}"
     # A run of no length still needs an axis with two ends.
     span = max(float(wall_s), float(end.max(initial=0.0))) or 1.0
@@ -145,9 +151,14 @@ def draw_timeline(
 
     ax.set_xlim(0, span / seconds)
     ax.set_ylim(lanes - 0.5, -0.5)
-    ax.set_xlabel(f"Time from the start of the run ({unit})")
     ax.set_ylabel("Worker")
     _tidy(ax, lanes)
+    lowest = ax
+    if strip is not None:
+        _draw_strip(strip, left, right, [(at / seconds, limit) for at, limit in limits])
+        ax.tick_params(axis="x", labelbottom=False)
+        lowest = strip
+    lowest.set_xlabel(f"Time from the start of the run ({unit})")
     if title:
         ax.set_title(title, loc="left", fontsize="medium", parse_math=False)
     if handles:
@@ -162,6 +173,7 @@ def timeline_png(
     *,
     workers: int,
     wall_s: float,
+    limits: Sequence[tuple[float, int]] = (),
     row_labels: Sequence[object] | None = None,
     title: str | None = None,
     dpi: int = _DPI,
@@ -170,18 +182,30 @@ def timeline_png(
 
     At the default ``dpi`` it is 1,296 pixels wide, meant to be shown 900 wide.
     """
-    ax = draw_timeline(attempts, workers=workers, wall_s=wall_s, row_labels=row_labels, title=title)
+    ax = draw_timeline(
+        attempts,
+        workers=workers,
+        wall_s=wall_s,
+        limits=limits,
+        row_labels=row_labels,
+        title=title,
+    )
     return _png(ax, dpi)
 
 
-def _new_axes(lanes: int) -> TimelineAxes:
-    """Axes of a figure whose lanes are comfortable while few, and never make it a tower."""
+def _new_axes(lanes: int, *, with_strip: bool) -> tuple[TimelineAxes, Axes | None]:
+    """Axes of a figure whose lanes are comfortable while few, and never make it a tower.
+
+    The second ones, for a strip below them, share their time axis.
+    """
     inches = min(0.36 * lanes, 2.16 + 0.058 * max(lanes - 6, 0), 7.5)
-    figure = Figure(figsize=(9.0, 1.0 + max(inches, 0.45)), dpi=100, layout="constrained")
+    heights = [max(inches, 0.45), *([_STRIP] if with_strip else [])]
+    figure = Figure(figsize=(9.0, 1.0 + sum(heights)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    ax = figure.add_subplot(axes_class=TimelineAxes)
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    ax = figure.add_subplot(grid[0], axes_class=TimelineAxes)
     assert isinstance(ax, TimelineAxes)
-    return ax
+    return ax, figure.add_subplot(grid[1], sharex=ax) if with_strip else None
 
 
 def _figure(ax: Axes) -> Figure:
@@ -209,6 +233,28 @@ def _draw_lanes(ax: Axes, lanes: int, span: float) -> None:
     )  # fmt: skip
     tracks.set_in_layout(False)
     ax.add_collection(tracks, autolim=False)
+
+
+def _draw_strip(
+    ax: Axes, left: Numbers, right: Numbers, limits: Sequence[tuple[float, int]]
+) -> None:
+    """How many attempts were running, and how many were allowed to."""
+    times = np.concatenate([left, right])
+    order = np.argsort(times, kind="stable")
+    running = np.cumsum(np.repeat([1, -1], len(left))[order])
+    ax.fill_between(
+        times[order], running, step="post", color=_LOOKS["ok"].colour, alpha=0.6, linewidth=0
+    )
+    at, limit = zip(*limits, (ax.get_xlim()[1], limits[-1][1]), strict=True)
+    ax.step(at, limit, where="post", color="0.4", linewidth=1.2, label="limit")
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("Running")
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+    ax.grid(color="0.5", alpha=0.25, linewidth=0.6)
+    ax.legend(loc="lower right", fontsize="small", frameon=False)
+    for side in ("top", "left", "right"):
+        ax.spines[side].set_visible(False)
 
 
 def _boxes(left: Numbers, right: Numbers, lane: Numbers) -> Any:

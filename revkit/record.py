@@ -77,6 +77,7 @@ class Record:
         attempt_failures: place among the attempts -> why that attempt failed.
         first_refused: the first row that failed without an attempt, None where none did.
         stopped: why the run was stopped before its end, else None.
+        limits: how many attempts were allowed to run from when on; empty where that never changed.
         warnings: what the user is told when the run is over.
         store: path of the store that the run used, None where there was none.
         store_problem: what the store could not do, else None.
@@ -100,6 +101,7 @@ class Record:
         self.settled = self.failed = self.from_store = 0
         self.first_refused: tuple[int, Failure] | None = None
         self.stopped: Stop | None = None
+        self.limits: list[tuple[float, int]] = []
         self.warnings: list[str] = []
         self.store: str | None = None
         self.store_problem: str | None = None
@@ -261,6 +263,7 @@ class Record:
         both.workers, both.engine = max(self.workers, again.workers), again.engine
         both.first_refused = self.first_refused
         both.stopped, both.ended_by = again.stopped, again.ended_by
+        both.limits = self.limits + [(at + shift, limit) for at, limit in again.limits]
         both.warnings = again.warnings
         both.store, both.store_problem = again.store, again.store_problem
         both.settled = both.total - both.status.count(Status.NOT_STARTED)

@@ -300,6 +300,8 @@ class ParallelResult:
     def plot_timeline(self, *, ax: Axes | None = None) -> Axes:
         """Draw what each worker did: one lane a worker, one bar an attempt, coloured by outcome.
 
+        Where the number of workers was adaptive, a strip below shows it.
+
         Args:
             ax: matplotlib Axes to draw into; None: a new figure, which a notebook shows.
 
@@ -308,15 +310,20 @@ class ParallelResult:
         """
         from .plot import draw_timeline
 
-        return draw_timeline(
-            self.attempts, ax=ax, workers=self.metrics.workers, wall_s=self.metrics.wall_s
-        )
+        return draw_timeline(self.attempts, ax=ax, **self._timeline())
 
     def timeline_png(self) -> bytes:
         """The timeline as a PNG."""
         from .plot import timeline_png
 
-        return timeline_png(self.attempts, workers=self.metrics.workers, wall_s=self.metrics.wall_s)
+        return timeline_png(self.attempts, **self._timeline())
+
+    def _timeline(self) -> dict[str, Any]:
+        record = self._record
+        limits = [(max(0.0, at - record.began), limit) for at, limit in record.limits]
+        # Of the workers that an adaptive run might have had, those that it has used.
+        workers = max(record.worker, default=0) + 1 if limits else record.workers
+        return {"workers": workers, "wall_s": self.metrics.wall_s, "limits": limits}
 
     # -- as text and HTML ----------------------------------------------------------------------
 

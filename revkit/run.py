@@ -60,6 +60,7 @@ def _assemble(plan: Plan, wake: Callable[[], None]) -> tuple[Scheduler, Drain, _
             max_failures=plan.max_failures,
             fail_fast=plan.fail_fast,
             failed=len(plan.refused),
+            throttle=plan.throttle(rendered),
         )
         return scheduler, Drain(plan, scheduler, wake, ahead), rendered
     except BaseException:

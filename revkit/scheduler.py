@@ -25,10 +25,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from .events import CANCELLED, Attempt, Decision, Failure, Outcome, Stop, StopKind, Success
 from .policy import Retry
+
+if TYPE_CHECKING:
+    from .throttle import Throttle
 
 __all__ = ["DONE", "WAIT", "Scheduler"]
 
@@ -67,6 +70,7 @@ class Scheduler:
         max_failures: the run is stopped when more rows than this have failed; None: never.
         fail_fast: a stop for failures cancels what is running.
         failed: rows that have failed before any was started.
+        throttle: limits that may have a row wait; None: there are none but ``max_workers``.
         chance: random numbers, uniform in [0, 1).
 
     Attributes:
@@ -84,6 +88,7 @@ class Scheduler:
         max_failures: int | None = None,
         fail_fast: bool = False,
         failed: int = 0,
+        throttle: Throttle | None = None,
         chance: Callable[[], float] = random.random,
     ):
         #: what is left of the rows to be started, batch after batch
@@ -98,13 +103,14 @@ class Scheduler:
         self._max_failures = max_failures
         self._fail_fast = fail_fast
         self._failed = failed
+        self._throttle = throttle
         self._chance = chance
         #: (when, row, number of the next attempt, why the last one did not do), earliest first
         self._again: list[tuple[float, int, int, Failure]] = []
         #: only rows that are to be tried again, or are running once more
         self._trouble: dict[int, _Trouble] = {}
-        #: rows that are running; ``len`` never exceeds ``max_workers``
-        self._running: set[int] = set()
+        #: rows that are running, and since when; ``len`` never exceeds ``max_workers``
+        self._running: dict[int, float] = {}
         #: nothing is started before this time, because the server asked for a pause
         self._paused_until = float("-inf")
         self.stopped: Stop | None = None
@@ -121,21 +127,28 @@ class Scheduler:
             return DONE
         if not self._has_room():
             return WAIT
-        paused = now < self._paused_until
-        if self._again and self._again[0][0] <= now and not paused:
-            _, row, number, failure = heapq.heappop(self._again)
-            self._running.add(row)
+        again = bool(self._again) and self._again[0][0] <= now
+        if not again and not self._has_next():
+            if self._again:
+                return max(self._again[0][0], self._paused_until)
+            return WAIT if self._running or self._more else DONE
+        if now < self._paused_until:
+            return self._paused_until
+        row = self._again[0][1] if again else self._next
+        assert row is not None
+        if self._throttle is not None:
+            refused = self._throttle.admit(row, self._again[0][3] if again else None, now)
+            if isinstance(refused, Stop):
+                self._stop(refused)
+                return DONE
+            if refused is not None:
+                return refused
+        self._running[row] = now
+        if again:
+            _, _, number, failure = heapq.heappop(self._again)
             return Attempt(row, number, worker, failure)
-        if self._has_next():
-            if paused:
-                return self._paused_until
-            started, self._next = self._next, None
-            assert started is not None
-            self._running.add(started)
-            return Attempt(started, 1, worker)
-        if self._again:
-            return max(self._again[0][0], self._paused_until)
-        return WAIT if self._running or self._more else DONE
+        self._next = None
+        return Attempt(row, 1, worker)
 
     def add(self, rows: Iterable[int], *, more: bool) -> None:
         """Give it rows to run, after those that it has; ``more``: others will follow."""
@@ -156,7 +169,15 @@ class Scheduler:
         The worker that settles should take next: what it gets, others would have got.
         """
         row = attempt.row
-        self._running.remove(row)
+        if self._throttle is not None:
+            self._throttle.settled(
+                attempt,
+                outcome,
+                start=self._running[row],
+                end=now,
+                running=len(self._running) + self._uncommitted,
+            )
+        del self._running[row]
         if isinstance(outcome, Success):
             self._uncommitted += self._commits
             if self._trouble:
@@ -205,13 +226,24 @@ class Scheduler:
             return max(self._again[0][0], self._paused_until)
         return float("-inf") if self._is_done() else float("inf")
 
+    def close(self) -> None:
+        """The run is over, whatever is still running."""
+        if self._throttle is not None:
+            self._throttle.close()
+
+    @property
+    def limits(self) -> list[tuple[float, int]]:
+        """How many attempts were allowed to run from when on; empty where that never changed."""
+        return [] if self._throttle is None else self._throttle.path
+
     @property
     def running(self) -> frozenset[int]:
         """The rows that are running."""
         return frozenset(self._running)
 
     def _has_room(self) -> bool:
-        return len(self._running) + self._uncommitted < self._max_workers
+        limit = self._max_workers if self._throttle is None else self._throttle.limit
+        return len(self._running) + self._uncommitted < limit
 
     def _has_next(self) -> bool:
         """Whether there is a row that was never started; looks at it."""

@@ -280,3 +280,14 @@ def test_a_server_that_takes_for_ever_costs_its_row_only(
         "timeout": "within 0.5 s; raise the client's timeout=",
     }
     assert words[limit] in run.errors["message"][0]
+
+
+@pytest.mark.parametrize("engine", ["thread", "async"])
+def test_a_header_that_drips_for_ever_costs_its_row_only(
+    client: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("revkit.api._SLACK", 0.1)
+    with serve() as server:
+        answer = Raw(Drip(server, b"HTTP/1.1 200 OK\r\nx: "))
+        run = run_beside(answer, client(server.url, timeout=0.4), server, engine=engine)
+    assert run.errors["error_type"].tolist() == ["AttemptTimeout"]

@@ -22,6 +22,10 @@ PURE = {
     "task",
     "sentiment",
     "policy",
+    "buckets",
+    "tokens",
+    "adaptive",
+    "throttle",
     "scheduler",
     "record",
     "metrics",
@@ -29,7 +33,18 @@ PURE = {
     "clients.base",
 }
 #: Each touches one part of the world, and knows nothing of the others.
-EDGES = {"engines", "clients", "plot", "progress", "display", "data", "cancel", "store"}
+EDGES = {
+    "engines",
+    "clients",
+    "plot",
+    "progress",
+    "display",
+    "data",
+    "cancel",
+    "store",
+    "limits",
+    "prices",
+}
 #: Puts the parts together, and opens doors to them.
 ABOVE = {
     "plan",
@@ -200,6 +215,7 @@ def test_no_edge_knows_what_stands_above_it() -> None:
         ("nest_asyncio2", {"run"}),
         ("asyncio", {"engines", "run", "clients", "testing", "work"}),
         ("pydantic", {"outputs", "api"}),
+        ("genai_prices", {"prices"}),
     ],
 )
 def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
@@ -214,6 +230,7 @@ def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
 #: What costs time or memory, and that many runs never need.
 LATE = [
     "aiohttp",
+    "genai_prices",
     "httpcore",
     "httpx",
     "matplotlib",
@@ -242,9 +259,12 @@ PUBLIC = [
     "SENTIMENT",
     "SENTIMENT_WITH_REASON",
     "AccessDenied",
+    "Adaptive",
     "AttemptTimeout",
     "BadOutput",
     "BadReply",
+    "Budget",
+    "BudgetReached",
     "CancelToken",
     "Client",
     "ColumnExists",
@@ -263,7 +283,9 @@ PUBLIC = [
     "Ollama",
     "OpenAICompatible",
     "ParallelResult",
+    "Price",
     "QuotaUsedUp",
+    "RateLimit",
     "Reply",
     "Retry",
     "RevkitError",

@@ -19,6 +19,7 @@ from ..errors import ModelError
 if TYPE_CHECKING:
     import asyncio
 
+    from ..limits import RateLimit
     from ..task import ModelTask
 
 __all__ = [
@@ -140,6 +141,11 @@ class Client:
 
     Attributes:
         name: what reports call the model, such as ``"ollama:llama3.2:3b"``. Holds no key.
+        provider: who bills for it, by name or URL; empty where that is not known.
+        model: its name at the provider.
+        max_tokens: most tokens of one reply; None where that is left to the server.
+        timeout: seconds for one whole reply; None: the client does not bound it.
+        rate_limit: of all runs that use this client; None: there is none.
         engines: the engines that can carry it; the first one is what ``engine="auto"`` takes.
         loop_factory: makes a loop for each run on the async engine (a virtual clock, say); None:
             the run takes the loop that revkit keeps.
@@ -147,6 +153,11 @@ class Client:
     """
 
     name: str
+    provider: str = ""
+    model: str = ""
+    max_tokens: int | None = None
+    timeout: float | None = None
+    rate_limit: RateLimit | None = None
     engines: tuple[str, ...] = ("async", "thread")
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     keeps_replies: bool = True

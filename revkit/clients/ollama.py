@@ -12,6 +12,7 @@ from .base import Exchange, Message, Reply, Request, Response
 from .protocol import HttpClient, count, encode, error_message, public, static_body
 
 if TYPE_CHECKING:
+    from ..limits import RateLimit
     from ..task import ModelTask
     from .http import UserHttp
 
@@ -35,6 +36,7 @@ class Ollama(HttpClient):
         headers: sent with every request, for a server behind a gateway.
         http: an ``httpx.Client``, ``httpx.AsyncClient`` or transport to send with.
         timeout: seconds for one whole reply. The first one includes loading the model.
+        rate_limit: a :class:`~revkit.RateLimit` of all runs that use this client.
 
     Raises:
         UsageError: an argument cannot be used.
@@ -58,6 +60,7 @@ class Ollama(HttpClient):
         headers: Mapping[str, str] | None = None,
         http: UserHttp | None = None,
         timeout: float = 120.0,
+        rate_limit: RateLimit | None = None,
     ):
         super().__init__(
             name=f"ollama:{model}",
@@ -67,13 +70,15 @@ class Ollama(HttpClient):
             body=options,
             http=http,
             timeout=timeout,
+            rate_limit=rate_limit,
             parameter="host",
             hint="start Ollama with `ollama serve` or `docker compose up -d`, or pass host= or "
             "set OLLAMA_HOST if it runs elsewhere",
         )
         given = {"temperature": temperature, "num_predict": max_tokens, "seed": seed}
         self.options = {k: v for k, v in given.items() if v is not None} | dict(options or {})
-        self.max_tokens: int | None = self.options.get("num_predict")
+        self.provider = "ollama"
+        self.max_tokens = self.options.get("num_predict")
         self.keep_alive = keep_alive
 
     def session(self, task: ModelTask) -> OllamaSession:

@@ -20,6 +20,7 @@ from .base import Exchange, Message, Reply, Request, Response
 from .protocol import HttpClient, count, encode, error_message, public, static_body
 
 if TYPE_CHECKING:
+    from ..limits import RateLimit
     from ..task import ModelTask
     from .http import UserHttp
 
@@ -43,6 +44,7 @@ class OpenAICompatible(HttpClient):
         headers: sent with every request; one named ``Authorization`` goes before ``api_key``.
         http: an ``httpx.Client``, ``httpx.AsyncClient`` or transport to send with.
         timeout: seconds for one whole reply.
+        rate_limit: a :class:`~revkit.RateLimit` of all runs that use this client.
 
     Raises:
         UsageError: an argument cannot be used.
@@ -66,6 +68,7 @@ class OpenAICompatible(HttpClient):
         headers: Mapping[str, str] | None = None,
         http: UserHttp | None = None,
         timeout: float = 120.0,
+        rate_limit: RateLimit | None = None,
     ):
         if base_url is None:
             base_url = os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
@@ -81,6 +84,7 @@ class OpenAICompatible(HttpClient):
             body=extra_body,
             http=http,
             timeout=timeout,
+            rate_limit=rate_limit,
             parameter="base_url",
             hint="is the server running, and is base_url= (or OPENAI_BASE_URL) right?",
         )

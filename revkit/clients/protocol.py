@@ -37,6 +37,7 @@ from .base import AsyncTransport, Client, Message, Request, Response, Transport
 from .network import display_url
 
 if TYPE_CHECKING:
+    from ..limits import RateLimit
     from .http import UserHttp
 
 __all__ = ["HttpClient", "count", "encode", "is_secret"]
@@ -92,12 +93,15 @@ class HttpClient(Client):
         body: the user's own fields of each request's body, which may hold keys as well.
         http: an httpx client or transport of the user's, which carries the requests.
         timeout: seconds for one whole exchange.
+        rate_limit: of all runs that use the client.
         parameter: the name under which the user gave ``url``, for messages.
         hint: what to do where no connection can be made.
 
     Raises:
         UsageError: the URL, a header, ``http`` or ``timeout`` cannot be used.
     """
+
+    timeout: float
 
     def __init__(
         self,
@@ -109,6 +113,7 @@ class HttpClient(Client):
         body: Mapping[str, Any] | None,
         http: UserHttp | None,
         timeout: float,
+        rate_limit: RateLimit | None,
         parameter: str,
         hint: str,
     ):
@@ -125,9 +130,10 @@ class HttpClient(Client):
         self.model = model
         self.engines = engines_for(http)
         self.timeout = float(timeout)
+        self.rate_limit = rate_limit
         parts = _split(url, parameter)
         #: As it may be shown and stored: without credentials and query.
-        self.endpoint = display_url(url)
+        self.endpoint = self.provider = display_url(url)
         self._http = http
         self._parameter = parameter
         self._hint = hint

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
 import math
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -57,8 +57,8 @@ class LoopEngine:
         self._tasks: list[asyncio.Task[None]] = []
         #: when a worker last let others run, on the loop's clock
         self._breathed = 0.0
-        #: one future for each worker that waits, and what wakes the first of them in time
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        #: a heap of the workers that wait, each with its future; and what wakes one in time
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._due: asyncio.TimerHandle | None = None
         self._cancelled = False
 
@@ -139,9 +139,12 @@ class LoopEngine:
             self._wake_one()
 
     def _wake_one(self) -> None:
-        """Let one waiting worker ask again; where it gets something it sees to the next one."""
+        """Let one waiting worker ask again; where it gets something it sees to the next one.
+
+        The first by its number: where few may run, few lanes of the timeline are used.
+        """
         while self._waiting:
-            future = self._waiting.popleft()
+            _, future = heapq.heappop(self._waiting)
             if not future.done():  # else its task was cancelled
                 future.set_result(None)
                 return
@@ -221,7 +224,7 @@ class LoopEngine:
             if step is not WAIT:
                 self._wake_at(step)
             future = loop.create_future()
-            self._waiting.append(future)
+            heapq.heappush(self._waiting, (worker, future))
             try:
                 await future
             except asyncio.CancelledError:
