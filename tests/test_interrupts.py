@@ -121,7 +121,7 @@ def check_stopped(result: ParallelResult, df: pd.DataFrame, server: Server) -> N
     """What is done stands, and nothing of the run is left; replies are still withheld."""
     assert result.rows["status"].tolist() == STATUSES
     pd.testing.assert_frame_equal(result.frame, df)
-    assert (df["response"] == "said").tolist() == [True] * DONE + [False] * (ROWS - DONE)
+    assert df["response"].notna().tolist() == [True] * DONE + [False] * (ROWS - DONE)
     assert server.await_hang_ups()
     assert server.in_flight == WORKERS
     assert len(server.requests) == DONE + WORKERS
@@ -333,7 +333,7 @@ def blocked(release: threading.Event, entered: Callable[[], object]) -> Any:
 
 
 def check_first_row_only(df: pd.DataFrame) -> None:
-    assert (df["response"] == "said").tolist() == [True] + [False] * (ROWS - 1)
+    assert df["response"].notna().tolist() == [True] + [False] * (ROWS - 1)
     assert df["error"].isna().tolist() == [True] + [False] * (ROWS - 1)
 
 
