@@ -25,6 +25,7 @@ A reading order, from what decides to what touches the world:
     columns     between a frame's columns and a run's rows
     result      what a run gives back; plot, display and progress show it
     api         parallel_map; accessor is its door for frames
+    preview     a look before a run: what would be sent, and what it may cost
     limits      RateLimit and Budget, which runs share
     prices      what models cost, by a price list
     config      which model a task gets
@@ -72,6 +73,7 @@ from .errors import (
 from .limits import Budget, RateLimit
 from .outputs import Field
 from .policy import Retry
+from .preview import Preview, apreview, preview
 from .record import RowResult
 from .result import ParallelResult
 from .sentiment import SENTIMENT, SENTIMENT_WITH_REASON
@@ -107,6 +109,7 @@ __all__ = [
     "Ollama",
     "OpenAICompatible",
     "ParallelResult",
+    "Preview",
     "Price",
     "QuotaUsedUp",
     "RateLimit",
@@ -123,11 +126,13 @@ __all__ = [
     "UsageError",
     "__version__",
     "aparallel_map",
+    "apreview",
     "data_file",
     "last_result",
     "load_agent",
     "load_reviews",
     "parallel_map",
+    "preview",
     "register_accessor",
     "use",
 ]

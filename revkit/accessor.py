@@ -13,6 +13,7 @@ import pandas as pd
 
 from .api import Options, TaskLike, amap_any, map_any, shows_options
 from .errors import UsageError
+from .preview import Preview, apreview_any, preview_any
 from .result import ParallelResult
 from .sentiment import SENTIMENT
 
@@ -61,6 +62,52 @@ class DataFrameAccessor:
         """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
         return await amap_any(self._frame, task, **options)
 
+    @shows_options()
+    def preview(
+        self,
+        task: TaskLike = SENTIMENT,
+        n: int = 3,
+        *,
+        send: bool = True,
+        **options: Unpack[FrameOptions],
+    ) -> Preview:
+        """Show what a run would send, and by a sample of rows what it makes of it and may cost.
+
+        Args:
+            n: rows in the sample.
+            send: ask the model for the sample, whose replies are kept; False: send nothing.
+
+        Nothing is written to this frame. The other arguments, what is returned and what is
+        raised: :func:`revkit.preview`.
+
+        >>> import pandas as pd, revkit
+        >>> from revkit.testing import FakeModel
+        >>> df = pd.DataFrame({"city": ["Oslo", "Lyon", None]})
+        >>> df.llm.preview("Which country is {city} in?", n=1, model=FakeModel(["France"]))
+        Preview: 3 rows, 1 without an input, 2 to ask
+        model: fake
+        expected: 10 prompt tokens, 2 completion tokens, 12 total tokens
+          estimated from 1 row
+        <BLANKLINE>
+        row 1
+          user
+            Which country is Lyon in?
+          -> response: France
+        """
+        return preview_any(self._frame, task, n, send, **options)
+
+    @shows_options("loop")
+    async def apreview(
+        self,
+        task: TaskLike = SENTIMENT,
+        n: int = 3,
+        *,
+        send: bool = True,
+        **options: Unpack[FrameOptions],
+    ) -> Preview:
+        """:meth:`preview`, awaited: runs on the caller's event loop."""
+        return await apreview_any(self._frame, task, n, send, **options)
+
 
 class SeriesAccessor:
     """``series.llm``: the same over the values of a Series; the results are in ``run.frame``."""
@@ -91,6 +138,33 @@ class SeriesAccessor:
     ) -> ParallelResult:
         """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
         return await amap_any(self._series, task, leave_out=("inplace",), **options)
+
+    @shows_options("inplace", "on")
+    def preview(
+        self,
+        task: TaskLike = SENTIMENT,
+        n: int = 3,
+        *,
+        send: bool = True,
+        **options: Unpack[Options],
+    ) -> Preview:
+        """Show what a run would send, and by a sample of values what it makes of it and may cost.
+
+        The arguments, what is returned and what is raised: :func:`revkit.preview`.
+        """
+        return preview_any(self._series, task, n, send, leave_out=("inplace",), **options)
+
+    @shows_options("inplace", "on", "loop")
+    async def apreview(
+        self,
+        task: TaskLike = SENTIMENT,
+        n: int = 3,
+        *,
+        send: bool = True,
+        **options: Unpack[Options],
+    ) -> Preview:
+        """:meth:`preview`, awaited: runs on the caller's event loop."""
+        return await apreview_any(self._series, task, n, send, leave_out=("inplace",), **options)
 
 
 def register_accessor(name: str) -> None:

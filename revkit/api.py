@@ -1,6 +1,6 @@
 """The function behind every door: ``parallel_map`` and ``aparallel_map``.
 
-A call has three steps: :func:`_prepare` decides everything and refuses what cannot be done,
+A call has three steps: :func:`prepare` decides everything and refuses what cannot be done,
 ``run.execute`` carries it out, and :func:`_finish` makes the result of its record.
 """
 
@@ -46,7 +46,17 @@ if TYPE_CHECKING:
     from .progress import Bar
     from .record import Record
 
-__all__ = ["Options", "TaskLike", "aparallel_map", "last_result", "map_any", "parallel_map"]
+__all__ = [
+    "Options",
+    "Prepared",
+    "TaskLike",
+    "aparallel_map",
+    "last_result",
+    "map_any",
+    "parallel_map",
+    "prepare_any",
+    "shows_options",
+]
 
 TaskLike = ModelTask | str | Callable[..., Any] | type["BaseModel"]
 
@@ -83,7 +93,7 @@ class Options(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """A call that can be carried out."""
 
     plan: Plan
@@ -97,7 +107,7 @@ class _Prepared:
     overwrite: bool
 
 
-def _prepare(
+def prepare(
     source: Any,
     task: Any = SENTIMENT,
     *,
@@ -123,7 +133,7 @@ def _prepare(
     budget: Budget | None = None,
     store: bool | str | os.PathLike[str] | None = None,
     inplace: bool = True,
-) -> _Prepared:
+) -> Prepared:
     """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing."""
     named = list(on) if isinstance(on, list | Mapping) else [on] if on is not None else None
     for name, given, kind in (
@@ -217,7 +227,7 @@ def _prepare(
         adaptive=adaptive if isinstance(adaptive, Adaptive) else None,
         open_store=open_store,
     )
-    return _Prepared(
+    return Prepared(
         plan=plan,
         before=columns.snapshot(frame),
         target=frame if inplace else None,
@@ -274,7 +284,7 @@ _STOPPED = {
 }
 
 
-def _finish(call: _Prepared, record: Record) -> ParallelResult:
+def _finish(call: Prepared, record: Record) -> ParallelResult:
     """Make the result, write the columns, and raise what the run came to.
 
     Raises:
@@ -301,6 +311,7 @@ def _finish(call: _Prepared, record: Record) -> ParallelResult:
         rows=plan.rows,
         columns=labels,
         model_name=None if plan.client is None else plan.client.name,
+        find_price=plan.find_price,
     )
     result._retry = functools.partial(_retry, call, record)
     result._aretry = functools.partial(_aretry, call, record)
@@ -327,17 +338,17 @@ def _finish(call: _Prepared, record: Record) -> ParallelResult:
     return result
 
 
-def _retry(call: _Prepared, record: Record) -> ParallelResult:
+def _retry(call: Prepared, record: Record) -> ParallelResult:
     again, rows = _what_is_left(call, record)
     return _finish(_once_more(call), record.continued(execute(again), rows))
 
 
-async def _aretry(call: _Prepared, record: Record) -> ParallelResult:
+async def _aretry(call: Prepared, record: Record) -> ParallelResult:
     again, rows = _what_is_left(call, record)
     return _finish(_once_more(call), record.continued(await aexecute(again), rows))
 
 
-def _what_is_left(call: _Prepared, record: Record) -> tuple[Plan, list[int]]:
+def _what_is_left(call: Prepared, record: Record) -> tuple[Plan, list[int]]:
     """A plan for the rows that are not ok, and which they are."""
     plan = call.plan
     rows = [
@@ -345,21 +356,14 @@ def _what_is_left(call: _Prepared, record: Record) -> tuple[Plan, list[int]]:
         for row, status in enumerate(record.status)
         if status is not Status.OK and row not in plan.refused
     ]
-    again = dataclasses.replace(
-        plan,
-        rows=plan.rows.only(rows),
-        total=len(rows),
-        refused={},
-        workers=max(1, min(plan.workers, len(rows))),
-    )
-    return again, rows
+    return plan.only(rows), rows
 
 
-def _once_more(call: _Prepared) -> _Prepared:
+def _once_more(call: Prepared) -> Prepared:
     return dataclasses.replace(call, before=columns.snapshot(call.before))
 
 
-def _can_write(call: _Prepared, made: Mapping[Any, Any]) -> bool:
+def _can_write(call: Prepared, made: Mapping[Any, Any]) -> bool:
     """Whether the caller's frame is still as it was; a warning says where it is not."""
     assert call.target is not None
     target, fingerprint = call.target, call.plan.task.fingerprint
@@ -379,12 +383,25 @@ def _can_write(call: _Prepared, made: Mapping[Any, Any]) -> bool:
     return False
 
 
-def _check_names(options: Mapping[str, Any], leave_out: Iterable[str]) -> None:
-    """Refuse an argument that a door does not have, as Python does, and name the nearest."""
+def prepare_any(
+    door: str, source: Any, task: Any, *, leave_out: Iterable[str], options: dict[str, Any]
+) -> Prepared:
+    """Decide everything about a call to a door; raises :class:`UsageError` kinds, sends nothing.
+
+    Args:
+        door: name of the function that was called.
+        leave_out: arguments of :func:`prepare` that it does not have.
+    """
+    awaited = door.startswith("a")
+    if awaited and "loop" in options:
+        raise UsageError(f"loop= is for {door[1:]}; {door} runs on the loop that awaits it")
     known = [name for name in _OPTIONS if name not in leave_out]
-    for name in options:
+    for name in options:  # as Python does, and with the nearest name
         if name not in known:
-            raise TypeError(f"parallel_map has no argument {name}=; {nearest(name, known)}")
+            raise TypeError(f"{door} has no argument {name}=; {nearest(name, known)}")
+    if "inplace" in leave_out:
+        options["inplace"] = False
+    return prepare(source, task, **options)
 
 
 def map_any(
@@ -393,12 +410,9 @@ def map_any(
     """Run ``task`` over a frame, a Series or a list, from a plain call.
 
     Args:
-        leave_out: arguments of :func:`_prepare` that the door does not have.
+        leave_out: arguments of :func:`prepare` that the door does not have.
     """
-    _check_names(options, leave_out)
-    if "inplace" in leave_out:
-        options["inplace"] = False
-    call = _prepare(source, task, **options)
+    call = prepare_any("parallel_map", source, task, leave_out=leave_out, options=options)
     return _finish(call, execute(call.plan))
 
 
@@ -406,19 +420,14 @@ async def amap_any(
     source: Any, task: Any, *, leave_out: tuple[str, ...] = (), **options: Any
 ) -> ParallelResult:
     """:func:`map_any` on the running loop."""
-    if "loop" in options:
-        raise UsageError("loop= is for parallel_map; aparallel_map runs on the loop that awaits it")
-    _check_names(options, leave_out)
-    if "inplace" in leave_out:
-        options["inplace"] = False
-    call = _prepare(source, task, **options)
+    call = prepare_any("aparallel_map", source, task, leave_out=leave_out, options=options)
     return _finish(call, await aexecute(call.plan))
 
 
 #: The arguments that doors have in common, with their defaults.
 _OPTIONS = {
     name: parameter
-    for name, parameter in inspect.signature(_prepare).parameters.items()
+    for name, parameter in inspect.signature(prepare).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY
 }
 

@@ -361,7 +361,7 @@ def _objects(values: list[Any]) -> Any:
     return array
 
 
-def _strings(values: list[Any]) -> Any:
+def strings(values: list[Any]) -> Any:
     """Strings, in which half of a surrogate pair, that neither Arrow nor a file takes, is spelt."""
     try:
         return pd.array(values, dtype=STRING)
@@ -380,7 +380,7 @@ def _inferred(values: list[Any]) -> Any:
     if kinds <= {int, float, np.float64, np.float32, np.int64, np.int32}:
         return pd.array(values, dtype="Float64")
     if kinds == {str}:
-        return _strings(values)
+        return strings(values)
     if kinds == {list}:
         import pyarrow as pa
 

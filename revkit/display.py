@@ -10,25 +10,38 @@ layout. What differs between two runs of the same thing stands where the sanitis
 from __future__ import annotations
 
 import base64
+import math
 import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import one_line
 
 if TYPE_CHECKING:
     from .metrics import Metrics
+    from .preview import Preview
     from .result import ParallelResult
 
-__all__ = ["duration", "harmless", "html", "printable", "short", "text"]
+__all__ = [
+    "duration",
+    "harmless",
+    "html",
+    "preview_html",
+    "preview_text",
+    "printable",
+    "short",
+    "text",
+]
 
 _COLUMNS = 100  # characters that a line of a report never exceeds
 _BAR = 40  # width of the bar of a label that every row has
 _LABELS = 20  # labels that are shown of one output
 _GROUPS = 10  # kinds of error that are shown
+_SAMPLED = 10  # rows of a preview that are shown
+_TURN = 2000  # characters of a chat turn that are shown
 _NONE = "n/a"
 
 
@@ -53,6 +66,16 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes:02d} min"
+
+
+def dollars(usd: float) -> str:
+    """US dollars to the cent; below one, to two digits.
+
+    >>> [dollars(usd) for usd in (1234.5, 0.5, 0.000056, 0)]
+    ['$1,234.50', '$0.50', '$0.000056', '$0.00']
+    """
+    digits = 2 if usd >= 1 or usd <= 0 else max(2, 1 - math.floor(math.log10(usd)))
+    return f"${usd:,.{digits}f}"
 
 
 def harmless(value: object, limit: int = 200) -> str:
@@ -269,7 +292,8 @@ def _tokens(result: ParallelResult) -> str:
         "completion": usage.completion_tokens,
         "total": usage.total_tokens,
     }
-    return ", ".join(f"{n:,} {name}" for name, n in counts.items() if n is not None)
+    cost = [dollars(usage.cost_usd)] if usage.cost_usd else []
+    return ", ".join([f"{n:,} {name}" for name, n in counts.items() if n is not None] + cost)
 
 
 def _errors(result: ParallelResult) -> tuple[list[_Group], str]:
@@ -282,15 +306,16 @@ def _errors(result: ParallelResult) -> tuple[list[_Group], str]:
         if known is not None:
             groups[kind, message] = known._replace(rows=known.rows + 1)
             continue
-        where = (
-            f"row {row}" if str(row) == str(label) else f"row {row} (index {harmless(label, 40)})"
-        )
         groups[kind, message] = _Group(
-            harmless(kind, 60), harmless(message), 1, f"{where}: {_item(item)}"
+            harmless(kind, 60), harmless(message), 1, f"{_where(row, label)}: {_item(item)}"
         )
     ordered = sorted(groups.values(), key=lambda group: -group.rows)
     more = len(ordered) - _GROUPS
     return ordered[:_GROUPS], f"{more:,} more kinds of error." if more > 0 else ""
+
+
+def _where(row: int, label: object) -> str:
+    return f"row {row}" if str(row) == str(label) else f"row {row} (index {harmless(label, 40)})"
 
 
 def _item(item: object) -> str:
@@ -304,7 +329,158 @@ def _item(item: object) -> str:
     return harmless(item, 120)
 
 
+# -- a preview ------------------------------------------------------------------------------------
+
+
+def preview_text(preview: Preview) -> str:
+    """The repr of a preview: lines of at most 100 characters, and nothing that time decides."""
+    lines = _wrapped("Preview: " + ", ".join(_outlook(preview)), indent=0)
+    lines.append(f"model: {harmless(preview.model_name, 80)}")
+    figures = [
+        value if name == "cost" else f"{value} {name}"
+        for name, value in _expected(preview).items()
+        if value != _NONE
+    ]
+    lines += _wrapped("expected: " + ", ".join(figures), indent=0)
+    lines += _wrapped(_notes(preview), indent=2, hang=0)
+    shared, rows, more = _samples(preview)
+    if shared:
+        lines += ["", "all rows"]
+    for where, turns, answer in [("", shared, {}), *rows]:
+        lines += ["", where] if where else []
+        for role, content in turns:
+            lines += [f"  {harmless(role, 40)}", *_indented(content)]
+        for name, value in answer.items():
+            lines += _wrapped(f"-> {name}: {value}", indent=2, hang=3)
+    return "\n".join(lines + (["", more] if more else []))
+
+
+def preview_html(preview: Preview) -> str:
+    """The cell's output: rows, what they may use, the prompts and what the model made of them."""
+    counts, *others = _outlook(preview)
+    parts = [f"<style>{_STYLE}</style>", f"<p><b>{counts}</b>"]
+    parts += [f" &middot; {count}" for count in others]
+    parts.append(f" <small>with {_safe(preview.model_name)}</small></p>")
+    seconds = preview.expected.time_s
+    spent = _NONE
+    if seconds is not None:
+        spent = f"{duration(seconds)} with {preview.workers:,} worker"
+        spent += "" if preview.workers == 1 else "s"
+    figures = _expected(preview)
+    cells = [f"{preview.rows.to_ask:,} to ask", *figures.values(), _timed(spent)]
+    parts.append(_table(("expected", *figures, "time"), [cells]))
+    parts.append(f"<p><small>{escape(_notes(preview))}</small></p>")
+    shared, rows, more = _samples(preview)
+    if shared:
+        turns = [(escape(harmless(role, 40)), _as_html(content)) for role, content in shared]
+        parts.append(_table(("all rows", "prompt"), turns, "revkit-prompts"))
+    names = list(dict.fromkeys(name for row in rows for name in row.answer))
+    table = [
+        (
+            escape(row.where),
+            "\n".join(_as_html(content) for _, content in row.turns),
+            *(escape(row.answer.get(name, "")) for name in names),
+        )
+        for row in rows
+    ]
+    head = ("row", "prompt", *map(escape, names))
+    parts.append(_table(head, table, "revkit-prompts"))
+    parts.append(f"<p>{escape(more)}</p>" if more else "")
+    return '<div class="revkit-run">' + "".join(parts) + "</div>"
+
+
+class _Sample(NamedTuple):
+    """One row of a preview: its own chat turns, and what the model made of them."""
+
+    where: str
+    turns: list[tuple[str, str]]
+    answer: dict[str, str]
+
+
+def _outlook(preview: Preview) -> list[str]:
+    """How many rows there are, and what a run would do with them."""
+    rows = preview.rows
+    optional = {
+        "without an input": rows.missing_input,
+        "in the store": rows.from_store,
+        "duplicates": rows.duplicates,
+    }
+    return [
+        f"{rows.total:,} row" + ("" if rows.total == 1 else "s"),
+        *(f"{count:,} {name}" for name, count in optional.items() if count),
+        f"{rows.to_ask:,} to ask" + (" at most" if rows.from_store is None else ""),
+    ]
+
+
+def _expected(preview: Preview) -> dict[str, str]:
+    """What the rows that are left may use, but for the time."""
+    expected = preview.expected
+    return {
+        "prompt tokens": f"{expected.prompt_tokens:,}",
+        "completion tokens": _count(expected.completion_tokens),
+        "total tokens": _count(expected.total_tokens),
+        "cost": _NONE if expected.cost_usd is None else dollars(expected.cost_usd),
+    }
+
+
+def _notes(preview: Preview) -> str:
+    """What the figures rest on, in sentences."""
+    rows, notes = preview.rows, [preview.expected.basis]
+    if rows.looked_at < rows.total - rows.missing_input:
+        notes.append(f"rows counted in {rows.looked_at:,} evenly spaced ones, and scaled")
+    if rows.from_store is None:
+        notes.append("which replies are in the store is not known before the server is asked")
+    elif rows.from_store and preview.answers is not None and preview.answers["error"].isna().any():
+        notes.append("the sample's replies are in the store, so a run does not ask for them again")
+    return "; ".join(notes)
+
+
+def _samples(preview: Preview) -> tuple[list[tuple[str, str]], list[_Sample], str]:
+    """The turns that all prompts begin with, the rows that are shown, and what is left out."""
+    turns: dict[int, list[tuple[str, str]]] = {}
+    columns = [preview.prompts[column].tolist() for column in ("row", "role", "content")]
+    for row, role, content in zip(*columns, strict=True):
+        turns.setdefault(row, []).append((role, content))
+    common = len(preview.task.prefix)
+    answers = preview.answers
+    table = preview.prompts.drop_duplicates("row") if answers is None else answers
+    rows = []
+    for place, (row, label) in enumerate(zip(table["row"].tolist(), table.index, strict=True)):
+        answer = {} if answers is None else _answer(answers.iloc[place])
+        rows.append(_Sample(_where(row, label), turns.get(row, [])[common:], answer))
+    more = len(rows) - _SAMPLED
+    left_out = f"{more:,} more rows: preview.prompts, preview.answers" if more > 0 else ""
+    return next(iter(turns.values()), [])[:common], rows[:_SAMPLED], left_out
+
+
+def _answer(row: Any) -> dict[str, str]:
+    """A row's outputs, or its error, by name."""
+    values = {str(name): value for name, value in row.items() if name != "row"}
+    error = values.pop("error")
+    shown = {"error": error} if isinstance(error, str) else values
+    return {harmless(name, 40): harmless(value, 500) for name, value in shown.items()}
+
+
+def _lines(text: str) -> list[str]:
+    """Foreign text of several lines, each of them harmless."""
+    more = len(text) - _TURN
+    lines = [one_line(line) for line in text[:_TURN].splitlines()]
+    return lines + ([f"... {more:,} more characters: preview.prompts"] if more > 0 else [])
+
+
+def _indented(text: str) -> list[str]:
+    return [part for line in _lines(text) for part in _wrapped(line, indent=4, hang=0) or [""]]
+
+
+def _as_html(text: str) -> str:
+    return escape("\n".join(_lines(text)))
+
+
 # -- small change ---------------------------------------------------------------------------------
+
+
+def _count(count: int | None) -> str:
+    return _NONE if count is None else f"{count:,}"
 
 
 def _number(value: float) -> str:
@@ -365,5 +541,7 @@ _STYLE = """
 .revkit-run .revkit-shares td div { background: #5b9bd5; }
 .revkit-run .revkit-errors th, .revkit-run .revkit-errors td { text-align: left;
   white-space: normal; }
+.revkit-run .revkit-prompts th, .revkit-run .revkit-prompts td { text-align: left;
+  white-space: pre-wrap; }
 .revkit-run .revkit-plot { display: block; height: auto; margin: .6em 0; max-width: 100%; }
 """

@@ -50,6 +50,7 @@ class Lookahead:
         todo: the rows to look at.
         store: closed by :meth:`close`.
         rendered: where the prompts of rows that need the model are put, for the workers.
+        unasked: do not ask what tells the model's weights; no row is then found in the store.
     """
 
     def __init__(
@@ -60,11 +61,14 @@ class Lookahead:
         todo: Iterable[int],
         store: Store,
         rendered: MutableMapping[int, list[Message]],
+        *,
+        unasked: bool = False,
     ):
         self._task = task
         self._model = client.name
         # One request, where the server can tell: a model that was updated answers otherwise.
-        self._keys = ReplyKeys(task, client.settings(), client.weights())
+        weights = "unasked" if unasked else client.weights()
+        self._keys = ReplyKeys(task, client.settings(), weights)
         self._rows = rows
         self._todo = iter(todo)
         self._store = store

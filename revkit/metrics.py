@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from .record import DECISIONS, SOURCES, Record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from .tokens import Price
 
 __all__ = ["PERCENTILES", "Metrics", "Usage", "latency", "metrics", "usage"]
 
@@ -70,11 +73,14 @@ class Usage:
 
     Attributes:
         prompt_tokens, completion_tokens, total_tokens: None where no reply had a count.
+        cost_usd: US dollars for them, request by request, by today's price; 0.0 for a model on
+            one's own machine. None where the price, or what was used, is not known.
     """
 
     prompt_tokens: int | None
     completion_tokens: int | None
     total_tokens: int | None
+    cost_usd: float | None = None
 
 
 def service_times(record: Record) -> NDArray[np.float64]:
@@ -129,8 +135,8 @@ def metrics(record: Record) -> Metrics:
     )
 
 
-def usage(record: Record) -> Usage:
-    """Tokens of all attempts of a finished run."""
+def usage(record: Record, price: Price | None = None) -> Usage:
+    """Tokens of all attempts of a finished run, and what they cost at that price."""
 
     def total(counts: Any) -> int | None:
         known = [count for count in counts if count >= 0]
@@ -138,4 +144,12 @@ def usage(record: Record) -> Usage:
 
     prompt, completion = total(record.prompt_tokens), total(record.completion_tokens)
     both = None if prompt is None and completion is None else (prompt or 0) + (completion or 0)
-    return Usage(prompt, completion, both)
+    return Usage(prompt, completion, both, None if price is None else _cost(record, price))
+
+
+def _cost(record: Record, price: Price) -> float | None:
+    counts = zip(record.prompt_tokens, record.completion_tokens, strict=True)
+    counted = [(max(p, 0), max(c, 0)) for p, c in counts if p >= 0 or c >= 0]
+    if len(record.row) and not counted and price.cost(1, 1):
+        return None
+    return math.fsum(price.cost(*tokens) for tokens in counted)

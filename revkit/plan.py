@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +16,7 @@ from .errors import UsageError
 from .events import Failure
 from .limits import Budget, RateLimit
 from .policy import Retry
+from .prices import known_price
 from .record import RowResult
 from .task import CallableTask, ModelTask
 from .throttle import Throttle
@@ -80,6 +83,25 @@ class Plan:
         if not self.refused:
             return range(self.total)
         return (row for row in range(self.total) if row not in self.refused)
+
+    def only(self, rows: Sequence[int]) -> Plan:
+        """A plan for some of the rows, none of which was refused."""
+        return dataclasses.replace(
+            self,
+            rows=self.rows.only(rows),
+            total=len(rows),
+            refused={},
+            workers=max(1, min(self.workers, len(rows))),
+        )
+
+    @property
+    def find_price(self) -> Callable[[], Price | None]:
+        """Looks up what the model's tokens cost; holds neither the client nor its key."""
+        if self.client is None:
+            return lambda: None
+        prices = None if self.budget is None else self.budget.prices
+        model = self.client.model or self.client.name
+        return functools.partial(known_price, self.client.provider, model, prices)
 
     def work(self, rendered: Mapping[int, list[Message]]) -> Work:
         """What a worker does; ``rendered``: prompts of rows, where they are made already."""

@@ -8,7 +8,7 @@ from typing import Any
 from .errors import MissingExtra
 from .tokens import Price
 
-__all__ = ["cost", "price_of"]
+__all__ = ["known_price", "price_of"]
 
 #: Run on the user's own machine, where nobody bills a token.
 _FREE = ("local", "ollama")
@@ -21,7 +21,7 @@ def price_of(
 
     Args:
         provider: its name, such as ``"openai"``, or the base URL of its API. ``"ollama"`` and
-            ``"local"`` cost nothing.
+            ``"local"`` cost nothing. Empty: not known.
         model: its name at the provider.
         prices: go first: one price for every model, or a mapping of model to price.
 
@@ -42,6 +42,8 @@ def price_of(
         return given
     if provider in _FREE:
         return Price(0.0, 0.0)
+    if not provider:
+        return None
     try:
         import genai_prices
     except ImportError:
@@ -61,17 +63,18 @@ def price_of(
     return _as_price(found.model_price)
 
 
-def cost(provider: str, model: str, prompt_tokens: int, completion_tokens: int) -> float | None:
-    """US dollars for one request, by :func:`price_of`; None where the price is not known.
+def known_price(
+    provider: str, model: str, prices: Price | Mapping[str, Price] | None = None
+) -> Price | None:
+    """:func:`price_of`; None also where ``genai-prices`` is not installed.
 
-    >>> cost("local", "embedded", prompt_tokens=1000, completion_tokens=10)
+    >>> known_price("local", "embedded").cost(prompt_tokens=1000, completion_tokens=10)
     0.0
     """
     try:
-        price = price_of(provider, model)
+        return price_of(provider, model, prices)
     except MissingExtra:
         return None
-    return None if price is None else price.cost(prompt_tokens, completion_tokens)
 
 
 def _as_price(listed: Any) -> Price | None:

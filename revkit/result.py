@@ -21,6 +21,8 @@ from .work import Rows
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from .tokens import Price
+
 __all__ = ["ParallelResult", "failure_message"]
 
 #: Failures of one run that read the same are told once; this many different ones are told.
@@ -50,6 +52,7 @@ class ParallelResult:
         rows: Rows,
         columns: Mapping[str, Hashable],
         model_name: str | None,
+        find_price: Callable[[], Price | None] = lambda: None,
     ):
         self.frame = frame
         self.task = task
@@ -62,6 +65,7 @@ class ParallelResult:
         self._record = record
         self._rows = rows
         self._columns = dict(columns)
+        self._find_price = find_price
         self._retry: Callable[[], ParallelResult] | None = None
         self._aretry: Callable[[], Awaitable[ParallelResult]] | None = None
         # Of our own: the user may sort or filter ``frame``, and rows go by position.
@@ -260,8 +264,12 @@ class ParallelResult:
 
     @cached_property
     def usage(self) -> figures.Usage:
-        """Tokens of all attempts, failed ones too; see :class:`revkit.metrics.Usage`."""
-        return figures.usage(self._record)
+        """Tokens of all attempts, failed ones too, and their cost in US dollars, where it is known.
+
+        See :class:`revkit.metrics.Usage`. Prices come from ``Budget(prices=)``, else from the
+        extra ``revkit[prices]``; the first use of its list takes a quarter of a second.
+        """
+        return figures.usage(self._record, self._find_price())
 
     @cached_property
     def attempts(self) -> pd.DataFrame:

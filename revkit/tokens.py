@@ -130,7 +130,7 @@ class Price:
                 )
             before = tier
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
         """US dollars for one request; more tokens never cost less."""
         price = self
         for start, dearer in self.tiers:

@@ -192,6 +192,15 @@ def test_the_row_of_an_example_is_named_as_its_frame_names_it() -> None:
     assert "such as row 5 (index ('a', 1)): text" in report
 
 
+def test_the_cost_stands_beside_the_tokens_where_there_is_one() -> None:
+    for cost, shown in ((0.00384, "$0.0038"), (12.5, "$12.50"), (0.0, ""), (None, "")):
+        run = result()
+        run.usage = Usage(1234, 56, 1290, cost)
+        told = "1,234 prompt, 56 completion, 1,290 total" + (f", {shown}" if shown else "")
+        assert f"  {told}" in display.text(run).splitlines()
+        assert f"<p>tokens: {told}</p>" in display.html(run)
+
+
 # -- what is foreign ------------------------------------------------------------------------------
 
 
@@ -337,6 +346,8 @@ run.latency
 run.plot_timeline()
 ---
 [run.metrics, "matplotlib.pyplot" in sys.modules]
+---
+reviews.llm.preview(on="review", model=model, max_workers=random.randint(1, 12))
 """
 
 
@@ -345,13 +356,15 @@ def test_a_notebook_with_all_of_it_passes_strict_nbval(tmp_path: Path) -> None:
     cells = [nbformat.v4.new_code_cell(cell.strip()) for cell in CELLS.split("---")]
     notebook = nbformat.v4.new_notebook(cells=cells)
     nbclient.NotebookClient(notebook, kernel_name="python3").execute()
-    shown, report, latency, timeline, fields = (cell.outputs[-1] for cell in notebook.cells[1:])
+    outputs = [cell.outputs[-1] for cell in notebook.cells[1:]]
+    shown, report, latency, timeline, fields, preview = outputs
     assert set(shown.data) == {"text/plain", "text/html"}
     assert "revkit-plot" in shown.data["text/html"]
     assert "11 ok" in report.text
     assert "p99" in latency.data["text/plain"]
     assert set(timeline.data) == {"text/plain", "image/png"}  # shows itself, without pyplot
     assert fields.data["text/plain"].endswith("False]")
+    assert set(preview.data) == {"text/plain", "text/html"}
 
     path = tmp_path / "notebook.ipynb"
     nbformat.write(notebook, path)

@@ -1053,6 +1053,70 @@ def test_figures_of_runs_in_which_nothing_was_good() -> None:
     assert empty.summary().shape == (0, 2)
 
 
+def paid(provider: str, *answers: Any, price: Any = None) -> revkit.ParallelResult:
+    """A run of a model that somebody bills for; the answers are told in order."""
+    fake = FakeModel(list(answers))
+    fake.provider, fake.model, fake.max_tokens = provider, "gpt-4.1-mini", 9
+    budget = revkit.Budget(tokens=10**9, prices=price)
+    options: dict[str, Any] = {"model": fake, "budget": budget, "max_workers": 1}
+    try:
+        return reviews(2).llm.parallel_map("{review}", **options)
+    except RunFailed as failed:
+        return failed.result
+
+
+COUNTED = revkit.Reply("x", prompt_tokens=1000, completion_tokens=100)
+
+
+@pytest.mark.parametrize(
+    ("provider", "answers", "price", "usd"),
+    [
+        ("openai", [COUNTED, COUNTED], None, 2 * 0.00056),
+        ("openai", [COUNTED, COUNTED], revkit.Price(1, 10, usd_per_request=0.5), 1.004),
+        ("openai", [COUNTED, COUNTED], {"gpt-4.1-mini": revkit.Price(1, 10)}, 0.004),
+        ("openai", [COUNTED, COUNTED], {"other": revkit.Price(1, 10)}, 2 * 0.00056),
+        ("openai", [COUNTED, ValueError("no")], None, 0.00056),
+        ("openai", [ValueError("no"), ValueError("no")], None, None),
+        ("ollama", [COUNTED, ValueError("no")], None, 0.0),
+        ("local", [ValueError("no"), ValueError("no")], None, 0.0),
+        ("nobody", [COUNTED, COUNTED], None, None),
+        ("", [COUNTED, COUNTED], None, None),
+    ],
+)
+def test_the_cost_is_that_of_all_attempts(
+    provider: str, answers: list[Any], price: Any, usd: float | None
+) -> None:
+    if usd and price is None:
+        pytest.importorskip("genai_prices")
+    assert paid(provider, *answers, price=price).usage.cost_usd == pytest.approx(usd)
+
+
+def test_the_cost_of_trying_again_is_added() -> None:
+    price = revkit.Price(1, 10)
+    run = paid("openai", COUNTED, ValueError("no"), COUNTED, price=price)
+    assert run.usage.cost_usd == pytest.approx(0.002)
+    again = run.retry_failed()
+    assert again.usage.cost_usd == pytest.approx(0.004)
+    assert "$0.0040" in again.report()
+
+
+def test_the_price_list_is_not_loaded_before_the_cost_is_asked_for() -> None:
+    script = """
+import sys
+import pandas as pd
+import revkit
+from revkit.testing import FakeModel
+
+fake = FakeModel(lambda text: "fine")
+fake.provider, fake.model = "openai", "gpt-4.1-mini"
+run = pd.DataFrame({"review": ["a"]}).llm.parallel_map("{review}", model=fake)
+assert repr(run)
+assert "genai_prices" not in sys.modules
+assert run.usage.cost_usd is None or "genai_prices" in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
 def test_usage_counts_failed_attempts_too() -> None:
     answers = [
         revkit.Reply("bad", prompt_tokens=10, completion_tokens=1),
@@ -1066,6 +1130,7 @@ def test_usage_counts_failed_attempts_too() -> None:
     assert run.rows["prompt_tokens"].tolist() == [30, 120, pd.NA]
     assert run.rows["completion_tokens"].tolist() == [3, 12, pd.NA]
     assert run.attempts["prompt_tokens"].tolist() == [10, 20, 40, 80, pd.NA]
+    assert run.usage.cost_usd is None  # nobody knows what a fake model costs
     plain = run_with("thread", abs)
     assert plain.usage == revkit.metrics.Usage(None, None, None)
     assert plain.attempts["prompt_tokens"].dtype == "Int64"
