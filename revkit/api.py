@@ -31,6 +31,7 @@ from .errors import (
     nearest,
 )
 from .events import Status, StopKind
+from .interrupt import Press, noted_interrupts
 from .limits import Budget, RateLimit
 from .plan import Plan, Progress, available_cpus, choose_engine
 from .policy import Retry, failure_limit, worker_count
@@ -167,8 +168,8 @@ def prepare(
     elif store not in (None, False):
         raise UsageError(f"store= keeps replies of models; {task.name} is a function")
     open_store = None
-    if client is not None and store is not False and (store is not None or client.keeps_replies):
-        open_store = functools.partial(config.open_store, store)
+    if client is not None and len(frame) > len(binding.refused):
+        open_store = config.store_of(store, client)
     names = list(task.outputs) if isinstance(task, ModelTask) else [task.output]
     labels = list(columns.output_columns(names, prefix, error).values())
     columns.check_outputs(
@@ -320,14 +321,16 @@ def _finish(call: Prepared, record: Record) -> ParallelResult:
     if isinstance(record.ended_by, KeyboardInterrupt):
         done = f"interrupted: {result.metrics.succeeded} of {record.total} rows are done, and stand"
         where = "the columns and in " if written else ""
-        again = "" if record.store is None else "; run the same again, and it goes on from there"
-        raise Interrupted(f"{done} in {where}revkit.last_result().frame{again}", result)
+        raise Interrupted(f"{done} in {where}revkit.last_result().frame{_go_on(record)}", result)
     if isinstance(record.ended_by, Exception):
         fault = f"{type(record.ended_by).__name__}: {record.ended_by}"
         raise RunFailed(f"the run broke off: {fault}\n{failure_message(result)}", result) from (
             record.ended_by
         )
     if record.ended_by is not None:  # the awaiting task was cancelled
+        if not record.ended_by.args:
+            done = f"{result.metrics.succeeded} of {record.total} rows are done, and stand"
+            record.ended_by.args = (f"{done} in revkit.last_result().frame{_go_on(record)}",)
         raise record.ended_by
     succeeded = result.metrics.succeeded
     stopped = record.stopped
@@ -338,9 +341,25 @@ def _finish(call: Prepared, record: Record) -> ParallelResult:
     return result
 
 
+def _go_on(record: Record) -> str:
+    """What to do after a run that was broken off."""
+    if record.store is None or record.store_problem is not None:
+        return "; revkit.last_result().retry_failed() runs the others"
+    return "; run the same again, and it goes on from there"
+
+
 def _retry(call: Prepared, record: Record) -> ParallelResult:
     again, rows = _what_is_left(call, record)
-    return _finish(_once_more(call), record.continued(execute(again), rows))
+    with noted_interrupts() as press:
+        result = _finish(_once_more(call), record.continued(execute(again, press), rows))
+    return _unless_pressed(result, press)
+
+
+def _unless_pressed(result: ParallelResult, press: Press) -> ParallelResult:
+    """The result, unless an interrupt came while it was written."""
+    if press():
+        raise Interrupted("interrupted when all was done: revkit.last_result() has it", result)
+    return result
 
 
 async def _aretry(call: Prepared, record: Record) -> ParallelResult:
@@ -356,7 +375,10 @@ def _what_is_left(call: Prepared, record: Record) -> tuple[Plan, list[int]]:
         for row, status in enumerate(record.status)
         if status is not Status.OK and row not in plan.refused
     ]
-    return plan.only(rows), rows
+    again = plan.only(rows)
+    if again.cancel is not None and again.cancel.cancelled:  # it has done what it was for
+        again = dataclasses.replace(again, cancel=None)
+    return again, rows
 
 
 def _once_more(call: Prepared) -> Prepared:
@@ -413,7 +435,9 @@ def map_any(
         leave_out: arguments of :func:`prepare` that the door does not have.
     """
     call = prepare_any("parallel_map", source, task, leave_out=leave_out, options=options)
-    return _finish(call, execute(call.plan))
+    with noted_interrupts() as press:
+        result = _finish(call, execute(call.plan, press))
+    return _unless_pressed(result, press)
 
 
 async def amap_any(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from .store import Store
     from .task import ModelTask
 
-__all__ = ["client_for", "load_agent", "open_store", "resolve", "use"]
+__all__ = ["client_for", "load_agent", "resolve", "store_of", "use"]
 
 #: The model that ``use`` has set for this process.
 _used: Client | None = None
@@ -113,7 +115,14 @@ def resolve(model: Any, task: ModelTask) -> Client:
     return Local()
 
 
-def open_store(store: Any) -> Store | None:
+def store_of(store: Any, client: Client) -> Callable[[], Store | None] | None:
+    """What opens the store of a run; None where it certainly has none."""
+    if store is False or (store is None and not client.keeps_replies):
+        return None
+    return functools.partial(_open_store, store)
+
+
+def _open_store(store: Any) -> Store | None:
     """Open the store of replies that ``store=`` and ``REVKIT_STORE`` ask for, if any.
 
     Where it was not asked for and is begun, one line says where it is.

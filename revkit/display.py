@@ -120,6 +120,8 @@ def text(result: ParallelResult) -> str:
     lines = [", ".join(_counts(result.metrics))]
     if result.model_name is not None:
         lines.append(f"model: {harmless(result.model_name, 80)}")
+    if result.stopped is not None:
+        lines += _wrapped(f"stopped: {harmless(result.stopped, 500)}", indent=0)
     if result.store_problem is not None:
         lines += _wrapped(f"store: {harmless(result.store_problem, 500)}", indent=0)
     for name, shares, more in _summaries(result):
@@ -165,6 +167,8 @@ def html(result: ParallelResult) -> str:
     if result.model_name is not None:
         parts.append(f" <small>with {_safe(result.model_name)}</small>")
     parts.append("</p>")
+    if result.stopped is not None:
+        parts.append(f"<p>stopped: {escape(harmless(result.stopped, 500))}</p>")
     if result.store_problem is not None:
         parts.append(f"<p>store: {escape(harmless(result.store_problem, 500))}</p>")
     for name, shares, more in _summaries(result):
@@ -233,7 +237,7 @@ def _counts(metrics: Metrics) -> list[str]:
         "cancelled": metrics.cancelled,
         "not started": metrics.not_started,
         "from the store": metrics.from_store,
-        "duplicates": metrics.duplicates,
+        "duplicates" if metrics.duplicates != 1 else "duplicate": metrics.duplicates,
     }
     return [
         f"{metrics.total:,} row" + ("" if metrics.total == 1 else "s"),
@@ -274,8 +278,14 @@ def _figures(metrics: Metrics) -> list[tuple[str, str, str]]:
         ("success rate", f"{metrics.succeeded / attempted:.1%}" if attempted else _NONE, ""),
         ("mean concurrency", _number(metrics.mean_concurrency), ""),
         ("speed-up, at most", _number(speedup) + times, harmless(metrics.speedup_basis)),
-        ("workers", f"{metrics.workers:,} ({metrics.engine})", ""),
+        ("workers", _workers(metrics), ""),
     ]
+
+
+def _workers(metrics: Metrics) -> str:
+    if metrics.limit is None:
+        return f"{metrics.workers:,} ({metrics.engine})"
+    return f"{metrics.limit:,} of at most {metrics.workers:,} ({metrics.engine}, adaptive)"
 
 
 def _latency(result: ParallelResult) -> dict[str, str]:
@@ -408,7 +418,7 @@ def _outlook(preview: Preview) -> list[str]:
     return [
         f"{rows.total:,} row" + ("" if rows.total == 1 else "s"),
         *(f"{count:,} {name}" for name, count in optional.items() if count),
-        f"{rows.to_ask:,} to ask" + (" at most" if rows.from_store is None else ""),
+        f"{rows.to_ask:,} to ask",
     ]
 
 
@@ -428,9 +438,7 @@ def _notes(preview: Preview) -> str:
     rows, notes = preview.rows, [preview.expected.basis]
     if rows.looked_at < rows.total - rows.missing_input:
         notes.append(f"rows counted in {rows.looked_at:,} evenly spaced ones, and scaled")
-    if rows.from_store is None:
-        notes.append("which replies are in the store is not known before the server is asked")
-    elif rows.from_store and preview.answers is not None and preview.answers["error"].isna().any():
+    if rows.from_store and preview.answers is not None and preview.answers["error"].isna().any():
         notes.append("the sample's replies are in the store, so a run does not ask for them again")
     return "; ".join(notes)
 

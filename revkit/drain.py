@@ -225,8 +225,8 @@ class Drain:
         record.limits = scheduler.limits
         if self.ended is not None and self.ended.crash is not None:
             record.ended_by = self.ended.crash
+        self.close_store()
         if self._ahead is not None:
-            self._ahead.close()
             record.store, record.store_problem = self._ahead.path, self._ahead.problem
         record.close(ended=ended, running=running, stopped=scheduler.stopped)
         for row, followers in self._followers.items():  # of rows that were to be tried again
@@ -234,12 +234,16 @@ class Drain:
                 self._share(follower, row, [])
         return record
 
+    def close_store(self) -> None:
+        """Write what could not be written so far, and close the store. May block."""
+        if self._ahead is not None:
+            self._ahead.close()
+
     def put_away(self) -> None:
         """Leave the screen and the store as they should stay, however the run ended."""
         if self._bar is not None:
             self._bar.close()
-        if self._ahead is not None:
-            self._ahead.close()
+        self.close_store()
 
     def _call_back(self, row: RowResult) -> None:
         self._told += 1

@@ -102,12 +102,14 @@ class RowFailure(RevkitError):
         reply: the whole reply that was of no use, tokens and all, or None.
         transient: True where the same attempt may go well a little later.
         pause: seconds for which the server asked not to be asked again, or None.
+        sent: False where no request went out, so that nothing can have been billed.
         ends_run: True where every other row must fail in the same way, so that going on
             would only cost time or money.
     """
 
     transient = False
     pause: float | None = None
+    sent = True
     ends_run = False
 
     def __init__(

@@ -85,6 +85,7 @@ class Failure(NamedTuple):
         correctable: the model may do better when it is shown the message.
         transient: the same attempt may go well a little later.
         pause: seconds for which the server asked not to be asked again, or None.
+        sent: a request went out, which may have been billed.
         ends_run: every other row must fail in the same way.
         cause: the exception, without its traceback but for the first one of a run.
     """
@@ -97,6 +98,7 @@ class Failure(NamedTuple):
     correctable: bool = False
     transient: bool = False
     pause: float | None = None
+    sent: bool = True
     ends_run: bool = False
     cause: BaseException | None = None
 

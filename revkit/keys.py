@@ -2,10 +2,11 @@
 lives here.
 
 A key is a hash of all that decides the answer: what the task asks for, the model with its
-options, endpoint and weights (:meth:`Client.settings`), the messages that the row was rendered
+options and endpoint (:meth:`Client.settings`), the messages that the row was rendered
 into, and the number of the sample. What does not decide it stands in no key: workers, API keys,
 timeouts, the names of columns. A difference that is none costs a call; a sameness that is none
-would give a row the answer to another question: so in doubt, more is hashed.
+would give a row the answer to another question: so in doubt, more is hashed. The digest of the
+weights is kept beside a reply, and not hashed: it may be that nobody can be asked for it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ class ReplyKeys:
         task: what is asked of each row.
         settings: what decides the model's answers beside the prompt: the client's
             :meth:`~revkit.Client.settings`.
-        weights: what tells the model's weights from others of the same name, where it is known.
 
     >>> from revkit import Ollama
     >>> from revkit.task import Template
@@ -51,9 +51,9 @@ class ReplyKeys:
     False
     """
 
-    def __init__(self, task: ModelTask, settings: Mapping[str, Any], weights: str | None = None):
+    def __init__(self, task: ModelTask, settings: Mapping[str, Any]):
         self._prefix = list(task.prefix)
-        self._bare = hashlib.blake2b(_asked(task, settings, weights), digest_size=KEY_BYTES)
+        self._bare = hashlib.blake2b(_asked(task, settings), digest_size=KEY_BYTES)
         self._begun = self._bare.copy()
         self._begun.update(b"".join(map(_turn, self._prefix)))
 
@@ -76,7 +76,7 @@ class ReplyKeys:
         return hashed.digest()
 
 
-def _asked(task: ModelTask, settings: Mapping[str, Any], weights: str | None) -> bytes:
+def _asked(task: ModelTask, settings: Mapping[str, Any]) -> bytes:
     """What all rows of a run share, but for the messages that stand before each row's own."""
     asked = [
         KEY_VERSION,
@@ -91,7 +91,6 @@ def _asked(task: ModelTask, settings: Mapping[str, Any], weights: str | None) ->
         list(task.outputs),
         # With descriptions; the order of its properties is the order of the reply's.
         task.outputs.json_schema,
-        weights,
     ]
     parts = [
         json.dumps(asked, default=str),

@@ -130,16 +130,12 @@ class Budget:
         usd: float | None = None,
         prices: Price | Mapping[str, Price] | None = None,
     ):
-        _check("Budget", {"tokens": tokens, "usd": usd})
-        if isinstance(tokens, float):
-            raise UsageError(f"Budget(tokens={tokens!r}): give a whole number")
+        _check_budget(tokens, usd)
         listed = list(prices.values()) if isinstance(prices, Mapping) else [prices]
         if prices is not None and not all(isinstance(one, Price) for one in listed):
             raise UsageError(
                 f"Budget(prices={prices!r}): give a Price, or a mapping of model name to Price"
             )
-        self.tokens = tokens
-        self.usd = usd
         self.prices = prices
         self._tokens = Account(tokens)
         self._usd = Account(None if usd is None else round(usd * PICO))
@@ -154,15 +150,16 @@ class Budget:
         """
         if max_tokens is None:
             raise UsageError(
-                f"{self!r} needs to know how long a reply of {model} may become: give the model "
+                f"a budget needs to know how long a reply of {model} may become: give the model "
                 "max_tokens="
             )
         if self.usd is None:
             return
         if price is None:
             raise UsageError(
-                f"the price of {model} is not known; give it: Budget(usd={self.usd!r}, "
-                "prices=Price(input_usd_per_million=…, output_usd_per_million=…))"
+                f"the price of {model} is not known at its address (a gateway may have its own); "
+                f"give it: Budget(usd={self.usd!r}, prices=Price(input_usd_per_million=…, "
+                "output_usd_per_million=…))"
             )
         if price.cost(1, 1) == 0:
             raise UsageError(f"{model} costs nothing; use Budget(tokens=) instead of usd=")
@@ -222,6 +219,26 @@ class Budget:
             self._usd.settle(reserved_usd, usd)
 
     @property
+    def tokens(self) -> int | None:
+        """The most tokens; None: any number. Set it higher, and a run that was stopped goes on."""
+        return self._tokens.limit
+
+    @tokens.setter
+    def tokens(self, tokens: int | None) -> None:
+        _check_budget(tokens, self.usd)
+        self._tokens.limit = tokens
+
+    @property
+    def usd(self) -> float | None:
+        """The most US dollars; None: any sum. It can be set as :attr:`tokens` can."""
+        return None if self._usd.limit is None else self._usd.limit / PICO
+
+    @usd.setter
+    def usd(self, usd: float | None) -> None:
+        _check_budget(self.tokens, usd)
+        self._usd.limit = None if usd is None else round(usd * PICO)
+
+    @property
     def spent_tokens(self) -> int:
         """Tokens that were used, by all runs."""
         return self._tokens.spent
@@ -251,6 +268,12 @@ class Budget:
             reserved_tokens=self.reserved_tokens or None,
             reserved_usd=self.reserved_usd or None,
         )
+
+
+def _check_budget(tokens: int | None, usd: float | None) -> None:
+    _check("Budget", {"tokens": tokens, "usd": usd})
+    if isinstance(tokens, float):
+        raise UsageError(f"Budget(tokens={tokens!r}): give a whole number")
 
 
 def _check(name: str, given: Mapping[str, float | None]) -> None:

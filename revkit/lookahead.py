@@ -50,7 +50,7 @@ class Lookahead:
         todo: the rows to look at.
         store: closed by :meth:`close`.
         rendered: where the prompts of rows that need the model are put, for the workers.
-        unasked: do not ask what tells the model's weights; no row is then found in the store.
+        offline: do not ask the server for its model's weights; any reply that is kept will do.
     """
 
     def __init__(
@@ -62,19 +62,21 @@ class Lookahead:
         store: Store,
         rendered: MutableMapping[int, list[Message]],
         *,
-        unasked: bool = False,
+        offline: bool = False,
     ):
         self._task = task
-        self._model = client.name
-        # One request, where the server can tell: a model that was updated answers otherwise.
-        weights = "unasked" if unasked else client.weights()
-        self._keys = ReplyKeys(task, client.settings(), weights)
+        self._client = client
+        self._keys = ReplyKeys(task, client.settings())
+        self._weights: str | None = None
+        self._asks_weights = not offline
         self._rows = rows
         self._todo = iter(todo)
         self._store = store
         self._rendered = rendered
         #: key -> the first row of this run that asks the model for it
         self._first: dict[bytes, int] = {}
+        #: keys whose reply in the store does not do; it stays until another one takes its place
+        self._unfit: set[bytes] = set()
         #: rows that need the model and are not settled
         self._key: dict[int, bytes] = {}
 
@@ -89,6 +91,9 @@ class Lookahead:
         keyed: list[tuple[int, bytes, list[Message]]] = []
         batch = list(islice(self._todo, _BATCH))
         seen.more = len(batch) == _BATCH
+        if batch and self._asks_weights:
+            self._asks_weights = False
+            self._weights = _weights(self._client)
         for row in batch:
             try:
                 messages = self._task.messages(self._rows.mapping(row))
@@ -97,7 +102,8 @@ class Lookahead:
                 key, messages = b"", []
             keyed.append((row, key, messages))
         first = self._first
-        found = self._store.get(list({key for _, key, _ in keyed if key not in first}))
+        wanted = list({key for _, key, _ in keyed if key not in first})
+        found = self._store.get(wanted, weights=self._weights)
         for row, key, messages in keyed:
             twin = first.get(key) if key else None
             if twin is not None:
@@ -116,17 +122,22 @@ class Lookahead:
         return seen
 
     def _read(self, key: bytes, reply: Reply) -> Mapping[str, Any] | None:
-        """The values of a reply that is kept; one that does no longer do is forgotten."""
+        """The values of a reply that is kept; None where the task takes it no longer."""
         try:
             return self._task.parse(reply.text)
         except Exception:  # noqa: BLE001 - a validator of the user's own may raise anything
-            self._store.forget([key])
+            self._unfit.add(key)
             return None
 
     def keep(self, replies: Iterable[tuple[int, Reply]]) -> None:
         """Put the good replies of rows into the store. Writes, and may block."""
         items = [(key, reply) for row, reply in replies if (key := self._key.get(row))]
-        self._store.put(items, task=self._task.fingerprint, model=self._model)
+        unfit = [key for key, _ in items if key in self._unfit]
+        if unfit:
+            self._store.forget(unfit)
+        self._store.put(
+            items, task=self._task.fingerprint, model=self._client.name, weights=self._weights
+        )
 
     def close(self) -> None:
         """Close the store; closing twice does no harm."""
@@ -146,3 +157,11 @@ class Lookahead:
         """The row is done with."""
         self._key.pop(row, None)
         self._rendered.pop(row, None)
+
+
+def _weights(client: Client) -> str | None:
+    """What the client can tell; whatever goes wrong in asking must not end the run."""
+    try:
+        return client.weights()
+    except Exception:  # noqa: BLE001 - a hook of the user's httpx client may raise anything
+        return None

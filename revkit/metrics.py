@@ -45,7 +45,8 @@ class Metrics:
             ``mean_concurrency``, at least 1. A server that answers one request sooner than many
             at once makes the true figure smaller. NaN where no attempt was made.
         speedup_basis: in words.
-        workers: workers that the run had.
+        workers: workers that the run had; where their number was adaptive, the most it might have.
+        limit: how many of them were allowed to work at the end of an adaptive run, else None.
         engine: ``"thread"`` or ``"async"``.
     """
 
@@ -64,6 +65,7 @@ class Metrics:
     speedup_estimate: float
     speedup_basis: str
     workers: int
+    limit: int | None
     engine: str
 
 
@@ -131,6 +133,7 @@ def metrics(record: Record) -> Metrics:
             else "no attempt was made"
         ),
         workers=record.workers,
+        limit=record.limits[-1][1] if record.limits else None,
         engine=record.engine,
     )
 

@@ -122,7 +122,8 @@ def worker_count(rows: int, cpus: int, *, max_workers: int | None, worker_cap: i
         if number is None and name == "max_workers":
             continue
         if isinstance(number, bool) or not isinstance(number, int):
-            raise UsageError(f"{name}={number!r}: give a whole number, or leave it out")
+            adaptive = ', or "adaptive"' if name == "max_workers" else ""
+            raise UsageError(f"{name}={number!r}: give a whole number{adaptive}, or leave it out")
         if number < 1:
             raise UsageError(f"{name}={number}: at least 1 is needed")
     wanted = min(2 * cpus, worker_cap) if max_workers is None else max_workers

@@ -19,7 +19,6 @@ import pandas as pd
 
 from . import columns, metrics
 from .api import Options, Prepared, TaskLike, prepare_any, shows_options
-from .clients.base import Client
 from .errors import UsageError
 from .lookahead import Lookahead
 from .plan import Plan
@@ -45,17 +44,16 @@ class RowCounts:
     Attributes:
         total: rows.
         missing_input: rows that fail without being sent, because an input is NA.
-        from_store: rows whose reply is kept, the sample's among them; None where that can only be
-            told with the server's help, and nothing was to be sent.
+        from_store: rows whose reply is kept, the sample's among them.
         duplicates: rows that would share the outcome of a row before them with the same prompt.
-        to_ask: rows that are left for the model; where ``from_store`` is None, at most.
+        to_ask: rows that are left for the model.
         looked_at: rows that this was counted in: all with their inputs, or 100,000 evenly spaced
             ones, whose counts are scaled.
     """
 
     total: int
     missing_input: int
-    from_store: int | None
+    from_store: int
     duplicates: int
     to_ask: int
     looked_at: int
@@ -298,8 +296,6 @@ def _look(plan: Plan, *, offline: bool) -> tuple[RowCounts, list[int]]:
     assert plan.client is not None
     todo = list(plan.todo)
     looked = _spread(todo, _LOOKED_AT)
-    # Only where weights() is a client's own does it ask a server.
-    unasked = offline and type(plan.client).weights is not Client.weights
     kept = twins = 0
     sizes: list[int] = []
     store = None if plan.open_store is None else plan.open_store()
@@ -309,7 +305,7 @@ def _look(plan: Plan, *, offline: bool) -> tuple[RowCounts, list[int]]:
         rendered: dict[int, list[Message]] = {}
         with contextlib.closing(store):
             ahead = Lookahead(
-                plan.task, plan.client, plan.rows, looked, store, rendered, unasked=unasked
+                plan.task, plan.client, plan.rows, looked, store, rendered, offline=offline
             )
             more = True
             while more:
@@ -325,7 +321,7 @@ def _look(plan: Plan, *, offline: bool) -> tuple[RowCounts, list[int]]:
     return RowCounts(
         total=plan.total,
         missing_input=len(plan.refused),
-        from_store=None if unasked and store is not None else kept,
+        from_store=kept,
         duplicates=twins,
         to_ask=len(todo) - kept - twins,
         looked_at=len(looked),

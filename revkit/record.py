@@ -262,8 +262,11 @@ class Record:
         both.began, both.ended = self.began, again.ended + shift
         both.workers, both.engine = max(self.workers, again.workers), again.engine
         both.first_refused = self.first_refused
+        both.from_store = self.from_store + again.from_store
         both.stopped, both.ended_by = again.stopped, again.ended_by
-        both.limits = self.limits + [(at + shift, limit) for at, limit in again.limits]
+        both.limits = self.limits + [
+            (max(at, again.began) + shift, limit) for at, limit in again.limits
+        ]
         both.warnings = again.warnings
         both.store, both.store_problem = again.store, again.store_problem
         both.settled = both.total - both.status.count(Status.NOT_STARTED)

@@ -40,6 +40,7 @@ class ParallelResult:
         task: what was done to each row.
         model_name: the model's name, None for a callable.
         outputs: output name to its labels, or to None where it is not a class output.
+        stopped: why the run was stopped before its last row, in words; else None.
         store_problem: what the store could not do in this run; None where all is well.
     """
 
@@ -61,6 +62,7 @@ class ParallelResult:
         self.outputs: dict[str, tuple[Any, ...] | None] = {
             name: fields[name].labels if name in fields else None for name in record.values
         }
+        self.stopped = None if record.stopped is None else record.stopped.reason
         self.store_problem = record.store_problem
         self._record = record
         self._rows = rows
@@ -357,7 +359,7 @@ def failure_message(result: ParallelResult) -> str:
     record = result._record
     failed, done = result.metrics.failed, result.metrics.succeeded
     told = "The partial result is in .result of this error, and in revkit.last_result()."
-    if done and record.store is not None:
+    if done and record.store is not None and record.store_problem is None:
         told += " Run the same again to go on from there: replies that came are kept."
     left = record.total - done - failed
     head = f"of {record.total} rows {done} are done, {failed} failed and {left} were not finished"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,7 @@ from .drain import Drain
 from .engines import Ended
 from .errors import UsageError
 from .events import Stop, StopKind
-from .interrupt import first_interrupt
+from .interrupt import Press, noted_interrupts
 from .lookahead import Lookahead
 from .plan import Plan
 from .record import Record
@@ -69,11 +70,14 @@ def _assemble(plan: Plan, wake: Callable[[], None]) -> tuple[Scheduler, Drain, _
         raise
 
 
-def execute(plan: Plan) -> Record:
+def execute(plan: Plan, press: Press | None = None) -> Record:
     """Carry a plan out; the calling thread is the drain.
 
     An interrupt (Ctrl-C, the notebook's stop button) ends the run, not this function: the record
     comes back with ``ended_by`` set.
+
+    Args:
+        press: what an interrupt does, where that goes on after the run.
     """
     from .engines.loop import runs_here
 
@@ -82,33 +86,41 @@ def execute(plan: Plan) -> Record:
             "parallel_map was called in a coroutine that runs on revkit's own event loop, which "
             "it would block; call `await revkit.aparallel_map(...)` there"
         )
+    if press is None:
+        with noted_interrupts() as press:
+            return execute(plan, press)
     if plan.loop == "notebook":
-        return _execute_on_notebook_loop(plan)
+        return _execute_on_notebook_loop(plan, press)
     woken = threading.Event()
 
     def wake() -> None:
         if not woken.is_set():  # far cheaper than to set it again
             woken.set()
 
-    scheduler, drain, rendered = _assemble(plan, wake)
+    with press.raising():  # nothing is done yet
+        scheduler, drain, rendered = _assemble(plan, wake)
     try:
         with _stopped_by(plan.cancel, scheduler, wake), ExitStack() as stack:
-            drain.begin()
-            with first_interrupt() as pressed:
+            looking = _Looking(plan, scheduler)
+            try:
+                drain.begin()
                 drain.step()
-                while drain.looks_on and not pressed():
+                while drain.looks_on and not press() and not looking.is_over():
                     drain.open_bar()
                     drain.step()
-            if pressed():
-                drain.record.ended_by = KeyboardInterrupt()
+                looking.end()
+                if drain.has_work and scheduler.stopped is None and not press():
+                    with press.raising():
+                        plan.prepare()
+            except KeyboardInterrupt as error:
+                drain.record.ended_by = error
+            if press() or drain.record.ended_by is not None:
+                drain.record.ended_by = drain.record.ended_by or KeyboardInterrupt()
                 scheduler.stop(_INTERRUPTED)
-            elif drain.has_work and scheduler.stopped is None:
-                plan.prepare()
             drain.open_bar()
-            pressed = stack.enter_context(first_interrupt())
             engine = stack.enter_context(_started(plan, scheduler, drain, rendered))
             drain.tell = engine.tell
-            watch = _Watch(plan, scheduler, engine, pressed)
+            watch = _Watch(plan, scheduler, engine, press)
             try:
                 while drain.ended is None and not watch.is_over():
                     woken.wait(_TICK)
@@ -117,12 +129,14 @@ def execute(plan: Plan) -> Record:
             except BaseException as error:  # noqa: BLE001 - raised again, with all that is done
                 engine.stop(_INTERRUPTED)
                 drain.record.ended_by = error
-            if pressed():
+            if press():
                 drain.record.ended_by = KeyboardInterrupt()
+            press.hold()
             if drain.ended is None:
                 engine.give_up()
-            return drain.close(began=engine.began, ended=engine.clock())
+            return drain.close(began=engine.began - looking.seconds, ended=engine.clock())
     finally:
+        press.hold()
         drain.put_away()
 
 
@@ -138,6 +152,32 @@ class _Engine(NamedTuple):
     tell: Callable[[Callable[[], object]], object] = lambda change: change()
     tick: Callable[[], object] = lambda: None
     give_up: Callable[[], object] = lambda: None
+
+
+class _Looking:
+    """The time in which rows were looked up before any engine ran: it belongs to the run.
+
+    Without a store there is none; on a clock of the client's own (a virtual one, say) it took none.
+    """
+
+    def __init__(self, plan: Plan, scheduler: Scheduler):
+        self._plan = plan
+        self._scheduler = scheduler
+        self._began = time.monotonic()
+        self.seconds = 0.0
+
+    def is_over(self) -> bool:
+        """Whether the run has had its time already."""
+        timeout = self._plan.timeout
+        if timeout is None or time.monotonic() - self._began < timeout:
+            return False
+        self._scheduler.stop(_timed_out(timeout))
+        return True
+
+    def end(self) -> None:
+        client = self._plan.client
+        if self._plan.open_store is not None and client is not None and not client.loop_factory:
+            self.seconds = time.monotonic() - self._began
 
 
 class _Watch:
@@ -207,7 +247,7 @@ def _started(
     plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered
 ) -> Iterator[_Engine]:
     """Start the plan's engine beside the calling thread."""
-    if not drain.has_work:
+    if not drain.has_work or scheduler.stopped is not None:
         drain.ended = Ended()
         yield _Engine(time.monotonic, time.monotonic(), lambda stop: None)
     elif plan.engine == "thread":
@@ -295,42 +335,64 @@ async def aexecute(plan: Plan) -> Record:
             asked = True
             loop.call_soon_threadsafe(woken.set)
 
+    # Of the run's own: in the loop's, the user's calls may stand before ours.
+    pool = ThreadPoolExecutor(1, "revkit-store")  # begins no thread before it has work
     if plan.open_store is None:
         scheduler, drain, rendered = _assemble(plan, wake)
     else:
-        scheduler, drain, rendered = await asyncio.to_thread(_assemble, plan, wake)
+        assembling = loop.run_in_executor(pool, _assemble, plan, wake)
+        try:
+            scheduler, drain, rendered = await asyncio.shield(assembling)
+        except BaseException:
+            assembling.add_done_callback(_put_away)
+            pool.shutdown(wait=False)
+            raise
     engine = _Engine(loop.time, loop.time(), lambda stop: None)
     running: asyncio.Task[None] | None = None
     interrupted = False
 
-    async def step() -> None:
-        """A step of the drain; what may block runs in a thread, to its end."""
+    def note(error: asyncio.CancelledError) -> None:
         nonlocal interrupted
+        drain.record.ended_by = error
+        interrupted = True
+
+    async def to_its_end(work: Callable[[], None]) -> None:
+        """Do what may block in the pool; it is never left half done."""
+        done = loop.run_in_executor(pool, work)
+        while not done.done():
+            try:
+                await asyncio.wait([done])
+            except asyncio.CancelledError as error:
+                note(error)
+        done.result()
+
+    async def step() -> None:
         drain.collect()
         if drain.has_store_work:
-            visit = asyncio.ensure_future(asyncio.to_thread(drain.visit_store))
-            while not visit.done():
-                try:
-                    await asyncio.wait([visit])
-                except asyncio.CancelledError as error:
-                    drain.record.ended_by = error
-                    interrupted = True
-            visit.result()
+            await to_its_end(drain.visit_store)
         drain.report()
 
     try:
         with _stopped_by(plan.cancel, scheduler, lambda: loop.call_soon_threadsafe(woken.set)):
+            looking = _Looking(plan, scheduler)
             drain.begin()
             await step()
-            while drain.looks_on and not interrupted:
+            while drain.looks_on and not interrupted and not looking.is_over():
                 drain.open_bar()
                 await step()
+            looking.end()
+            if drain.has_work and scheduler.stopped is None and not interrupted:
+                with _thread_of_its_own() as beside:  # where the run ends, it is left to itself
+                    getting_ready = loop.run_in_executor(beside, plan.prepare)
+                    try:
+                        await asyncio.shield(getting_ready)
+                    except asyncio.CancelledError as error:
+                        getting_ready.add_done_callback(lambda done: done.exception())
+                        note(error)
             if interrupted:
                 scheduler.stop(_INTERRUPTED)
-            elif drain.has_work and scheduler.stopped is None:
-                await asyncio.to_thread(plan.prepare)
             drain.open_bar()
-            if not drain.has_work:
+            if not drain.has_work or scheduler.stopped is not None:
                 drain.ended = Ended()
             elif plan.engine == "thread":
                 threads = _threads(plan, scheduler, drain, rendered)
@@ -348,10 +410,10 @@ async def aexecute(plan: Plan) -> Record:
                 try:
                     await woken.wait()
                 except asyncio.CancelledError as error:
-                    drain.record.ended_by = error
-                    if interrupted:
+                    again = interrupted
+                    note(error)
+                    if again:
                         break  # cancelled once more while it ended
-                    interrupted = True
                 finally:
                     tick.cancel()
                 woken.clear()
@@ -361,15 +423,34 @@ async def aexecute(plan: Plan) -> Record:
                 await asyncio.wait([running])
             if drain.ended is None:
                 engine.give_up()
-        return drain.close(began=engine.began, ended=engine.clock())
+        ended = engine.clock()
+        await step()
+        await to_its_end(drain.close_store)
+        return drain.close(began=engine.began - looking.seconds, ended=ended)
     except BaseException:
         engine.stop(_INTERRUPTED)
         raise
     finally:
         drain.put_away()
+        pool.shutdown(wait=False)
 
 
-def _execute_on_notebook_loop(plan: Plan) -> Record:
+@contextmanager
+def _thread_of_its_own() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(1, "revkit-ready")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _put_away(assembling: asyncio.Future[tuple[Scheduler, Drain, _Rendered]]) -> None:
+    """Close what was opened for a run that was cancelled before it began."""
+    if not assembling.cancelled() and assembling.exception() is None:
+        assembling.result()[1].put_away()
+
+
+def _execute_on_notebook_loop(plan: Plan, press: Press) -> Record:
     """Run on the notebook's own loop, from a cell that is itself running on it.
 
     The one place for nest-asyncio: it lets a running loop run again. ``nest_asyncio2`` is the
@@ -392,8 +473,14 @@ def _execute_on_notebook_loop(plan: Plan) -> Record:
 
     nest_asyncio2.apply(loop)
     task = loop.create_task(aexecute(plan))
-    with first_interrupt(lambda: loop.call_soon_threadsafe(task.cancel)):
+    press.tell = lambda: loop.call_soon_threadsafe(task.cancel)
+    try:
         record: Record = loop.run_until_complete(task)
+    except asyncio.CancelledError:
+        if press():
+            raise KeyboardInterrupt from None
+        raise
+    press.hold()
     if isinstance(record.ended_by, asyncio.CancelledError):
         record.ended_by = KeyboardInterrupt()
     return record

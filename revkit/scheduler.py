@@ -128,10 +128,10 @@ class Scheduler:
         if not self._has_room():
             return WAIT
         again = bool(self._again) and self._again[0][0] <= now
-        if not again and not self._has_next():
+        if not again and not self._may_start():
             if self._again:
                 return max(self._again[0][0], self._paused_until)
-            return WAIT if self._running or self._more else DONE
+            return WAIT if self._running or self._more or self._has_next() else DONE
         if now < self._paused_until:
             return self._paused_until
         row = self._again[0][1] if again else self._next
@@ -178,13 +178,13 @@ class Scheduler:
                 running=len(self._running) + self._uncommitted,
             )
         del self._running[row]
-        if isinstance(outcome, Success):
-            self._uncommitted += self._commits
+        if isinstance(outcome, Success) or outcome is CANCELLED:
             if self._trouble:
                 self._trouble.pop(row, None)
+            if outcome is CANCELLED:
+                return Decision.CANCEL
+            self._uncommitted += self._commits
             return Decision.OK
-        if outcome is CANCELLED:
-            return Decision.CANCEL
         if outcome.ends_run:
             self._stop(Stop(StopKind.FATAL, str(outcome), cancels=True))
         when = self._next_try(attempt, outcome, now)
@@ -220,7 +220,7 @@ class Scheduler:
             return float("-inf")
         if not self._has_room():
             return float("inf")
-        if self._has_next():
+        if self._may_start():
             return self._paused_until
         if self._again:
             return max(self._again[0][0], self._paused_until)
@@ -252,6 +252,17 @@ class Scheduler:
             if self._next is None:
                 self._batches.popleft()
         return self._next is not None
+
+    def _may_start(self) -> bool:
+        """Whether a row may be started that never was.
+
+        None is while so many rows have failed, or have failed so far and are tried again, that
+        the run might have to stop for them: else most rows would have failed by then.
+        """
+        doubtful = self._failed + len(self._trouble)
+        if self._max_failures is not None and doubtful > self._max_failures:
+            return False
+        return self._has_next()
 
     def _is_done(self) -> bool:
         # Looks at no row: ``stop`` comes from any thread.

@@ -98,9 +98,12 @@ class Throttle:
             if found is Refusal.LATER:
                 return now + _LATER
             if found is Refusal.NEVER:
+                needs = f"{prompt + most:,} tokens"
+                if self._price is not None:
+                    needs += f" (${self._price.cost(prompt, most):.6f})"
                 reason = (
-                    f"the next attempt may need {prompt + most} tokens, more than is left of "
-                    f"{self._budget!r}; raise the budget, or lower max_tokens="
+                    f"the next attempt may need {needs}, more than is left of {self._budget!r}; "
+                    "to go on, give it more"
                 )
                 return Stop(StopKind.BUDGET, reason, cancels=False)
             reservation = found
@@ -151,17 +154,18 @@ class Throttle:
 
     def close(self) -> None:
         """Count all that attempts hold which have not ended: they may have been billed."""
-        for _, _, reservation in self._reserved.values():
-            if self._budget is not None and reservation is not None:
-                self._budget.settle(reservation)
-        self._reserved.clear()
+        for row in list(self._reserved):
+            reserved = self._reserved.pop(row, None)
+            if self._budget is not None and reserved is not None and reserved.budget is not None:
+                self._budget.settle(reserved.budget)
 
 
 def _is_unbilled(outcome: Outcome) -> bool:
-    """Whether an attempt cost nothing for certain: the server itself refused it."""
-    if not isinstance(outcome, Failure) or outcome.status is None:
+    """Whether an attempt cost nothing for certain: nothing was sent, or the server refused it."""
+    if not isinstance(outcome, Failure):
         return False
-    return outcome.status >= 400 and outcome.status not in _MAY_BE_BILLED
+    status = outcome.status or 0
+    return not outcome.sent or (status >= 400 and status not in _MAY_BE_BILLED)
 
 
 def _as_load(outcome: Outcome) -> Literal["ok", "overloaded", "other"]:

@@ -128,6 +128,7 @@ class Failures:
                 correctable=isinstance(error, BadOutput) and unfit is not None,
                 transient=error.transient,
                 pause=error.pause,
+                sent=error.sent,
                 ends_run=error.ends_run,
                 cause=error,
             )
@@ -234,8 +235,9 @@ class ModelWork:
         self._transport = self._client.transport(max_workers=max_workers)
 
     def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        abort = getattr(self._transport, "abort", None)  # a user's own may have none
+        if abort is not None:
+            abort()
 
     def close(self) -> None:
         if self._transport is not None:
@@ -251,7 +253,11 @@ class ModelWork:
     def attempt(self, attempt: Attempt) -> Outcome:
         assert self._transport is not None
         try:
-            reply = drive(self._session.exchange(self._messages(attempt)), self._transport.send)
+            messages = self._messages(attempt)
+        except BaseException as error:  # noqa: BLE001 - out of a value of the user's own
+            return self._failures.of(error)._replace(sent=False)
+        try:
+            reply = drive(self._session.exchange(messages), self._transport.send)
         except Aborted:
             return CANCELLED
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
@@ -261,8 +267,11 @@ class ModelWork:
     async def aattempt(self, attempt: Attempt) -> Outcome:
         assert self._async_transport is not None
         try:
-            exchange = self._session.exchange(self._messages(attempt))
-            reply = await adrive(exchange, self._async_transport.send)
+            messages = self._messages(attempt)
+        except Exception as error:  # noqa: BLE001 - out of a value of the user's own
+            return self._failures.of(error)._replace(sent=False)
+        try:
+            reply = await adrive(self._session.exchange(messages), self._async_transport.send)
         except BaseException as error:
             if _is_not_its_own(error):
                 raise

@@ -41,7 +41,7 @@ def result(
     ]  # fmt: skip
     metrics = {
         "total": ok + failed, "succeeded": ok, "failed": failed, "cancelled": 0, "not_started": 0,
-        "from_store": 0, "duplicates": 0,
+        "from_store": 0, "duplicates": 0, "limit": None,
         "attempts": ok + failed, "retries": 0, "wall_s": 1.2345 * time,
         "rows_per_s": 9.72 / time, "mean_concurrency": 3.4 / time, "speedup_estimate": 3.1 / time,
         "speedup_basis": "sum of service times / wall time", "workers": 4, "engine": "thread",
@@ -56,6 +56,7 @@ def result(
         model_name="llama3.2:3b",
         metrics=Metrics(**metrics),
         store_problem=None,
+        stopped=None,
         outputs={"sentiment": tuple(labels), "reason": None},
         summary=lambda name: summary,
         latency=pd.Series([time * 100 * k for k in range(1, 8)], index=NAMES),

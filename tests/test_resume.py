@@ -201,6 +201,125 @@ def test_a_kept_reply_that_does_no_longer_do_is_asked_for_again(place: Path) -> 
         assert len(fake.calls) == calls
 
 
+def test_a_faulty_validator_costs_no_reply_that_is_kept(place: Path) -> None:
+    import pydantic
+
+    class Rated(pydantic.BaseModel):
+        stars: int
+
+        @pydantic.field_validator("stars")
+        @classmethod
+        def check(cls, stars: int) -> int:
+            if broken[0]:
+                raise NameError("a typo")
+            return stars
+
+    broken, fake = [False], FakeModel(lambda text: {"stars": 4})
+    df = pd.DataFrame({"review": [f"review {i}" for i in range(5)]})
+    options: dict[str, Any] = {
+        "instructions": "Rate.", "on": ["review"], "model": fake, "store": place,
+    }  # fmt: skip
+    df[["review"]].llm.parallel_map(Rated, **options)
+    broken[0] = True
+    with pytest.raises(RunFailed):
+        df[["review"]].llm.parallel_map(Rated, **options)
+    broken[0], asked = False, len(fake.calls)
+    run = df[["review"]].llm.parallel_map(Rated, **options)
+    assert sources(run) == ["store"] * 5
+    assert len(fake.calls) == asked
+
+
+def test_what_is_kept_is_found_where_the_weights_cannot_be_asked_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    df = reviews("good", "bad")
+    with serve("positive", models=["m:latest"]) as server:
+        client = revkit.Ollama("m:latest", host=server.url)
+        df.llm.parallel_map(model=client, store=place)
+    run = df.llm.parallel_map(model=client, store=place)  # nobody listens there any more
+    assert sources(run) == ["store", "store"]
+
+
+@pytest.mark.parametrize("tags", [{"models": 5}, {"models": [{"name": "m"}]}, {"models": [3]}])
+def test_an_odd_answer_about_the_weights_ends_no_run(
+    place: Path, tags: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revkit.Ollama, "get", lambda self, path: tags)
+    with serve("positive") as server:
+        client = revkit.Ollama("m", host=server.url)
+        assert reviews("good").llm.parallel_map(model=client, store=place).metrics.succeeded == 1
+
+
+@every_engine
+def test_nothing_to_ask_opens_nothing(run_on: Run, place: Path) -> None:
+    with serve("positive") as server:
+        client = revkit.Ollama(host=server.url)
+        run_on(pd.DataFrame({"review": []}, dtype=object), model=client, store=place)
+        with pytest.raises(RunFailed, match="nothing was sent"):
+            run_on(reviews(None, None), model=client, store=place)
+        assert server.requests == []
+    assert not place.exists()
+
+
+def test_looking_up_is_a_part_of_the_run(place: Path) -> None:
+    df, fake = reviews(*[f"good {i}" for i in range(3000)]), FakeModel(label)
+    df.llm.parallel_map(model=fake, store=place, max_workers=16)
+    again = df.llm.parallel_map(model=fake, store=place)
+    assert 0 < again.metrics.rows_per_s < 3000 / 0.001
+    with pytest.raises(revkit.RunTimeout) as stopped:
+        df.llm.parallel_map(model=fake, store=place, timeout=1e-6)
+    assert stopped.value.result.metrics.not_started > 0
+    assert len(fake.calls) == 3000
+
+
+def test_an_awaited_run_does_not_wait_for_the_users_threads(place: Path) -> None:
+    """The loop's own pool is full until the run is over."""
+
+    async def main() -> int:
+        loop, release = asyncio.get_running_loop(), threading.Event()
+        held = [loop.run_in_executor(None, release.wait, 20) for _ in range(40)]
+        run = await reviews("good", "bad").llm.aparallel_map(model=FakeModel(label), store=place)
+        release.set()
+        await asyncio.gather(*held)
+        return run.metrics.succeeded
+
+    assert asyncio.run(main()) == 2
+
+
+def test_an_interrupt_while_rows_are_looked_up_gives_what_was_found(place: Path) -> None:
+    df, fake = reviews(*[f"good {i}" for i in range(600)]), FakeModel(label)
+    df.llm.parallel_map(model=fake, store=place, max_workers=16)
+
+    def press(completed: int, total: int, row: revkit.RowResult) -> None:
+        if completed == 10:
+            raise KeyboardInterrupt
+
+    fresh = reviews(*[f"good {i}" for i in range(600)])
+    with pytest.raises(revkit.Interrupted) as stopped:
+        fresh.llm.parallel_map(model=fake, store=place, progress=press)
+    assert stopped.value.result.metrics.from_store >= 10
+    assert fresh["sentiment"].notna().sum() == stopped.value.result.metrics.succeeded
+
+
+class _Slow(FakeModel):
+    """Getting ready takes until it is interrupted."""
+
+    def ready(self, task: Any, *, max_workers: int) -> None:
+        import _thread
+
+        _thread.interrupt_main()
+        threading.Event().wait(20)
+
+
+def test_an_interrupt_while_the_model_gets_ready_gives_what_was_found(place: Path) -> None:
+    texts = [f"good {i}" for i in range(5)]
+    reviews(*texts).llm.parallel_map(model=FakeModel(label), store=place)
+    df = reviews(*texts, "new")
+    with pytest.raises(revkit.Interrupted, match="5 of 6 rows are done"):
+        df.llm.parallel_map(model=_Slow(label), store=place)
+    assert df["sentiment"].notna().tolist() == [True] * 5 + [False]
+
+
 def test_a_row_that_cannot_be_rendered_fails_alone(place: Path) -> None:
     class Broken:
         def __str__(self) -> str:
@@ -354,6 +473,15 @@ def test_the_run_goes_on_where_nothing_can_be_kept(run_on: Run, tmp_path: Path) 
     assert run.metrics.succeeded == 2
     assert "cannot be made" in " ".join(run.report().split())
     assert "cannot be made" in run._repr_html_()
+    with pytest.warns(store.StoreWarning), pytest.raises(RunFailed) as stopped:
+        run_on(
+            reviews("good", "bad"),
+            model=FakeModel(lambda text: ValueError("no") if text == "bad" else "positive"),
+            store=tmp_path / "file" / "store.sqlite",
+            fail_fast=True,
+            max_workers=1,
+        )
+    assert "replies that came are kept" not in str(stopped.value)
 
 
 @every_engine

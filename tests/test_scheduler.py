@@ -101,10 +101,16 @@ class Histories(RuleBasedStateMachine):
         self.began: dict[int, float] = {}
         self.failures: Counter[int] = Counter()
         self.shown: dict[int, Failure] = {}
+        self.doubtful: set[int] = set()
         # the run
         self.paused_until = -math.inf
         self.failed = 0
         self.stopped: tuple[StopKind, bool] | None = None
+
+    def held_back(self) -> bool:
+        """Rows that may yet fail would be too many: no other row is started meanwhile."""
+        doubtful = self.failed + len(self.doubtful)
+        return self.max_failures is not None and doubtful > self.max_failures
 
     def room(self) -> bool:
         return len(self.running) + self.uncommitted < self.max_workers
@@ -113,7 +119,7 @@ class Histories(RuleBasedStateMachine):
         """When something can be taken if nothing else happens; inf: never."""
         if not self.room() or self.stopped is not None:
             return math.inf
-        due = [self.now] if self.waiting else []
+        due = [self.now] if self.waiting and not self.held_back() else []
         due += [when for when, _, _ in self.again.values()]
         return max(min(due), self.paused_until, self.now) if due else math.inf
 
@@ -171,6 +177,7 @@ class Histories(RuleBasedStateMachine):
         if outcome is GOOD or outcome is CANCELLED:
             assert decision is (Decision.OK if outcome is GOOD else Decision.CANCEL)
             self.uncommitted += self.commits and outcome is GOOD
+            self.doubtful.discard(row)
             self.settled[row] = decision
             return
         if outcome.ends_run:
@@ -183,9 +190,11 @@ class Histories(RuleBasedStateMachine):
         when = None if self.stopped is not None else self.next_try(row, outcome, asks)
         if when is not None:
             assert decision is Decision.RETRY
+            self.doubtful.add(row)
             self.again[row] = (when, attempt.number + 1, self.shown.get(row, outcome))
             return
         assert decision is Decision.FAIL
+        self.doubtful.discard(row)
         self.settled[row] = decision
         self.failed += 1
         if self.max_failures is not None and self.failed > self.max_failures:

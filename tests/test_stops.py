@@ -851,3 +851,30 @@ def test_an_empty_frame_is_stopped_by_nothing(engine: str) -> None:
         cancel=token,
     )
     assert result.metrics.total == 0
+
+
+@pytest.mark.parametrize("limit", [{"max_failures": 3}, {"fail_fast": True}])
+def test_rows_that_may_yet_fail_hold_back_others(limit: dict[str, Any]) -> None:
+    """Else most rows of a server that is down would have failed before the run stops."""
+    model = FakeModel(lambda text: revkit.ConnectionFailed("down"), latency=0.1, clock="virtual")
+    df = pd.DataFrame({"review": [f"review {i}" for i in range(500)]})
+    with pytest.raises(RunFailed) as stopped:
+        df.llm.parallel_map(model=model, max_workers=8, **limit)
+    metrics = stopped.value.result.metrics
+    assert metrics.failed + metrics.cancelled <= 3 + 8
+    assert metrics.not_started >= 500 - 3 - 8
+
+
+def test_what_a_token_stopped_can_be_tried_again() -> None:
+    token = revkit.CancelToken()
+    df = pd.DataFrame({"n": range(5)})
+
+    def cancels(row: Any) -> int:
+        if row["n"] == 2:
+            token.cancel()
+        return int(row["n"])
+
+    with pytest.raises(revkit.RunCancelled) as stopped:
+        df.llm.parallel_map(cancels, cancel=token, max_workers=1)
+    assert "stopped: its CancelToken was cancelled" in stopped.value.result.report()
+    assert stopped.value.result.retry_failed().metrics.succeeded == 5

@@ -1021,7 +1021,7 @@ def test_no_prompt_and_no_pickle_is_in_it(path: Path) -> None:
     assert tuple(columns) == store.COLUMNS
     assert row[:-1] == (
         *(key(1), "positive", 120, 3, "stop"),
-        *('{"sentiment": {"positive": 0.75, "negative": 0.25}}', "a task", "a model"),
+        *('{"sentiment": {"positive": 0.75, "negative": 0.25}}', "a task", "a model", None),
     )
     assert abs(row[-1] - time.time()) < 86_400
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from servers import Status, serve
+from servers import Status, closed_port, serve
 
 import revkit
 from revkit import Adaptive, Budget, BudgetReached, Price, RateLimit, Retry, UsageError
@@ -168,6 +168,32 @@ def test_what_the_server_refused_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("engine", ["thread", "async"])
+def test_what_was_never_sent_costs_nothing(engine: str) -> None:
+    budget = Budget(tokens=3000)
+    with closed_port() as url:
+        client = revkit.Ollama(host=url, max_tokens=10)
+        with pytest.raises(revkit.RunFailed, match="cannot connect") as failed:
+            reviews(8).llm.parallel_map(
+                model=client, engine=engine, budget=budget, retry=Retry(initial=0.001)
+            )
+    assert failed.value.result.metrics.failed == 8
+    assert (budget.spent_tokens, budget.reserved_tokens) == (0, 0)
+
+
+def test_a_budget_can_be_raised_and_the_run_goes_on() -> None:
+    budget, df = Budget(tokens=2000), reviews(30)
+    with pytest.raises(BudgetReached) as stopped:
+        df.llm.parallel_map(model=metered(), max_workers=1, budget=budget)
+    done = stopped.value.result.metrics.succeeded
+    assert 0 < done < 30
+    budget.tokens = 100_000
+    run = stopped.value.result.retry_failed()
+    assert run.metrics.succeeded == 30
+    with pytest.raises(UsageError):
+        budget.tokens = -1
+
+
+@pytest.mark.parametrize("engine", ["thread", "async"])
 def test_what_was_cancelled_may_have_been_billed(engine: str) -> None:
     budget, cancel, release = Budget(tokens=2000), revkit.CancelToken(), threading.Event()
 
@@ -283,6 +309,27 @@ def test_the_limit_is_shown_below_the_lanes() -> None:
     assert run.timeline_png().startswith(b"\x89PNG")
     fixed = df.llm.parallel_map(model=shares(8), max_workers=4)
     assert len(fixed.plot_timeline().figure.axes) == 1
+
+
+def test_the_report_says_where_it_ended() -> None:
+    run = reviews(1500).llm.parallel_map(model=shares(8), max_workers="adaptive")
+    assert run.metrics.limit in range(6, 13)
+    assert f"{run.metrics.limit} of at most 256 (async, adaptive)" in run.report()
+
+
+def test_the_path_goes_on_where_the_rest_is_tried_again() -> None:
+    down = [True]
+
+    def answer(text: str) -> Any:
+        return revkit.BadReply("no") if down[0] and text.endswith("7") else "positive"
+
+    model = FakeModel(answer, latency=0.5, clock="virtual")
+    run = reviews(300).llm.parallel_map(model=model, max_workers=Adaptive(maximum=8))
+    down[0] = False
+    (line,) = run.retry_failed().plot_timeline().figure.axes[1].get_lines()
+    times = line.get_xdata()
+    assert sorted(times) == list(times)
+    assert times[2] > 0
 
 
 def test_limits_and_a_store_go_together(tmp_path: Any) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import TypeVar
 
-from ..errors import AttemptTimeout, BadReply, ConnectionFailed, RevkitError
+from ..errors import AttemptTimeout, BadReply, ConnectionFailed, ModelError, RevkitError
 from .network import display_url
 
 __all__ = ["Peer", "from_aiohttp", "from_httpx"]
@@ -45,14 +46,18 @@ class Peer:
 
     def unreachable(self, error: BaseException) -> ConnectionFailed:
         reason, hint = _reason(error)
-        return ConnectionFailed(
-            f"cannot connect to {self.where}{self._through}: {reason}; {hint or self._hint}"
+        return _unsent(
+            ConnectionFailed(
+                f"cannot connect to {self.where}{self._through}: {reason}; {hint or self._hint}"
+            )
         )
 
     def refused_by_proxy(self) -> ConnectionFailed:
-        return ConnectionFailed(
-            f"cannot connect to {self.where}{self._through}: the proxy refused; check its address "
-            "and password, or name the server in NO_PROXY"
+        return _unsent(
+            ConnectionFailed(
+                f"cannot connect to {self.where}{self._through}: the proxy refused; check its "
+                "address and password, or name the server in NO_PROXY"
+            )
         )
 
     def broken(self, error: BaseException) -> ConnectionFailed:
@@ -63,9 +68,11 @@ class Peer:
         )
 
     def no_connection_in_time(self) -> AttemptTimeout:
-        return AttemptTimeout(
-            f"no connection to {self.where}{self._through} within {self._connect_timeout:g} s; "
-            f"{self._hint}"
+        return _unsent(
+            AttemptTimeout(
+                f"no connection to {self.where}{self._through} within {self._connect_timeout:g} s; "
+                f"{self._hint}"
+            )
         )
 
     def no_reply_in_time(self) -> AttemptTimeout:
@@ -87,15 +94,26 @@ class Peer:
             'parallel_map(..., loop="notebook")'
         )
         failure.ends_run = True  # every other row would fail in the same way
-        return failure
+        return _unsent(failure)
 
     def other(self, error: BaseException) -> ConnectionFailed:
         said = str(error) if isinstance(error, RuntimeError) else ""  # never one with a URL in it
-        return ConnectionFailed(
-            f"the request to {self.where}{self._through} could not be sent "
-            f"({': '.join(filter(None, [type(error).__name__, said]))}); "
-            "check the address, the headers and the client given as http="
+        return _unsent(
+            ConnectionFailed(
+                f"the request to {self.where}{self._through} could not be sent "
+                f"({': '.join(filter(None, [type(error).__name__, said]))}); "
+                "check the address, the headers and the client given as http="
+            )
         )
+
+
+_E = TypeVar("_E", bound=ModelError)
+
+
+def _unsent(error: _E) -> _E:
+    """The error, of a request that did not go out."""
+    error.sent = False
+    return error
 
 
 def _reason(error: BaseException, *, otherwise: str = "") -> tuple[str, str]:

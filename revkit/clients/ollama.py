@@ -95,9 +95,11 @@ class Ollama(HttpClient):
     def weights(self) -> str | None:
         """The digest that the server gives for the model; None where it gives none."""
         name = self.model if ":" in self.model else f"{self.model}:latest"
-        for model in self.get("/api/tags").get("models") or ():
+        models = self.get("/api/tags").get("models")
+        for model in models if isinstance(models, list) else ():
             if isinstance(model, dict) and model.get("name") == name:
-                return str(model.get("digest"))
+                digest = model.get("digest")
+                return digest if isinstance(digest, str) else None
         return None
 
     def model_hint(self) -> str:

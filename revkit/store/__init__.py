@@ -240,8 +240,9 @@ def to_parquet(path: StorePath, *, store: StorePath | None = None) -> None:
         store: the store's file or directory; None: the one that runs use by default.
 
     The columns are ``key`` (40 hex digits), ``text``, ``prompt_tokens``, ``completion_tokens``,
-    ``finish_reason``, ``probabilities`` (JSON), ``task`` (a fingerprint), ``model`` and
-    ``created`` (a timestamp in UTC). All but the counts and the timestamp are strings.
+    ``finish_reason``, ``probabilities`` (JSON), ``task`` (a fingerprint), ``model``,
+    ``weights`` (a digest) and ``created`` (a timestamp in UTC). All but the counts and the
+    timestamp are strings.
 
     Raises:
         UsageError: there is something at ``store`` that is not a store.

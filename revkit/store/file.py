@@ -45,6 +45,7 @@ COLUMNS = (
     "probabilities",
     "task",
     "model",
+    "weights",
     "created",
 )
 _TABLE = """
@@ -57,6 +58,7 @@ CREATE TABLE replies (
     probabilities TEXT,         -- JSON: output -> label -> probability
     task TEXT NOT NULL,         -- fingerprint of the task that asked
     model TEXT NOT NULL,
+    weights TEXT,               -- digest of the model's weights, where it is known
     created INTEGER NOT NULL    -- seconds since 1970, UTC
 )"""
 #: What a statement raises; the second, where a damaged name stands in SQLite's own message.

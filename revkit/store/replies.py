@@ -24,7 +24,10 @@ _FILE = "replies.sqlite"
 #: Keys looked up by one statement; every build of SQLite takes 999 variables.
 _LOOKUP = 500
 _INSERT = (
-    f"INSERT OR IGNORE INTO replies ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+    f"INSERT INTO replies ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "
+    "ON CONFLICT (key) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])
+    + " WHERE excluded.weights IS NOT NULL AND weights IS NOT excluded.weights"
 )
 
 
@@ -120,17 +123,25 @@ class Store:
         """``"wal"``; ``"delete"`` on a network file system; empty where the store is off."""
         return self._file.journal
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, Reply]:
-        """The replies that are kept, by key; keys without one are left out."""
+    def get(self, keys: Sequence[bytes], *, weights: str | None = None) -> dict[bytes, Reply]:
+        """The replies that are kept, by key; keys without one are left out.
+
+        Args:
+            weights: digest of the model's weights as they are now. A reply by others is left out;
+                None, not known: whatever is kept will do.
+        """
         found: dict[bytes, Reply] = {}
         try:
             with self._reading() as db:
                 if db is None:
                     return found
                 for start in range(0, len(keys), _LOOKUP):
-                    some = keys[start : start + _LOOKUP]
+                    some: list[Any] = list(keys[start : start + _LOOKUP])
                     marks = ", ".join("?" * len(some))
                     query = f"SELECT {', '.join(COLUMNS[:6])} FROM replies WHERE key IN ({marks})"
+                    if weights is not None:
+                        query += " AND (weights IS NULL OR weights = ?)"
+                        some.append(weights)
                     rows = db.execute(query, some).fetchall()
                     found.update((row[0], _reply(row)) for row in rows)
         except (sqlite3.Error, ValueError) as error:
@@ -149,13 +160,23 @@ class Store:
         with self._lock:
             yield self._file.db
 
-    def put(self, items: Iterable[tuple[bytes, Reply]], *, task: str, model: str) -> bool:
-        """Keep replies, in one transaction. Where a key has one already, the first one stands.
+    def put(
+        self,
+        items: Iterable[tuple[bytes, Reply]],
+        *,
+        task: str,
+        model: str,
+        weights: str | None = None,
+    ) -> bool:
+        """Keep replies, in one transaction.
+
+        Where a key has one already, the first one stands, unless it came from other weights.
 
         Args:
             items: keys and replies.
             task: fingerprint of the task that asked.
             model: name of the model that replied.
+            weights: digest of the model's weights, where it is known.
 
         Returns:
             Whether they are in the file: from then on no end of the process loses them. Where they
@@ -166,7 +187,9 @@ class Store:
         with self._lock:
             if not self._file.writable:
                 return False
-            self._waiting.extend(_row(key, reply, task, model, now) for key, reply in items)
+            self._waiting.extend(
+                _row(key, reply, task, model, weights, now) for key, reply in items
+            )
             return len(self._waiting) >= self._try_at and self._write()
 
     @contextlib.contextmanager
@@ -305,7 +328,9 @@ def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
                 db.execute("ROLLBACK")
 
 
-def _row(key: bytes, reply: Reply, task: str, model: str, now: int) -> tuple[Any, ...]:
+def _row(
+    key: bytes, reply: Reply, task: str, model: str, weights: str | None, now: int
+) -> tuple[Any, ...]:
     return (
         key,
         _text(reply.text),
@@ -315,6 +340,7 @@ def _row(key: bytes, reply: Reply, task: str, model: str, now: int) -> tuple[Any
         _shares(reply),
         task,
         model,
+        weights,
         now,
     )
 
