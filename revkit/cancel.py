@@ -43,6 +43,9 @@ class CancelToken:
         for callback in callbacks:
             callback()
 
+    def __repr__(self) -> str:
+        return f"CancelToken(cancelled={self.cancelled})"
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is cancelled, at most ``timeout`` seconds; says whether it is."""
         return self._event.wait(timeout)
