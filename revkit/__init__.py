@@ -12,12 +12,14 @@ A reading order, from what decides to what touches the world:
     throttle    one run's side of its limits
     scheduler   which row is tried next, by whom, and what becomes of it
     record      everything that is known about a run, as columns
+    stream      the events of a run, for observers
     metrics     the figures of a run
     keys        under which key a reply is kept
     work        what a worker does in one attempt
     engines/    threads and the event loop: two thin ways to run workers
     clients/    Ollama, OpenAI-compatible servers, the embedded model
     store/      every good reply, in one SQLite file
+    observers/  who is told what happens in a run, and how
     plan        what a run is going to do: all that is decided before anything is sent
     lookahead   ahead of the workers: which rows need the model at all
     drain       the one drain of a run, which owns every effect
@@ -71,6 +73,7 @@ from .errors import (
     UsageError,
 )
 from .limits import Budget, RateLimit
+from .observers import Event, register_observer
 from .outputs import Field
 from .policy import Retry
 from .preview import Preview, apreview, preview
@@ -96,6 +99,7 @@ __all__ = [
     "ColumnExists",
     "ConnectionFailed",
     "Context",
+    "Event",
     "Field",
     "Interrupted",
     "Local",
@@ -134,6 +138,7 @@ __all__ = [
     "parallel_map",
     "preview",
     "register_accessor",
+    "register_observer",
     "use",
 ]
 

@@ -33,7 +33,8 @@ from .errors import (
 from .events import Status, StopKind
 from .interrupt import Press, noted_interrupts
 from .limits import Budget, RateLimit
-from .plan import Plan, Progress, available_cpus, choose_engine
+from .observers import resolve
+from .plan import Display, Plan, Progress, available_cpus, choose_engine
 from .policy import Retry, failure_limit, worker_count
 from .result import ParallelResult, failure_message
 from .run import aexecute, execute
@@ -44,7 +45,7 @@ from .tokens import Price
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from .progress import Bar
+    from .observers import ObserverLike
     from .record import Record
 
 __all__ = [
@@ -79,6 +80,7 @@ class Options(TypedDict, total=False):
     max_workers: int | Adaptive | Literal["adaptive"] | None
     worker_cap: int
     progress: bool | Progress
+    observer: ObserverLike
     prefix: str
     error: str | None
     overwrite: bool
@@ -121,6 +123,7 @@ def prepare(
     max_workers: int | Adaptive | Literal["adaptive"] | None = None,
     worker_cap: int = 16,
     progress: bool | Progress = False,
+    observer: ObserverLike = "noop",
     prefix: str = "",
     error: str | None = "error",
     overwrite: bool = False,
@@ -160,6 +163,7 @@ def prepare(
         )
     else:
         binding, frame = columns.bind_items(list(source), task, on)
+    observers = resolve(observer)
     client = None
     if isinstance(task, ModelTask):
         client = config.resolve(model, task)
@@ -194,12 +198,14 @@ def prepare(
     )
     if rate_limit is None and client is not None:
         rate_limit = client.rate_limit
-    open_bar: Callable[[int], Bar] | None = None
+    open_display: Callable[[], Display] | None = None
     callback: Progress | None = None
     if callable(progress):
         callback = progress
     elif progress is True:
-        from .progress import bar as open_bar
+        from .progress import bar
+
+        open_display = functools.partial(bar, total)
     elif progress is not False:
         raise UsageError(
             f"progress={progress!r}: True for a bar, False for none, or a function of "
@@ -214,8 +220,9 @@ def prepare(
         loop=loop,
         workers=workers,
         refused=binding.refused,
-        open_bar=open_bar,
+        open_display=open_display,
         callback=callback,
+        observers=observers,
         retry=Retry() if retry is None else retry,
         max_failures=failure_limit(max_failures, fail_fast=fail_fast, rows=total),
         fail_fast=fail_fast,
@@ -504,6 +511,10 @@ def parallel_map(
         worker_cap: upper limit of the automatic number.
         progress: True for a bar, or a function ``(completed, total, row_result)`` that is called
             for each settled row, one at a time.
+        observer: what is told of each event of the run: ``"jsonl"`` (a line each to standard
+            output), ``"logging"`` (the logger ``revkit``), ``"otel"`` (OpenTelemetry), a name
+            given to :func:`~revkit.register_observer`, an object with ``on_event(event)``, or a
+            list of these; ``"noop"``: nothing.
         prefix: put before the name of each output column.
         error: name of the error column, None for none.
         overwrite: replace columns that this task did not write.

@@ -7,24 +7,35 @@ these needs a lock.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from .clients.base import Reply
 from .engines import Ended
-from .events import Attempted, Status, Success
+from .events import CANCELLED, Attempted, Decision, Held, Started, Status, Stop, StopKind, Success
 from .lookahead import Lookahead, Seen
-from .plan import Plan
+from .plan import Display, Plan
 from .record import Record, RowResult
 from .scheduler import Scheduler
-from .task import ModelTask
+from .stream import EventStream
+from .task import CallableTask, ModelTask
 
 if TYPE_CHECKING:
-    from .progress import Bar
+    from .observers import Observers
 
-__all__ = ["Drain"]
+__all__ = ["INTERRUPTED", "Drain"]
 
+INTERRUPTED = Stop(StopKind.INTERRUPTED, "it was interrupted", cancels=True)
+#: What events call their source.
+SOURCE = "revkit.parallel_map"
+
+#: Seconds that observers have for what is left to them when the run is over; an interrupt waits
+#: for less.
+_OBSERVERS_WAIT, _OBSERVERS_WAIT_INTERRUPTED = 10.0, 0.5
 #: Rows that are looked up before the workers come to them, beside two for each worker.
 _AHEAD = 256
 
@@ -60,7 +71,7 @@ class Drain:
         self._scheduler = scheduler
         self._wake = wake
         self._ahead = ahead
-        self._facts: deque[Attempted | Ended] = deque()
+        self._facts: deque[Started | Held | Attempted | Ended] = deque()
         #: what was collected and is to be reported: rows that were settled, and good replies
         self._settled: list[Attempted] = []
         self._good: list[tuple[int, Reply]] = []
@@ -70,20 +81,62 @@ class Drain:
         self._followers: dict[int, list[int]] = {}
         self._callback = plan.callback
         self._told = 0
-        self._bar: Bar | None = None
-        self._tokens = 0
+        self._display: Display | None = None
+        self._clock: Callable[[], float] = time.monotonic
+        #: of the drain's making, on its clock
+        self._origin = self._clock()
+        self._observers: Observers | None = None
+        self._stream: EventStream | None = None
+        #: what was collected and is to be told to observers
+        self._heard: list[Started | Held | Attempted] = []
+        self._stored: tuple[int, float] | None = None
+        if plan.observers:
+            self._observe()
 
-    def emit(self, fact: Attempted | Ended) -> None:
+    def _observe(self) -> None:
+        from .observers import Observers
+
+        self._observers = Observers(self._plan.observers)
+        self._stream = EventStream(self._send, self.record, self._plan.positions)
+        self._scheduler.tell = self.emit
+
+    def _send(self, kind: str, at: float, data: Mapping[str, Any]) -> None:
+        assert self._observers is not None
+        from .observers import Event
+
+        when = self.record.started_at + timedelta(seconds=max(0.0, at - self._origin))
+        timestamp = when.isoformat(timespec="microseconds")
+        self._observers.send(Event(kind, timestamp, SOURCE, self.record.run_id, data))
+
+    def emit(self, fact: Started | Held | Attempted | Ended) -> None:
         """Called by workers, from any thread."""
         self._facts.append(fact)
         self._wake()
 
     def begin(self) -> None:
         """Settle the rows that failed before anything was sent."""
-        for row, failure in self._plan.refused.items():
+        plan, now = self._plan, self._clock()
+        if self._stream is not None:
+            self._stream.begin(now, **_facts_of(plan))
+        for row, failure in plan.refused.items():
             self.record.refused(row, failure)
+            if self._stream is not None:
+                self._stream.settled(row, now)
             if self._callback is not None:
                 self._call_back(RowResult(row, "error", error=str(failure)))
+
+    def starts(self, clock: Callable[[], float], began: float, *, looked: float) -> None:
+        """An engine starts: from here on times are on its clock.
+
+        Args:
+            began: when it started.
+            looked: seconds that belong to the run before that.
+        """
+        record, before = self.record, self._origin
+        self._origin = began - (self._clock() - before)
+        self._clock = clock
+        record.began = began - looked
+        record.visits = [(record.began + (at - before), rows) for at, rows in record.visits]
 
     @property
     def looks_on(self) -> bool:
@@ -99,17 +152,24 @@ class Drain:
 
     def collect(self) -> None:
         """Write down what was reported."""
-        record, keeps = self.record, self._ahead is not None
+        record, keeps, heard = self.record, self._ahead is not None, self._stream is not None
+        tells = keeps or heard or self._callback is not None
         while self._facts:
             fact = self._facts.popleft()
             if isinstance(fact, Ended):
                 self.ended = fact
                 break
+            if heard:
+                self._heard.append(fact)
+            if not isinstance(fact, Attempted):
+                continue
             settled = record.attempted(fact)
-            if settled and (keeps or self._callback is not None):
+            if settled and tells:
                 self._settled.append(fact)
             if keeps and isinstance(fact.outcome, Success) and fact.outcome.reply is not None:
                 self._good.append((fact.attempt.row, fact.outcome.reply))
+        if record.stopped_at is None and self._scheduler.stopped is not None:
+            record.stopped_at = self._clock()
 
     @property
     def has_store_work(self) -> bool:
@@ -126,24 +186,40 @@ class Drain:
         """Put good replies away, in one commit, and look up the next rows. May block."""
         assert self._ahead is not None
         if self._good:
+            began = time.monotonic()
             self._ahead.keep(self._good)
+            self._stored = len(self._good), time.monotonic() - began
         if self._wants_rows:
             self._seen = self._ahead.look()
 
     def report(self) -> None:
-        """Tell the scheduler, the user's callback and the bar what has become of rows."""
+        """Tell the scheduler, observers, the user's callback and the bar what became of rows."""
+        self.record.stopped = self._scheduler.stopped  # a cancelled row says why
+        if self._stream is not None:
+            heard, self._heard = self._heard, []
+            for fact in heard:
+                self._stream.tell(fact)
+                if not isinstance(fact, Attempted) or fact.decision is Decision.RETRY:
+                    continue
+                if self._ahead is None:  # else when it is committed
+                    self._stream.settled(fact.attempt.row, fact.end)
+            if self._stored is not None:
+                replies, seconds = self._stored
+                self._stream.stored(self._clock(), replies=replies, seconds=seconds)
+        self._stored = None
         if self._settled or self._good or self._seen is not None:
             self._report()
         self._show()
 
     def _report(self) -> None:
         record, ahead = self.record, self._ahead
-        record.stopped = self._scheduler.stopped  # a cancelled row says why
         failed = record.failed
         told: list[RowResult] = []
         settled, self._settled = self._settled, []
         for fact in settled:
             row = fact.attempt.row
+            if self._stream is not None:
+                self._stream.settled(row, self._clock())
             if self._callback is not None:
                 told.append(record.row_result(fact))
             if ahead is not None:
@@ -164,8 +240,9 @@ class Drain:
         record, self._more = self.record, seen.more
         for row, values, reply in seen.kept:
             record.kept(row, values, reply)
-            if self._callback is not None:
-                told.append(record.unattempted(row))
+            self._settle(row, told)
+        if seen.kept:
+            record.visits.append((self._clock(), len(seen.kept)))
         for row, twin in seen.twins:
             if record.status[twin] is Status.NOT_STARTED:
                 self._followers.setdefault(twin, []).append(row)
@@ -177,8 +254,14 @@ class Drain:
         """Let a row share its twin's outcome; it stays as it is where that one was cancelled."""
         if self.record.status[twin] in (Status.OK, Status.ERROR):
             self.record.shared(row, twin)
-            if self._callback is not None:
-                told.append(self.record.unattempted(row))
+            self._settle(row, told)
+
+    def _settle(self, row: int, told: list[RowResult]) -> None:
+        """A row was settled without an attempt."""
+        if self._stream is not None:
+            self._stream.settled(row, self._clock())
+        if self._callback is not None:
+            told.append(self.record.unattempted(row))
 
     def _tell_scheduler(self, rows: list[int], *, failed: int) -> None:
         committed, self._good = len(self._good), []
@@ -196,43 +279,51 @@ class Drain:
         if self._wants_rows:
             self._wake()
 
-    def open_bar(self) -> None:
-        """Show the progress bar, if the user wants one."""
-        if self._bar is None and self._plan.open_bar is not None:
-            self._bar = self._plan.open_bar(self._plan.total)
+    def open_display(self) -> None:
+        """Show how far the run is, if the user wants to see it."""
+        if self._display is None and self._plan.open_display is not None:
+            self._display = self._plan.open_display()
         self._show()
 
     def _show(self) -> None:
-        if self._bar is not None:
-            record = self.record
-            tokens = sum(
-                count
-                for column in (record.prompt_tokens, record.completion_tokens)
-                for count in column[self._tokens :]
-                if count > 0
-            )
-            self._tokens = len(record.prompt_tokens)
-            self._bar.update(record.settled, record.failed, tokens, record.from_store)
+        if self._display is not None:
+            self.record.holds, self.record.limits = self._scheduler.holds, self._scheduler.limits
+            self._display.update(self.record)
 
-    def close(self, *, began: float, ended: float) -> Record:
-        """End the record."""
+    def close(self, *, ended: float) -> Record:
+        """End the record, and tell observers."""
         record, plan, scheduler = self.record, self._plan, self._scheduler
         running = scheduler.running
         self.step()  # what was reported since the last step, by rows that are not in ``running``
-        record.began = began
+        for attempt, start in running:
+            if record.status[attempt.row] is Status.NOT_STARTED:  # the engine could not end it
+                fact = Attempted(attempt, start, ended, CANCELLED, Decision.CANCEL)
+                record.attempted(fact)
+                self._heard += [fact] if self._stream is not None else []
         record.workers, record.engine = plan.workers, plan.engine
         scheduler.close()
-        record.limits = scheduler.limits
+        record.limits, record.holds = scheduler.limits, scheduler.holds
         if self.ended is not None and self.ended.crash is not None:
             record.ended_by = self.ended.crash
         self.close_store()
         if self._ahead is not None:
             record.store, record.store_problem = self._ahead.path, self._ahead.problem
-        record.close(ended=ended, running=running, stopped=scheduler.stopped)
+        record.close(ended=ended, stopped=scheduler.stopped)
         for row, followers in self._followers.items():  # of rows that were to be tried again
             for follower in followers:
                 self._share(follower, row, [])
+        if self._stream is not None:
+            self.report()
+            self._stream.end(max(ended, self._clock()))
         return record
+
+    def close_observers(self) -> None:
+        """Wait until observers have had all events, or have had their time. May block."""
+        observers, self._observers, self._stream = self._observers, None, None
+        if observers is not None:
+            hurried = self.record.ended_by is not None
+            wait = _OBSERVERS_WAIT_INTERRUPTED if hurried else _OBSERVERS_WAIT
+            self.record.warnings += observers.close(wait)
 
     def close_store(self) -> None:
         """Write what could not be written so far, and close the store. May block."""
@@ -241,18 +332,23 @@ class Drain:
 
     def put_away(self) -> None:
         """Leave the screen and the store as they should stay, however the run ended."""
-        if self._bar is not None:
-            self._bar.close()
+        if self._display is not None:
+            self._display.close()
         self.close_store()
+        self.close_observers()
 
     def _call_back(self, row: RowResult) -> None:
         self._told += 1
         if self._callback is None:
             return
+        if self._plan.positions is not None:
+            row = replace(row, row=self._plan.positions[row.row])
         try:
             self._callback(self._told, self._plan.total, row)
-        except KeyboardInterrupt:
-            raise
+        except KeyboardInterrupt as error:  # from here it would take what is done with it
+            self._callback = None
+            self.record.ended_by = error
+            self._scheduler.stop(INTERRUPTED)
         except BaseException as error:  # noqa: BLE001 - reported, and the run goes on
             self._callback = None
             # Said when the run is over: where warnings are errors, it would end the run.
@@ -260,3 +356,27 @@ class Drain:
                 f"the progress callback raised {type(error).__name__}: {error}; it was not "
                 "called again, and the run went on"
             )
+
+
+def _facts_of(plan: Plan) -> dict[str, Any]:
+    """What observers are told of a run when it starts."""
+    client = plan.client
+    return {
+        "worker_count": plan.workers,
+        "engine": plan.engine,
+        "fail_fast": plan.fail_fast,
+        "max_failures": plan.max_failures,
+        "adaptive": plan.adaptive is not None,
+        "task": _name_of(plan.task),
+        "model": None if client is None else client.model or client.name,
+        "provider": None if client is None else client.provider or None,
+        "has_progress": plan.callback is not None or plan.open_display is not None,
+        "store": plan.open_store is not None,
+    }
+
+
+def _name_of(task: ModelTask | CallableTask) -> str:
+    """The task in a few words; of a prompt nothing but what goes in and out of it."""
+    if isinstance(task, CallableTask):
+        return task.name
+    return f"{', '.join(task.inputs)} -> {', '.join(task.outputs)}"

@@ -2,7 +2,8 @@
 
 A *row* is one unit of work. An *attempt* is one try at a row by one *worker*. An attempt ends in
 an *outcome*: a :class:`Success`, a :class:`Failure`, or :data:`CANCELLED`. The scheduler makes a
-*decision* of it, and the worker reports all of that as one *fact*: :class:`Attempted`.
+*decision* of it, and the worker reports all of that as one *fact*: :class:`Attempted`. Where the
+server or a limit lets no attempt start for a while, that is a *hold*.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ __all__ = [
     "Cancelled",
     "Decision",
     "Failure",
+    "Held",
+    "Hold",
+    "HoldKind",
     "Outcome",
     "Source",
+    "Started",
     "Status",
     "Stop",
     "StopKind",
@@ -64,6 +69,7 @@ class Attempt(NamedTuple):
     number: int  #: from 1
     worker: int
     previous: Failure | None = None  #: what the model is to be shown, else the last failure
+    due: float | None = None  #: when it might start; None: as soon as the run did
 
 
 class Success(NamedTuple):
@@ -142,11 +148,45 @@ class Stop(NamedTuple):
     cancels: bool
 
 
+class Started(NamedTuple):
+    """One attempt, begun. Times are in seconds on the engine's monotonic clock."""
+
+    attempt: Attempt
+    start: float
+
+
 class Attempted(NamedTuple):
-    """One attempt, ended. Times are in seconds on the engine's monotonic clock."""
+    """One attempt, ended."""
 
     attempt: Attempt
     start: float
     end: float
     outcome: Outcome
     decision: Decision
+    again: float | None = None  #: when the row is due to be tried again, if it is
+
+
+class HoldKind(StrEnum):
+    """What lets no attempt start for a while."""
+
+    PAUSE = "pause"  #: the server asked for it
+    RATE_LIMIT = "rate_limit"
+    BUDGET = "budget"  #: attempts in flight may need what is left of it
+
+
+class Hold(NamedTuple):
+    """A time in which no attempt might start."""
+
+    kind: HoldKind
+    start: float
+    end: float
+
+
+class Held(NamedTuple):
+    """A row had to wait, because of a hold; told once for a row that is held."""
+
+    kind: HoldKind
+    row: int
+    worker: int
+    start: float
+    until: float  #: when it may start, if nothing changes

@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from .adaptive import Adaptive, AdaptiveLimit
 from .cancel import CancelToken
@@ -17,7 +17,7 @@ from .events import Failure
 from .limits import Budget, RateLimit
 from .policy import Retry
 from .prices import known_price
-from .record import RowResult
+from .record import Record, RowResult
 from .task import CallableTask, ModelTask
 from .throttle import Throttle
 from .tokens import Price, prompt_size
@@ -25,12 +25,22 @@ from .work import CallableWork, ModelWork, Rows, Work
 
 if TYPE_CHECKING:
     from .clients.base import Message
-    from .progress import Bar
+    from .observers import Chosen
     from .store import Store
 
-__all__ = ["Plan", "Progress", "available_cpus", "choose_engine"]
+__all__ = ["Display", "Plan", "Progress", "available_cpus", "choose_engine"]
 
 Progress = Callable[[int, int, RowResult], object]
+
+
+class Display(Protocol):
+    """What shows a run while it goes on; only its drain calls it."""
+
+    def update(self, record: Record) -> None:
+        """Show how far the run is, if it is time to; cheap to call for every row."""
+
+    def close(self) -> None:
+        """Show the last state, and leave it standing. Closing twice does no harm."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,10 @@ class Plan:
         refused: rows that fail without an attempt, and why.
         engine: ``"thread"`` or ``"async"``.
         loop: where the async engine runs when the caller does not await it.
-        open_bar: opens a progress bar for so many rows, or None.
+        open_display: opens a progress bar or a live display, or None.
         callback: the user's progress callback, or None.
+        observers: are told of each event.
+        positions: the caller's number of each row, where the run has not all of them.
         retry: when a failed attempt is tried again.
         max_failures: the run is stopped when more rows than this have failed; None: never.
         fail_fast: a stop for failures cancels what is running.
@@ -63,8 +75,10 @@ class Plan:
     loop: Literal["background", "notebook"]
     workers: int
     refused: Mapping[int, Failure] = field(default_factory=dict)
-    open_bar: Callable[[int], Bar] | None = None
+    open_display: Callable[[], Display] | None = None
     callback: Progress | None = None
+    observers: Sequence[Chosen] = ()
+    positions: Sequence[int] | None = None
     retry: Retry = field(default_factory=Retry)
     max_failures: int | None = None
     fail_fast: bool = False
@@ -89,6 +103,7 @@ class Plan:
         return dataclasses.replace(
             self,
             rows=self.rows.only(rows),
+            positions=rows,
             total=len(rows),
             refused={},
             workers=max(1, min(self.workers, len(rows))),

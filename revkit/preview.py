@@ -240,7 +240,12 @@ def _spread(rows: Sequence[int], n: int) -> list[int]:
 def _few(plan: Plan, sample: list[int]) -> Plan:
     """The plan for the sample: as in the run, but all of it is tried, and only the result shown."""
     return dataclasses.replace(
-        plan.only(sample), open_bar=None, callback=None, max_failures=None, fail_fast=False
+        plan.only(sample),
+        open_display=None,
+        callback=None,
+        observers=(),
+        max_failures=None,
+        fail_fast=False,
     )
 
 

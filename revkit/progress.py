@@ -20,7 +20,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .record import Record
 
 __all__ = ["Bar", "bar"]
 
@@ -37,39 +40,32 @@ class Bar:
         self._drawn = drawn  # a tqdm, or None
         self._clock = clock
         self._next_s = 0.0
-        self._done = self._failed = self._tokens = self._from_store = 0
+        self._record: Record | None = None
 
-    def update(self, done: int, failed: int, tokens: int = 0, from_store: int = 0) -> None:
-        """Note how far the run is, and redraw if it is time to.
-
-        Args:
-            done: rows settled so far, failed ones too.
-            failed: rows failed so far.
-            tokens: tokens used since the last call.
-            from_store: rows so far whose reply was in the store.
-        """
+    def update(self, record: Record) -> None:
+        """Note how far the run is, and redraw if it is time to."""
         if self._drawn is None:
             return
-        self._done, self._failed, self._from_store = done, failed, from_store
-        self._tokens += tokens
+        self._record = record
         now = self._clock()
         if now >= self._next_s:
             self._next_s = now + _INTERVAL_S
-            self._note()
-            self._drawn.update(self._done - self._drawn.n)  # draws
+            self._note(record)
+            self._drawn.update(record.settled - self._drawn.n)  # draws
 
     def close(self) -> None:
         """Draw the last state and leave it standing. Closing twice does no harm."""
         if self._drawn is not None:
-            self._note()
-            self._drawn.n = self._done
+            if self._record is not None:
+                self._note(self._record)
+                self._drawn.n = self._record.settled
             self._drawn.close()  # draws
             self._drawn = None
 
-    def _note(self) -> None:
-        parts = [f"{self._failed:,} failed"]
-        parts += [f"{self._from_store:,} from the store"] if self._from_store else []
-        parts += [f"{self._tokens:,} tokens"] if self._tokens else []
+    def _note(self, record: Record) -> None:
+        parts = [f"{record.failed:,} failed"]
+        parts += [f"{record.from_store:,} from the store"] if record.from_store else []
+        parts += [f"{record.tokens:,} tokens"] if record.tokens else []
         self._drawn.set_postfix_str(", ".join(parts), refresh=False)
 
 
@@ -81,7 +77,6 @@ def bar(total: int, *, label: str = "rows") -> Bar:
         label: what is counted, in the plural; stands before the bar.
 
     >>> shown = bar(12)  # in a test nobody looks at a terminal: none is drawn
-    >>> shown.update(1, 0, 250)
     >>> shown.close()
     """
     kind = _kind()

@@ -7,13 +7,15 @@ kept.
 
 from __future__ import annotations
 
+import uuid
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from .clients.base import Reply
-from .events import Attempted, Decision, Failure, Source, Status, Stop, Success
+from .events import Attempted, Decision, Failure, Hold, Source, Status, Stop, Success
 
 __all__ = ["DECISIONS", "SOURCES", "Record", "RowResult"]
 
@@ -23,6 +25,7 @@ _CODE = {decision: code for code, decision in enumerate(DECISIONS)}
 #: A source is kept as its place in this list; 0 is none.
 SOURCES = list(Source)
 _MODEL, _STORE, _DUPLICATE = map(SOURCES.index, (Source.MODEL, Source.STORE, Source.DUPLICATE))
+_NAN = float("nan")
 _STATUS = {
     Decision.OK: Status.OK,
     Decision.FAIL: Status.ERROR,
@@ -65,6 +68,8 @@ class Record:
     """The columns of one run of ``total`` rows.
 
     Attributes:
+        run_id: a name that no other run has.
+        started_at: when it began, in UTC.
         status: of each row.
         source: of each row, as a place in :data:`SOURCES`.
         values: output name to its values by row position; None where there is no value.
@@ -72,11 +77,16 @@ class Record:
         replies: row to the last reply, for tasks that ask a model.
         row, number, worker, decision, start, end: the attempts in the order in which they ended;
             times in seconds on the engine's clock, decisions as places in :data:`DECISIONS`.
+        due: of each attempt, when it might start, on the same clock; NaN: as soon as the run did.
         prompt_tokens, completion_tokens: of each attempt, -1 where not known; empty for callables.
         began, ended: when the run started and ended, on the same clock.
+        tokens: all of them.
         attempt_failures: place among the attempts -> why that attempt failed.
         first_refused: the first row that failed without an attempt, None where none did.
         stopped: why the run was stopped before its end, else None.
+        stopped_at: when that was, on the same clock.
+        holds: when no attempt might start, in order of time, on the same clock.
+        visits: when rows were settled from the store, and how many; on the same clock.
         limits: how many attempts were allowed to run from when on; empty where that never changed.
         warnings: what the user is told when the run is over.
         store: path of the store that the run used, None where there was none.
@@ -85,6 +95,8 @@ class Record:
     """
 
     def __init__(self, total: int, outputs: Iterable[str] = (), *, asks_model: bool):
+        self.run_id = uuid.uuid4().hex
+        self.started_at = datetime.now(UTC)
         self.total = total
         self.asks_model = asks_model
         self.status = [Status.NOT_STARTED] * total
@@ -95,12 +107,15 @@ class Record:
         self.attempt_failures: dict[int, Failure] = {}
         self.row, self.number, self.worker = array("q"), array("q"), array("q")
         self.decision = array("b")
-        self.start, self.end = array("d"), array("d")
+        self.start, self.end, self.due = array("d"), array("d"), array("d")
         self.prompt_tokens, self.completion_tokens = array("q"), array("q")
         self.began = self.ended = 0.0
-        self.settled = self.failed = self.from_store = 0
+        self.settled = self.failed = self.from_store = self.tokens = 0
         self.first_refused: tuple[int, Failure] | None = None
         self.stopped: Stop | None = None
+        self.stopped_at: float | None = None
+        self.holds: list[Hold] = []
+        self.visits: list[tuple[float, int]] = []
         self.limits: list[tuple[float, int]] = []
         self.warnings: list[str] = []
         self.store: str | None = None
@@ -111,7 +126,7 @@ class Record:
 
     def attempted(self, fact: Attempted) -> bool:
         """Write down one attempt; says whether its row is settled by it."""
-        attempt, start, end, outcome, decision = fact
+        attempt, start, end, outcome, decision, _ = fact
         row = attempt.row
         self.source[row] = _MODEL
         self.row.append(row)
@@ -119,6 +134,7 @@ class Record:
         self.worker.append(attempt.worker)
         self.start.append(start)
         self.end.append(end)
+        self.due.append(_NAN if attempt.due is None else attempt.due)
         self.decision.append(_CODE[decision])
         if isinstance(outcome, Success):
             self.status[row] = Status.OK
@@ -138,6 +154,7 @@ class Record:
             completion = reply.completion_tokens if reply is not None else None
             self.prompt_tokens.append(-1 if prompt is None else prompt)
             self.completion_tokens.append(-1 if completion is None else completion)
+            self.tokens += (prompt or 0) + (completion or 0)
         if decision is Decision.RETRY:
             return False
         self.settled += 1
@@ -196,13 +213,15 @@ class Record:
                 return self.row[at], failure
         return None
 
-    def close(self, *, ended: float, running: Iterable[int], stopped: Stop | None) -> None:
-        """End the record: every row that is not settled gets the status that it has now."""
+    def close(self, *, ended: float, stopped: Stop | None) -> None:
+        """End the record: a row that was to be tried again has failed."""
         self.ended = ended
         self.stopped = stopped
-        for row in running:
-            if self.status[row] is Status.NOT_STARTED:  # else it was settled a moment ago
-                self.status[row] = Status.CANCELLED
+        if stopped is not None:
+            self.stopped_at = ended if self.stopped_at is None else min(ended, self.stopped_at)
+        self.holds = [
+            hold._replace(end=min(hold.end, ended)) for hold in self.holds if hold.start < ended
+        ]
         for row in self.failures:  # it was to be tried again when the run was stopped
             if self.status[row] is Status.NOT_STARTED:
                 self.status[row] = Status.ERROR
@@ -228,6 +247,7 @@ class Record:
             again: the second run's record; its row ``i`` is row ``rows[i]`` here.
         """
         both = Record(self.total, asks_model=self.asks_model)
+        both.started_at = self.started_at
         both.status, both.source = list(self.status), bytearray(self.source)
         for name in [*self.values, *(name for name in again.values if name not in self.values)]:
             both.values[name] = list(self.values.get(name) or [None] * self.total)
@@ -237,7 +257,7 @@ class Record:
         for row in self.row:
             tried[row] += 1
         shift = self.ended - again.began
-        columns = ("row", "number", "worker", "decision", "start", "end")
+        columns = ("row", "number", "worker", "decision", "start", "end", "due")
         for column in (*columns, "prompt_tokens", "completion_tokens"):
             getattr(both, column).extend(getattr(self, column))
         both.row.extend(rows[row] for row in again.row)
@@ -246,6 +266,7 @@ class Record:
         )
         both.start.extend(start + shift for start in again.start)
         both.end.extend(end + shift for end in again.end)
+        both.due.extend(due + shift for due in again.due)
         for column in ("worker", "decision", "prompt_tokens", "completion_tokens"):
             getattr(both, column).extend(getattr(again, column))
         for place, failure in again.attempt_failures.items():
@@ -260,6 +281,12 @@ class Record:
             for name, values in again.values.items():
                 both.values[name][row] = values[here]
         both.began, both.ended = self.began, again.ended + shift
+        both.tokens = self.tokens + again.tokens
+        both.holds = self.holds + [
+            Hold(kind, start + shift, end + shift) for kind, start, end in again.holds
+        ]
+        both.visits = self.visits + [(at + shift, rows) for at, rows in again.visits]
+        both.stopped_at = None if again.stopped_at is None else again.stopped_at + shift
         both.workers, both.engine = max(self.workers, again.workers), again.engine
         both.first_refused = self.first_refused
         both.from_store = self.from_store + again.from_store
@@ -275,7 +302,7 @@ class Record:
 
     def row_result(self, fact: Attempted) -> RowResult:
         """The row that ``fact`` settled, for a progress callback."""
-        attempt, start, end, outcome, _ = fact
+        attempt, start, end, outcome, *_ = fact
         return RowResult(
             row=attempt.row,
             status=self.status[attempt.row].value,

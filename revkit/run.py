@@ -6,6 +6,7 @@ In :func:`execute` the drain is the calling thread; in :func:`aexecute` it is th
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .cancel import CancelToken
 from .clients.base import Message
-from .drain import Drain
+from .drain import INTERRUPTED, Drain
 from .engines import Ended
 from .errors import UsageError
 from .events import Stop, StopKind
@@ -106,7 +107,7 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
                 drain.begin()
                 drain.step()
                 while drain.looks_on and not press() and not looking.is_over():
-                    drain.open_bar()
+                    drain.open_display()
                     drain.step()
                 looking.end()
                 if drain.has_work and scheduler.stopped is None and not press():
@@ -116,9 +117,10 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
                 drain.record.ended_by = error
             if press() or drain.record.ended_by is not None:
                 drain.record.ended_by = drain.record.ended_by or KeyboardInterrupt()
-                scheduler.stop(_INTERRUPTED)
-            drain.open_bar()
+                scheduler.stop(INTERRUPTED)
+            drain.open_display()
             engine = stack.enter_context(_started(plan, scheduler, drain, rendered))
+            drain.starts(engine.clock, engine.began, looked=looking.seconds)
             drain.tell = engine.tell
             watch = _Watch(plan, scheduler, engine, press)
             try:
@@ -127,20 +129,19 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
                     woken.clear()
                     drain.step()
             except BaseException as error:  # noqa: BLE001 - raised again, with all that is done
-                engine.stop(_INTERRUPTED)
+                engine.stop(INTERRUPTED)
                 drain.record.ended_by = error
             if press():
                 drain.record.ended_by = KeyboardInterrupt()
             press.hold()
             if drain.ended is None:
                 engine.give_up()
-            return drain.close(began=engine.began - looking.seconds, ended=engine.clock())
+            record = drain.close(ended=engine.clock())
+            drain.close_observers()
+            return record
     finally:
         press.hold()
         drain.put_away()
-
-
-_INTERRUPTED = Stop(StopKind.INTERRUPTED, "it was interrupted", cancels=True)
 
 
 class _Engine(NamedTuple):
@@ -199,7 +200,7 @@ class _Watch:
             engine.tick()
             return time.monotonic() >= self._give_up
         if self._pressed():
-            engine.stop(_INTERRUPTED)
+            engine.stop(INTERRUPTED)
         elif plan.cancel is not None and plan.cancel.cancelled:
             engine.stop(_cancelled_by(plan.cancel))
         elif plan.timeout is not None and engine.clock() - engine.began >= plan.timeout:
@@ -340,7 +341,8 @@ async def aexecute(plan: Plan) -> Record:
     if plan.open_store is None:
         scheduler, drain, rendered = _assemble(plan, wake)
     else:
-        assembling = loop.run_in_executor(pool, _assemble, plan, wake)
+        context = contextvars.copy_context()  # which observers get
+        assembling = loop.run_in_executor(pool, context.run, _assemble, plan, wake)
         try:
             scheduler, drain, rendered = await asyncio.shield(assembling)
         except BaseException:
@@ -378,7 +380,7 @@ async def aexecute(plan: Plan) -> Record:
             drain.begin()
             await step()
             while drain.looks_on and not interrupted and not looking.is_over():
-                drain.open_bar()
+                drain.open_display()
                 await step()
             looking.end()
             if drain.has_work and scheduler.stopped is None and not interrupted:
@@ -390,8 +392,8 @@ async def aexecute(plan: Plan) -> Record:
                         getting_ready.add_done_callback(lambda done: done.exception())
                         note(error)
             if interrupted:
-                scheduler.stop(_INTERRUPTED)
-            drain.open_bar()
+                scheduler.stop(INTERRUPTED)
+            drain.open_display()
             if not drain.has_work or scheduler.stopped is not None:
                 drain.ended = Ended()
             elif plan.engine == "thread":
@@ -402,6 +404,7 @@ async def aexecute(plan: Plan) -> Record:
                 tasks = _tasks(plan, scheduler, drain, rendered)
                 engine = _Engine(loop.time, loop.time(), stop=tasks.stop, tell=tasks.tell)
                 running = asyncio.create_task(tasks.run())
+            drain.starts(engine.clock, engine.began, looked=looking.seconds)
             drain.tell = engine.tell
             watch = _Watch(plan, scheduler, engine, lambda: interrupted)
             while drain.ended is None and not watch.is_over():
@@ -426,9 +429,11 @@ async def aexecute(plan: Plan) -> Record:
         ended = engine.clock()
         await step()
         await to_its_end(drain.close_store)
-        return drain.close(began=engine.began - looking.seconds, ended=ended)
+        record = drain.close(ended=ended)
+        await to_its_end(drain.close_observers)
+        return record
     except BaseException:
-        engine.stop(_INTERRUPTED)
+        engine.stop(INTERRUPTED)
         raise
     finally:
         drain.put_away()

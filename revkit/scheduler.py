@@ -27,7 +27,21 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
-from .events import CANCELLED, Attempt, Decision, Failure, Outcome, Stop, StopKind, Success
+from .events import (
+    CANCELLED,
+    Attempt,
+    Attempted,
+    Decision,
+    Failure,
+    Held,
+    Hold,
+    HoldKind,
+    Outcome,
+    Started,
+    Stop,
+    StopKind,
+    Success,
+)
 from .policy import Retry
 
 if TYPE_CHECKING:
@@ -46,6 +60,9 @@ WAIT: Final = _Word.WAIT
 #: Nothing to take any more.
 DONE: Final = _Word.DONE
 
+#: Seconds: a worker that asks again is a little late.
+_SAME_HOLD = 0.02
+
 Step = Attempt | float | Literal[_Word.WAIT, _Word.DONE]
 
 
@@ -55,6 +72,7 @@ class _Trouble:
 
     began: float  #: when its first attempt ended
     failures: int = 0  #: those that count against ``Retry.attempts``
+    again: float | None = None  #: when it is due to be tried again
     correction: Failure | None = None  #: what the model is shown when it is asked again
 
 
@@ -71,10 +89,12 @@ class Scheduler:
         fail_fast: a stop for failures cancels what is running.
         failed: rows that have failed before any was started.
         throttle: limits that may have a row wait; None: there are none but ``max_workers``.
+        tell: is told of each attempt that is started, and of each row that is held; None: nobody.
         chance: random numbers, uniform in [0, 1).
 
     Attributes:
         stopped: why the run was stopped, None while it goes on.
+        holds: when no attempt might start though there was a place for it, in order of time.
     """
 
     def __init__(
@@ -89,6 +109,7 @@ class Scheduler:
         fail_fast: bool = False,
         failed: int = 0,
         throttle: Throttle | None = None,
+        tell: Callable[[Started | Held], None] | None = None,
         chance: Callable[[], float] = random.random,
     ):
         #: what is left of the rows to be started, batch after batch
@@ -104,15 +125,19 @@ class Scheduler:
         self._fail_fast = fail_fast
         self._failed = failed
         self._throttle = throttle
+        self.tell = tell
         self._chance = chance
         #: (when, row, number of the next attempt, why the last one did not do), earliest first
         self._again: list[tuple[float, int, int, Failure]] = []
         #: only rows that are to be tried again, or are running once more
         self._trouble: dict[int, _Trouble] = {}
-        #: rows that are running, and since when; ``len`` never exceeds ``max_workers``
-        self._running: dict[int, float] = {}
+        #: by row, what is running and since when; ``len`` never exceeds ``max_workers``
+        self._running: dict[int, tuple[Attempt, float]] = {}
         #: nothing is started before this time, because the server asked for a pause
         self._paused_until = float("-inf")
+        self.holds: list[Hold] = []
+        #: the row that is held now, and the kind of the hold
+        self._held: tuple[int, HoldKind] | None = None
         self.stopped: Stop | None = None
         self._count_failures(0)
 
@@ -132,23 +157,29 @@ class Scheduler:
             if self._again:
                 return max(self._again[0][0], self._paused_until)
             return WAIT if self._running or self._more or self._has_next() else DONE
-        if now < self._paused_until:
-            return self._paused_until
         row = self._again[0][1] if again else self._next
         assert row is not None
+        if now < self._paused_until:
+            return self._hold(HoldKind.PAUSE, row, worker, now, self._paused_until)
         if self._throttle is not None:
             refused = self._throttle.admit(row, self._again[0][3] if again else None, now)
             if isinstance(refused, Stop):
                 self._stop(refused)
                 return DONE
             if refused is not None:
-                return refused
-        self._running[row] = now
+                return self._hold(refused.why, row, worker, now, refused.until)
+        if self._held is not None:
+            self._end_hold(now)
         if again:
-            _, _, number, failure = heapq.heappop(self._again)
-            return Attempt(row, number, worker, failure)
-        self._next = None
-        return Attempt(row, 1, worker)
+            due, _, number, failure = heapq.heappop(self._again)
+            attempt = Attempt(row, number, worker, failure, due)
+        else:
+            self._next = None
+            attempt = Attempt(row, 1, worker)
+        self._running[row] = attempt, now
+        if self.tell is not None:
+            self.tell(Started(attempt, now))
+        return attempt
 
     def add(self, rows: Iterable[int], *, more: bool) -> None:
         """Give it rows to run, after those that it has; ``more``: others will follow."""
@@ -168,12 +199,21 @@ class Scheduler:
 
         The worker that settles should take next: what it gets, others would have got.
         """
+        return self.account(attempt, now, outcome, now).decision
+
+    def account(self, attempt: Attempt, start: float, outcome: Outcome, now: float) -> Attempted:
+        """:meth:`settle`, as the fact that a worker reports; ``start``: when it began its work."""
+        decision = self._settle(attempt, outcome, now)
+        again = self._trouble[attempt.row].again if decision is Decision.RETRY else None
+        return Attempted(attempt, start, now, outcome, decision, again)
+
+    def _settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Decision:
         row = attempt.row
         if self._throttle is not None:
             self._throttle.settled(
                 attempt,
                 outcome,
-                start=self._running[row],
+                start=self._running[row][1],
                 end=now,
                 running=len(self._running) + self._uncommitted,
             )
@@ -189,7 +229,9 @@ class Scheduler:
             self._stop(Stop(StopKind.FATAL, str(outcome), cancels=True))
         when = self._next_try(attempt, outcome, now)
         if when is not None:
-            previous = self._trouble[row].correction or outcome
+            trouble = self._trouble[row]
+            trouble.again = when
+            previous = trouble.correction or outcome
             heapq.heappush(self._again, (when, row, attempt.number + 1, previous))
             return Decision.RETRY
         self._trouble.pop(row, None)
@@ -237,9 +279,9 @@ class Scheduler:
         return [] if self._throttle is None else self._throttle.path
 
     @property
-    def running(self) -> frozenset[int]:
-        """The rows that are running."""
-        return frozenset(self._running)
+    def running(self) -> list[Started]:
+        """What is running, in the order in which it was started."""
+        return [Started(attempt, start) for attempt, start in list(self._running.values())]
 
     def _has_room(self) -> bool:
         limit = self._max_workers if self._throttle is None else self._throttle.limit
@@ -295,6 +337,29 @@ class Scheduler:
             wait = self._retry.wait(trouble.failures, chance=self._chance())
             when = now + max(wait, pause)
         return when if when - trouble.began <= self._retry.max_elapsed else None
+
+    def _hold(self, kind: HoldKind, row: int, worker: int, now: float, until: float) -> float:
+        """Write down that a row has to wait; gives the time until which it has to."""
+        held = (row, kind)
+        if self._held == held:
+            self.holds[-1] = self.holds[-1]._replace(end=until)
+            return until
+        if self._held is not None:
+            self._end_hold(now)
+        self._held = held
+        last = self.holds[-1] if self.holds else None
+        if last is not None and last.kind is kind and now - last.end < _SAME_HOLD:
+            self.holds[-1] = last._replace(end=until)  # the next row waits for the same reason
+        else:
+            self.holds.append(Hold(kind, now, until))
+        if self.tell is not None:
+            self.tell(Held(kind, row, worker, now, until))
+        return until
+
+    def _end_hold(self, now: float) -> None:
+        self._held = None
+        last = self.holds[-1]
+        self.holds[-1] = last._replace(end=min(last.end, now))
 
     def _pause(self, failure: Failure, pause: float, now: float) -> None:
         """Let all workers pause, because the server asked one of them to."""

@@ -11,19 +11,26 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .buckets import Refusal, Reservation
-from .events import CANCELLED, Attempt, Failure, Outcome, Stop, StopKind
+from .events import CANCELLED, Attempt, Failure, HoldKind, Outcome, Stop, StopKind
 from .tokens import Price, TokenEstimate
 
 if TYPE_CHECKING:
     from .adaptive import AdaptiveLimit
     from .limits import Budget, RateLimit
 
-__all__ = ["Throttle"]
+__all__ = ["Refused", "Throttle"]
 
 #: Seconds after which a budget is asked again that attempts in flight hold in full.
 _LATER = 0.05
 #: Statuses of a gateway that gave up on a server, which may have done the work.
 _MAY_BE_BILLED = frozenset({408, 502, 504})
+
+
+class Refused(NamedTuple):
+    """An attempt may not start yet."""
+
+    until: float  #: when to ask again
+    why: HoldKind
 
 
 class _Reserved(NamedTuple):
@@ -78,15 +85,15 @@ class Throttle:
         """The limits that were in force, and since when; empty where there was only one."""
         return [] if self._adaptive is None else self._adaptive.path
 
-    def admit(self, row: int, previous: Failure | None, now: float) -> float | Stop | None:
+    def admit(self, row: int, previous: Failure | None, now: float) -> Refused | Stop | None:
         """Let an attempt at the row start.
 
         Args:
             previous: why the row is tried again; what the model said then may be shown to it.
 
         Returns:
-            None: it starts, and what it may use is reserved. Else the time to ask again, or why
-            the run has to stop.
+            None: it starts, and what it may use is reserved. Else when to ask again, or why the
+            run has to stop.
         """
         size = 0 if self._size is None else self._size(row)
         if previous is not None and previous.correctable:
@@ -96,7 +103,7 @@ class Throttle:
             prompt, most = self._estimate.upper(size), self._max_tokens or 0
             found = self._budget.reserve(prompt, most, self._price)
             if found is Refusal.LATER:
-                return now + _LATER
+                return Refused(now + _LATER, HoldKind.BUDGET)
             if found is Refusal.NEVER:
                 needs = f"{prompt + most:,} tokens"
                 if self._price is not None:
@@ -117,7 +124,7 @@ class Throttle:
             if when is not None:
                 if self._budget is not None and reservation is not None:
                     self._budget.release(reservation)
-                return when
+                return Refused(when, HoldKind.RATE_LIMIT)
         self._reserved[row] = _Reserved(size, tokens, reservation)
         return None
 

@@ -28,6 +28,7 @@ PURE = {
     "throttle",
     "scheduler",
     "record",
+    "stream",
     "metrics",
     "keys",
     "clients.base",
@@ -44,6 +45,7 @@ EDGES = {
     "store",
     "limits",
     "prices",
+    "observers",
 }
 #: Puts the parts together, and opens doors to them.
 ABOVE = {
@@ -228,6 +230,7 @@ def test_no_edge_knows_what_stands_above_it() -> None:
         ("asyncio", {"engines", "run", "clients", "testing", "work", "preview"}),
         ("pydantic", {"outputs", "api"}),
         ("genai_prices", {"prices"}),
+        ("opentelemetry", {"observers"}),
     ],
 )
 def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
@@ -247,6 +250,7 @@ LATE = [
     "httpx",
     "matplotlib",
     "nest_asyncio2",
+    "opentelemetry",
     "pydantic",
     "sqlite3",
     "tqdm",
@@ -282,6 +286,7 @@ PUBLIC = [
     "ColumnExists",
     "ConnectionFailed",
     "Context",
+    "Event",
     "Field",
     "Interrupted",
     "Local",
@@ -320,6 +325,7 @@ PUBLIC = [
     "parallel_map",
     "preview",
     "register_accessor",
+    "register_observer",
     "use",
 ]
 

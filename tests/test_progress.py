@@ -14,6 +14,7 @@ import pytest
 
 from revkit import progress
 from revkit.progress import Bar, bar
+from revkit.record import Record
 
 
 class Drawn:
@@ -36,6 +37,13 @@ class Drawn:
     def close(self) -> None:
         self.closed += 1
         self.states.append((self.n, self.postfix))
+
+
+def at(settled: int, failed: int = 0, tokens: int = 0) -> Record:
+    """The record of a run that has come so far."""
+    record = Record(2000, asks_model=True)
+    record.settled, record.failed, record.tokens = settled, failed, tokens
+    return record
 
 
 class Terminal(io.StringIO):
@@ -67,7 +75,7 @@ def test_a_log_gets_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
     shown = bar(3)
-    shown.update(3, 0, 9)
+    shown.update(at(3, 0, 9))
     shown.close()
     assert log.getvalue() == ""
 
@@ -116,7 +124,7 @@ def test_it_is_drawn_at_most_ten_times_a_second_and_at_the_end() -> None:
     shown = Bar(drawn, clock=lambda: now)
     for done in range(1, 1001):
         now += 0.001
-        shown.update(done, done // 500, 10)
+        shown.update(at(done, done // 500, 10 * done))
     assert len(drawn.states) == 10
     shown.close()
     assert drawn.states[-1] == (1000, "2 failed, 10,000 tokens")
@@ -125,7 +133,7 @@ def test_it_is_drawn_at_most_ten_times_a_second_and_at_the_end() -> None:
 def test_it_counts_no_tokens_where_there_are_none() -> None:
     drawn = Drawn()
     shown = Bar(drawn)
-    shown.update(1, 0)
+    shown.update(at(1))
     assert drawn.states == [(1, "0 failed")]
 
 
@@ -134,7 +142,7 @@ def test_closing_twice_and_updating_after_it_do_no_harm() -> None:
     shown = Bar(drawn)
     shown.close()
     shown.close()
-    shown.update(1, 0, 0)
+    shown.update(at(1))
     assert drawn.closed == 1
 
 
@@ -148,7 +156,7 @@ def test_it_is_one_line_that_does_not_scroll(
     monkeypatch.setattr(sys, "stderr", out)
     shown = bar(40)
     for done in range(1, 41):
-        shown.update(done, done // 20, 37)
+        shown.update(at(done, done // 20, 37 * done))
     shown.close()
     assert out.getvalue().count("\n") == 1  # the one that ends it
     last = out.getvalue().rstrip("\n").split("\r")[-1]
@@ -162,7 +170,7 @@ def test_it_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     widgets(monkeypatch, installed=False)
     before: set[Any] = set(threading.enumerate())
     shown = bar(2)
-    shown.update(1, 0, 0)
+    shown.update(at(1))
     shown.close()
     assert set(threading.enumerate()) <= before
 

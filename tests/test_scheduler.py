@@ -131,9 +131,9 @@ class Histories(RuleBasedStateMachine):
             assert when == self.now
             due = [(w, row) for row, (w, _, _) in self.again.items() if w <= self.now]
             if due:  # rows to be tried again come first, those that wait longest before others
-                row = min(due)[1]
+                when_due, row = min(due)
                 _, number, previous = self.again.pop(row)
-                assert step == Attempt(row, number, worker, previous)
+                assert step == Attempt(row, number, worker, previous, when_due)
             else:
                 assert step == Attempt(self.waiting.pop(0), 1, worker)
             self.running[step.row] = step
@@ -238,7 +238,7 @@ class Histories(RuleBasedStateMachine):
     def each_row_is_in_one_place(self) -> None:
         if not hasattr(self, "rows"):
             return
-        assert self.scheduler.running == frozenset(self.running)
+        assert {one.attempt.row for one in self.scheduler.running} == set(self.running)
         places = [*self.waiting, *self.again, *self.running, *self.settled]
         assert sorted(places) == sorted(self.rows)
         assert len(self.running) <= self.max_workers
@@ -378,7 +378,9 @@ def test_rows_to_be_tried_again_come_first_and_in_order() -> None:
     for seconds, at in ((1.0, 1), (2.0, 0), (3.0, 2)):
         assert scheduler.settle(attempts[at], CORRECTABLE, seconds) is Decision.RETRY
     again = [scheduler.take(0, 3.0) for _ in range(3)]
-    assert again == [Attempt(row, 2, 0, CORRECTABLE) for row in (1, 0, 2)]
+    assert again == [
+        Attempt(row, 2, 0, CORRECTABLE, due) for row, due in ((1, 1.0), (0, 2.0), (2, 3.0))
+    ]
 
 
 def test_a_row_that_waits_holds_no_worker() -> None:
@@ -388,7 +390,7 @@ def test_a_row_that_waits_holds_no_worker() -> None:
     assert scheduler.settle(Attempt(1, 1, 0), GOOD, 1.4) is Decision.OK
     assert scheduler.settle(take(scheduler, now=1.4), GOOD, 1.45) is Decision.OK
     assert scheduler.take(0, 1.45) == 1.5
-    assert scheduler.take(0, 1.5) == Attempt(0, 2, 0, BROKEN)
+    assert scheduler.take(0, 1.5) == Attempt(0, 2, 0, BROKEN, 1.5)
 
 
 def test_a_pause_is_everybodys_and_uses_no_attempt() -> None:

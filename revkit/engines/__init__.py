@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..events import Attempted, Failure
+from ..events import Attempted, Failure, Held, Started
 
 __all__ = ["Emit", "Ended", "overran"]
 
@@ -28,4 +28,4 @@ def overran(seconds: float) -> Failure:
     return Failure("AttemptTimeout", message, transient=True)
 
 
-Emit = Callable[[Attempted | Ended], None]
+Emit = Callable[[Started | Held | Attempted | Ended], None]

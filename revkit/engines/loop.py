@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from ..events import CANCELLED, Attempt, Attempted, Failure, Outcome, Stop, StopKind
+from ..events import CANCELLED, Attempt, Failure, Outcome, Stop, StopKind
 from ..scheduler import DONE, WAIT, Scheduler, Step
 from ..work import Work
 from . import Emit, Ended, overran
@@ -195,8 +195,7 @@ class LoopEngine:
                 else:  # the user's own: something that the function awaited was cancelled
                     outcome = Failure("CancelledError", str(error), cause=error)
             now = end = clock()
-            decision = scheduler.settle(step, outcome, end)
-            self._emit(Attempted(step, start, end, outcome, decision))
+            self._emit(scheduler.account(step, start, outcome, end))
             if scheduler.stopped is not None:
                 self._obey()
             if outcome is CANCELLED:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..events import CANCELLED, Attempt, Attempted, Stop, StopKind
+from ..events import CANCELLED, Attempt, Stop, StopKind
 from ..scheduler import DONE, WAIT, Scheduler
 from ..work import Work
 from . import Emit, Ended, overran
@@ -119,16 +119,14 @@ class ThreadEngine:
             self._given_up = True
             now = self.clock()
             for attempt, start in list(self._at_work.values()):
-                decision = self._scheduler.settle(attempt, CANCELLED, now)
-                self._emit(Attempted(attempt, start, now, CANCELLED, decision))
+                self._emit(self._scheduler.account(attempt, start, CANCELLED, now))
 
     def _abandon(self, worker: int, mine: tuple[Attempt, float], now: float) -> None:
         assert self._attempt_timeout is not None
         del self._at_work[worker]
         attempt, start = mine
         outcome = overran(self._attempt_timeout)
-        decision = self._scheduler.settle(attempt, outcome, now)
-        self._emit(Attempted(attempt, start, now, outcome, decision))
+        self._emit(self._scheduler.account(attempt, start, outcome, now))
         self._changed.notify_all()
         self._replaced += 1
         if self._replaced > self._workers:
@@ -186,9 +184,8 @@ class ThreadEngine:
                 if self._given_up:
                     return False
                 del at_work[worker]
-                decision = scheduler.settle(step, outcome, end)
                 # A row that is not running any more has been reported.
-                self._emit(Attempted(step, start, end, outcome, decision))
+                self._emit(scheduler.account(step, start, outcome, end))
                 step = self._take(worker, end)
         return False
 

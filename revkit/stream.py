@@ -1,0 +1,161 @@
+"""The events of a run, made of the facts that its drain collects.
+
+An event here is its type, its time (on the drain's clock) and its data, which are plain JSON
+values. ``docs/observers.md`` has a table of them all. Together they are enough to rebuild the
+counts of the result, its attempts, and how many were running when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .events import CANCELLED, Attempted, Decision, Failure, Held, Started, Status
+from .record import DECISIONS, SOURCES, Record
+
+__all__ = ["EventStream"]
+
+Send = Callable[[str, float, Mapping[str, Any]], object]
+
+
+class EventStream:
+    """Says what happens in one run, in the order in which it happened.
+
+    Every row is settled exactly once.
+
+    Args:
+        send: takes each event, as type, time and data.
+        positions: the caller's number of each row; None: they are the run's own.
+    """
+
+    def __init__(self, send: Send, record: Record, positions: Sequence[int] | None = None):
+        self._send = send
+        self._record = record
+        self._positions: Sequence[int] = range(record.total) if positions is None else positions
+        self._settled = bytearray(record.total)
+        self._attempts: dict[int, int] = {}
+
+    def begin(self, at: float, **facts: Any) -> None:
+        """The run starts; ``facts`` are what is known of it."""
+        self._send("parallel.start", at, {"item_count": self._record.total, **facts})
+
+    def tell(self, fact: Started | Held | Attempted) -> None:
+        """Something happened to an attempt."""
+        if isinstance(fact, Started):
+            self._send("worker.start", fact.start, self._of(fact))
+        elif isinstance(fact, Held):
+            held = {
+                "worker_id": fact.worker,
+                "item_index": self._positions[fact.row],
+                "reason": fact.kind.value,
+                "delay_ms": (fact.until - fact.start) * 1e3,
+            }
+            self._send("worker.limited", fact.start, held)
+        else:
+            self._ended(fact)
+
+    def _ended(self, fact: Attempted) -> None:
+        attempt, outcome = fact.attempt, fact.outcome
+        self._attempts[attempt.row] = attempt.number
+        failure = outcome if isinstance(outcome, Failure) else None
+        reply = None if outcome is CANCELLED else outcome.reply
+        error = {
+            "error": None if failure is None else str(failure),
+            "error_type": None if failure is None else failure.type,
+        }
+        self._send(
+            "worker.complete",
+            fact.end,
+            {
+                **self._of(fact),
+                "outcome": fact.decision.value,
+                "service_ms": (fact.end - fact.start) * 1e3,
+                **error,
+                "http_status": None if failure is None else failure.status,
+                "prompt_tokens": None if reply is None else reply.prompt_tokens,
+                "completion_tokens": None if reply is None else reply.completion_tokens,
+                "finish_reason": None if reply is None else reply.finish_reason,
+            },
+        )
+        if fact.decision is Decision.RETRY and fact.again is not None:
+            retry = {
+                "worker_id": attempt.worker,
+                "item_index": self._positions[attempt.row],
+                "attempt": attempt.number + 1,
+                "delay_ms": (fact.again - fact.end) * 1e3,
+                **error,
+            }
+            self._send("worker.retry", fact.end, retry)
+
+    def _of(self, fact: Started | Attempted) -> dict[str, Any]:
+        attempt = fact.attempt
+        return {
+            "worker_id": attempt.worker,
+            "item_index": self._positions[attempt.row],
+            "total_items": self._record.total,
+            "attempt": attempt.number,
+        }
+
+    def stored(self, at: float, *, replies: int, seconds: float) -> None:
+        """So many good replies were put into the store."""
+        self._send("store.write", at, {"replies": replies, "duration_ms": seconds * 1e3})
+
+    def settled(self, row: int, at: float) -> None:
+        """What became of the row, if that was not told before."""
+        if self._settled[row]:
+            return
+        self._settled[row] = True
+        record = self._record
+        self._send(
+            "row.settled",
+            at,
+            {
+                "item_index": self._positions[row],
+                "status": record.status[row].value,
+                "source": SOURCES[record.source[row]].value,
+                "attempts": self._attempts.get(row, 0),
+                "error": record.error(row),
+            },
+        )
+
+    def end(self, at: float) -> None:
+        """The run is over, and the record closed: settles the rows that are left."""
+        record = self._record
+        for row in range(record.total):
+            self.settled(row, at)
+        count = {status: record.status.count(status) for status in Status}
+        sources = [SOURCES[source].value for source in record.source]
+        tokens = [record.prompt_tokens, record.completion_tokens]
+        known = [[count for count in counts if count >= 0] for counts in tokens]
+        codes = record.decision
+        self._send(
+            "parallel.complete",
+            at,
+            {
+                "items_processed": count[Status.OK],
+                "items_failed": count[Status.ERROR],
+                "items_cancelled": count[Status.CANCELLED],
+                "items_not_started": count[Status.NOT_STARTED],
+                "from_store": sources.count("store"),
+                "duplicates": sources.count("duplicate"),
+                "attempts": len(codes),
+                "retries": sum(DECISIONS[code] is Decision.RETRY for code in codes),
+                "wall_s": record.ended - record.began,
+                "prompt_tokens": sum(known[0]) if known[0] else None,
+                "completion_tokens": sum(known[1]) if known[1] else None,
+                "stopped": None if record.stopped is None else record.stopped.kind.value,
+                "error": self._error(),
+            },
+        )
+
+    def _error(self) -> str | None:
+        """What the run came to, None where it is a result."""
+        record = self._record
+        if record.ended_by is not None and record.stopped is None:
+            return f"{type(record.ended_by).__name__}: {record.ended_by}"
+        if record.stopped is not None:
+            return record.stopped.reason
+        first = record.first_failure
+        if first is None or Status.OK in record.status:
+            return None
+        return f"every row that was attempted failed; the first: {first[1]}"
