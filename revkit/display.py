@@ -10,6 +10,7 @@ layout. What differs between two runs of the same thing stands where the sanitis
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 import sys
 import textwrap
@@ -21,17 +22,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .errors import one_line
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .metrics import Metrics
     from .preview import Preview
     from .result import ParallelResult
 
 __all__ = [
+    "Section",
     "duration",
     "harmless",
     "html",
     "preview_html",
     "preview_text",
     "printable",
+    "sections_html",
+    "sections_text",
     "short",
     "text",
 ]
@@ -39,6 +45,7 @@ __all__ = [
 _COLUMNS = 100  # characters that a line of a report never exceeds
 _BAR = 40  # width of the bar of a label that every row has
 _LABELS = 20  # labels that are shown of one output
+_LEFT_OUT = "This is not the whole table."
 _GROUPS = 10  # kinds of error that are shown
 _SAMPLED = 10  # rows of a preview that are shown
 _TURN = 2000  # characters of a chat turn that are shown
@@ -482,6 +489,73 @@ def _indented(text: str) -> list[str]:
 
 def _as_html(text: str) -> str:
     return escape("\n".join(_lines(text)))
+
+
+# -- a comparison, an evaluation -------------------------------------------------------------------
+
+
+class Section(NamedTuple):
+    """A table under its title; ``timed`` where time decides what stands in it."""
+
+    title: str
+    table: pd.DataFrame
+    timed: bool = False
+
+
+def sections_text(heads: Iterable[str], sections: Iterable[Section]) -> str:
+    """Lines of at most 100 characters for a terminal, with as much of each table as fits."""
+    lines = [part for line in heads for part in _wrapped(line, indent=0)]
+    for title, table, timed in sections:
+        rows, more = _cells(table)
+        if timed:  # as in a report, so that the sanitising file finds it
+            rows = [rows[0], *(["service time  " + row[0], *row[1:]] for row in rows[1:])]
+        wide = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+        if timed:
+            wide[1:] = [max(12, width) for width in wide[1:]]
+        ends = [*itertools.accumulate(width + 2 for width in wide)]
+        fit = sum(end <= _COLUMNS for end in ends)
+        more = more or (_LEFT_OUT if fit < len(wide) else "")
+        lines += ["", harmless(title, 80)]
+        for first, *others in rows:
+            cells = zip(others[: fit - 1], wide[1:], strict=False)
+            line = [first + " " * (wide[0] - _width(first))]
+            line += [" " * (width - _width(cell)) + cell for cell, width in cells]
+            lines.append("  " + "  ".join(line).rstrip())
+        lines += [f"  {more}"] if more else []
+    return printable("\n".join(lines))
+
+
+def sections_html(heads: Iterable[str], sections: Iterable[Section]) -> str:
+    """The same for a notebook."""
+    first, *others = heads
+    parts = [f"<style>{_STYLE}</style>", f"<p><b>{escape(first)}</b></p>"]
+    parts += [f"<p>{escape(line)}</p>" for line in others]
+    for title, table, timed in sections:
+        ((axes, *names), *rows), more = _cells(table)
+        written = _timed if timed else escape
+        cells = [[escape(first), *map(written, others)] for first, *others in rows]
+        head = f"{harmless(title, 80)} ({axes})" if axes else harmless(title, 80)
+        parts.append(_table(map(escape, (head, *names)), cells))
+        parts.append(f"<p><small>{escape(more)}</small></p>" if more else "")
+    return '<div class="revkit-run">' + "".join(parts) + "</div>"
+
+
+def _cells(table: pd.DataFrame) -> tuple[list[list[str]], str]:
+    """A table's head and rows, and what is left out of it."""
+    shown = table.iloc[:_LABELS, :_LABELS]
+    axes = [str(name) for name in (table.index.name, table.columns.name) if name]
+    rows = [[" / ".join(axes), *(harmless(name, 20) for name in shown.columns)]]
+    values, missing = shown.to_numpy(dtype=object), shown.isna().to_numpy()
+    for label, row, unknown in zip(shown.index, values, missing, strict=True):
+        cells = [_NONE if no else _cell(x) for x, no in zip(row, unknown, strict=True)]
+        rows.append([harmless(label, 20), *cells])
+    return rows, _LEFT_OUT if max(table.shape) > _LABELS else ""
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else harmless(value, 40)
 
 
 # -- small change ---------------------------------------------------------------------------------

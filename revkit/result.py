@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import cached_property
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from .work import Rows
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from .compare import Comparison
+    from .evaluate import Evaluation
     from .tokens import Price
 
 __all__ = ["ParallelResult", "failure_message"]
@@ -191,11 +195,7 @@ class ParallelResult:
         Raises:
             UsageError: there is no such output.
         """
-        if output is None:
-            classes = [name for name, labels in self.outputs.items() if labels is not None]
-            output = next(iter(classes or self.outputs))
-        if output not in self._columns:
-            raise UsageError(f'there is no output "{output}"; {nearest(output, self._columns)}')
+        output = self._output(output)
         values = self.completions[output]
         labels = self.outputs[output]
         if labels is None:
@@ -211,6 +211,89 @@ class ParallelResult:
         index = pd.Index(counts.index.tolist(), name=output, tupleize_cols=False)
         count = counts.to_numpy(dtype=np.int64)
         return pd.DataFrame({"count": count, "share": count / total}, index=index)
+
+    def _output(self, name: str | None) -> str:
+        """The output of that name; None: the first class output, else the first output."""
+        if name is None:
+            classes = [known for known, labels in self.outputs.items() if labels is not None]
+            return next(iter(classes or self.outputs))
+        if name not in self._columns:
+            raise UsageError(f'there is no output "{name}"; {nearest(name, self._columns)}')
+        return name
+
+    def compare(self, other: ParallelResult) -> Comparison:
+        """This run and another one on the same rows, side by side: for trying a prompt or a model.
+
+        Rows are compared by position. They are taken for the same where every input that both
+        tasks have under one name holds the same values (outputs of revkit in the frame are no
+        such inputs); where the tasks have no input in common, the frames' indexes must be equal.
+
+        Values agree where they are equal: labels and text exactly, numbers to one part in a
+        thousand million, lists item by item in their order, a missing value with a missing one
+        only. Only rows that are ok in both runs are counted.
+
+        Args:
+            other: the run that comes after this one.
+
+        Returns:
+            Agreement of each output, the rows that changed, and labels, counts, latency, tokens
+            and cost of both; see :class:`revkit.compare.Comparison`.
+
+        Raises:
+            UsageError: the runs are not on the same rows, or have no output in common.
+
+        >>> import pandas as pd, revkit
+        >>> from revkit.testing import FakeModel
+        >>> df = pd.DataFrame({"review": ["good", "bad", "fine"]})
+        >>> small = FakeModel(["positive", "positive", "neutral"])
+        >>> large = FakeModel(["positive", "negative", "neutral"])
+        >>> first = df.llm.parallel_map(on="review", model=small)
+        >>> second = df.llm.parallel_map(on="review", model=large)
+        >>> comparison = first.compare(second)
+        >>> comparison
+        Comparison: 3 rows, 3 ok in both
+        sentiment: 2 of 3 agree (66.7%)
+        >>> comparison.changed[["row", "before", "after"]]
+           row    before     after
+        0    1  positive  negative
+        """
+        from .compare import compare
+
+        return compare(self, other)
+
+    def evaluate(self, label: Any, *, output: str | None = None) -> Evaluation:
+        """An output against labels that are known to be right.
+
+        Precision, recall, F1 and the others are computed by scikit-learn. Rows that are not ok,
+        and rows without a label, are neither right nor wrong: they are left out and counted.
+
+        Args:
+            label: a column of ``run.frame``; or the labels themselves: a Series, an array or a
+                list with one for each row, by position. A missing one leaves its row out.
+            output: the output; None: the first class output, else the first output.
+
+        Returns:
+            Accuracy, figures of each class and the confusion matrix; ``plot()`` draws it. See
+            :class:`revkit.evaluate.Evaluation`.
+
+        Raises:
+            MissingExtra: scikit-learn is not installed: ``pip install "revkit[evaluate]"``.
+            MissingColumn: ``run.frame`` has no such column.
+            UsageError: there is no such output, or it holds no classes, booleans or text; a label
+                is not among its classes; the labels do not fit the rows; or no row is left.
+
+        >>> import pandas as pd, revkit
+        >>> from revkit.testing import FakeModel
+        >>> df = pd.DataFrame({"review": ["good", "bad", "fine"],
+        ...                    "label": ["positive", "negative", "neutral"]})
+        >>> model = FakeModel(["positive", "negative", "positive"])
+        >>> df.llm.parallel_map(on="review", model=model).evaluate("label")
+        Evaluation of sentiment: 3 of 3 labelled rows
+        accuracy 0.667, balanced accuracy 0.667, macro F1 0.556
+        """
+        from .evaluate import evaluate
+
+        return evaluate(self, label, output=output)
 
     def retry_failed(self) -> ParallelResult:
         """Run what is not ok once more, with the same arguments; what is ok is left alone.
@@ -321,6 +404,30 @@ class ParallelResult:
         from .plot import draw_timeline
 
         return draw_timeline(self.attempts, ax=ax, **self._timeline())
+
+    def to_trace(self, path: str | PathLike[str]) -> Path:
+        """Write the run as a trace, to be opened in https://ui.perfetto.dev: zoom, search, SQL.
+
+        The format is Chrome's Trace Event Format in JSON: a thread for each worker, an event for
+        each attempt, coloured by its outcome, an arrow from a failed attempt to the next one at
+        its row, and counters of what is running. It has rows' numbers, types of errors and
+        tokens, and nothing of what rows hold or the model said.
+
+        Args:
+            path: the file; one that is there is overwritten. A name that ends in ``.gz`` is
+                gzipped, which Perfetto opens as well.
+
+        Returns:
+            The path.
+
+        >>> import tempfile, revkit
+        >>> run = revkit.parallel_map([1, 2, 3], lambda n: n * n)
+        >>> run.to_trace(tempfile.mkdtemp() + "/run.json.gz").name
+        'run.json.gz'
+        """
+        from .trace import write_trace
+
+        return write_trace(self._record, path, model_name=self.model_name)
 
     def timeline_png(self) -> bytes:
         """The timeline as a PNG."""
