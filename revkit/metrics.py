@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .events import Decision, Source, Status
+from .events import Decision, HoldKind, Source, Status
 from .record import DECISIONS, SOURCES, Record
 
 if TYPE_CHECKING:
@@ -16,9 +16,25 @@ if TYPE_CHECKING:
 
     from .tokens import Price
 
-__all__ = ["PERCENTILES", "Metrics", "Usage", "latency", "metrics", "usage"]
+__all__ = [
+    "FIGURES",
+    "PERCENTILES",
+    "Metrics",
+    "Usage",
+    "Waits",
+    "distribution",
+    "first_wave",
+    "good",
+    "latency",
+    "metrics",
+    "service_times",
+    "usage",
+    "waits",
+]
 
 PERCENTILES = (50, 90, 95, 99)
+#: What is told of a distribution.
+FIGURES = ("min", "mean", *(f"p{q}" for q in PERCENTILES), "max")
 
 _OK = DECISIONS.index(Decision.OK)
 _RETRY = DECISIONS.index(Decision.RETRY)
@@ -45,6 +61,13 @@ class Metrics:
             ``mean_concurrency``, at least 1. A server that answers one request sooner than many
             at once makes the true figure smaller. NaN where no attempt was made.
         speedup_basis: in words.
+        cold_start_ms: by how many milliseconds the first wave was slower: the median service time
+            of its good attempts less that of the other good ones. Negative where it was faster;
+            NaN where either has none. See :func:`first_wave`.
+        pauses: times in which the server's wish for a pause let no attempt start that had a place
+            among the workers.
+        paused_s: seconds that they lasted.
+        limited_s: seconds in which a rate limit or a budget let no such attempt start.
         workers: workers that the run had; where their number was adaptive, the most it might have.
         limit: how many of them were allowed to work at the end of an adaptive run, else None.
         engine: ``"thread"`` or ``"async"``.
@@ -64,6 +87,10 @@ class Metrics:
     mean_concurrency: float
     speedup_estimate: float
     speedup_basis: str
+    cold_start_ms: float
+    pauses: int
+    paused_s: float
+    limited_s: float
     workers: int
     limit: int | None
     engine: str
@@ -85,23 +112,104 @@ class Usage:
     cost_usd: float | None = None
 
 
+class Waits(NamedTuple):
+    """Seconds that each row waited, by what for; each of shape (rows,), NaN: never attempted.
+
+    A row waits from the start of the run until its last attempt begins, but for the time in which
+    an attempt of its own is running. Each moment of that is counted once, in the first of these
+    that applies:
+
+    Attributes:
+        backoff: from the end of an attempt that failed until the row was due to be tried again:
+            the wait that :class:`~revkit.Retry` chose or the server asked this row for. After
+            ``retry_failed()`` also the time from when it was given up to the second run.
+        limit: a rate limit, a budget, or a pause that the server had asked of another row let no
+            attempt start (``record.holds``).
+        queue: the rest: other rows had the workers.
+    """
+
+    queue: NDArray[np.float64]
+    limit: NDArray[np.float64]
+    backoff: NDArray[np.float64]
+
+
 def service_times(record: Record) -> NDArray[np.float64]:
     """Seconds that each attempt took, from its request to its outcome; shape (attempts,)."""
     return np.subtract(record.end, record.start, dtype=np.float64)
 
 
-def latency(record: Record) -> dict[str, float]:
-    """Service time of the good attempts, in milliseconds: min, mean, percentiles, max.
+def good(record: Record) -> NDArray[np.bool_]:
+    """Which attempts gave their row its values; shape (attempts,)."""
+    return np.equal(record.decision, _OK)
+
+
+def first_wave(record: Record) -> NDArray[np.bool_]:
+    """Which attempts were the first of their worker; shape (attempts,).
+
+    They may pay for what is done once: loading the model, opening the connection.
+    """
+    first = np.zeros(len(record.worker), dtype=bool)
+    # A worker runs one attempt at a time, so its first to end is its first to start.
+    first[np.unique(record.worker, return_index=True)[1]] = True
+    return first
+
+
+def distribution(sample: NDArray[np.float64]) -> dict[str, float]:
+    """Min, mean, percentiles and max of a sample of shape (n,); all NaN where it is empty.
 
     Percentiles interpolate linearly between order statistics (NumPy's default, type 7 of Hyndman
-    and Fan, "Sample Quantiles in Statistical Packages", 1996). All NaN where no attempt was good.
+    and Fan, "Sample Quantiles in Statistical Packages", 1996).
+
+    >>> distribution(np.arange(1.0, 102.0))
+    {'min': 1.0, 'mean': 51.0, 'p50': 51.0, 'p90': 91.0, 'p95': 96.0, 'p99': 100.0, 'max': 101.0}
     """
-    good = service_times(record)[np.asarray(record.decision) == _OK] * 1e3
-    names = ["min", "mean", *(f"p{q}" for q in PERCENTILES), "max"]
-    if not len(good):
-        return dict.fromkeys(names, float("nan"))
-    figures = [good.min(), good.mean(), *np.percentile(good, PERCENTILES), good.max()]
-    return dict(zip(names, map(float, figures), strict=True))
+    if not len(sample):
+        return dict.fromkeys(FIGURES, float("nan"))
+    figures = [sample.min(), sample.mean(), *np.percentile(sample, PERCENTILES), sample.max()]
+    return dict(zip(FIGURES, map(float, figures), strict=True))
+
+
+def latency(record: Record) -> dict[str, float]:
+    """Service time of the good attempts, in milliseconds, as :func:`distribution` tells it."""
+    return distribution(service_times(record)[good(record)] * 1e3)
+
+
+def waits(record: Record) -> Waits:
+    """How long each row waited, and for what."""
+    row = np.asarray(record.row, dtype=np.int64)
+    start, end, due = (
+        np.asarray(times, dtype=np.float64) - record.began
+        for times in (record.start, record.end, record.due)
+    )
+    order = np.argsort(row, kind="stable")  # each row's attempts one after the other
+    again = np.zeros(len(row), dtype=bool)
+    again[order[1:]] = row[order[1:]] == row[order[:-1]]
+    # Before each attempt a row waits: since the end of its last one, from when it is ready on for a
+    # limit or for a worker.
+    since = np.zeros(len(row))
+    since[order] = np.where(again[order], np.roll(end[order], 1), 0.0)
+    start = np.maximum(start, since)
+    ready = np.clip(np.where(again & ~np.isnan(due), due, since), since, start)
+    limit = np.clip(_held(record, start) - _held(record, ready), 0.0, start - ready)
+    tried = np.bincount(row, minlength=record.total) > 0
+
+    def by_row(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(tried, np.bincount(row, seconds, minlength=record.total), np.nan)
+
+    return Waits(
+        queue=by_row(start - ready - limit), limit=by_row(limit), backoff=by_row(ready - since)
+    )
+
+
+def _held(record: Record, until: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds of all holds before each of these times since the start of the run."""
+    if not record.holds:
+        return np.zeros(len(until))
+    edges = np.array([(hold.start, hold.end) for hold in record.holds]).ravel() - record.began
+    edges = np.maximum.accumulate(edges)  # where two holds overlap, the time counts once
+    lengths = np.diff(edges, prepend=edges[0])
+    lengths[::2] = 0.0  # from the end of a hold to the start of the next one
+    return np.interp(until, edges, np.cumsum(lengths))
 
 
 def metrics(record: Record) -> Metrics:
@@ -112,6 +220,8 @@ def metrics(record: Record) -> Metrics:
     known = wall > 0 and len(record.row) > 0
     concurrency = busy / wall if known else float("nan")
     done = record.total - counts[Status.NOT_STARTED] - counts[Status.CANCELLED]
+    pauses = [hold for hold in record.holds if hold.kind is HoldKind.PAUSE]
+    limits = [hold for hold in record.holds if hold.kind is not HoldKind.PAUSE]
     return Metrics(
         total=record.total,
         succeeded=counts[Status.OK],
@@ -132,10 +242,22 @@ def metrics(record: Record) -> Metrics:
             if known
             else "no attempt was made"
         ),
+        cold_start_ms=_cold_start(record),
+        pauses=len(pauses),
+        paused_s=math.fsum(hold.end - hold.start for hold in pauses),
+        limited_s=math.fsum(hold.end - hold.start for hold in limits),
         workers=record.workers,
         limit=record.limits[-1][1] if record.limits else None,
         engine=record.engine,
     )
+
+
+def _cold_start(record: Record) -> float:
+    service, ok, first = service_times(record) * 1e3, good(record), first_wave(record)
+    wave, rest = service[ok & first], service[ok & ~first]
+    if not len(wave) or not len(rest):
+        return float("nan")
+    return float(np.median(wave) - np.median(rest))
 
 
 def usage(record: Record, price: Price | None = None) -> Usage:

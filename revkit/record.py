@@ -7,6 +7,7 @@ kept.
 
 from __future__ import annotations
 
+import math
 import uuid
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,7 +78,8 @@ class Record:
         replies: row to the last reply, for tasks that ask a model.
         row, number, worker, decision, start, end: the attempts in the order in which they ended;
             times in seconds on the engine's clock, decisions as places in :data:`DECISIONS`.
-        due: of each attempt, when it might start, on the same clock; NaN: as soon as the run did.
+        due: of each attempt, when it might start, on the same clock; NaN: as soon as the run did
+            (the first one, where this is the record of two).
         prompt_tokens, completion_tokens: of each attempt, -1 where not known; empty for callables.
         began, ended: when the run started and ended, on the same clock.
         tokens: all of them.
@@ -266,7 +268,7 @@ class Record:
         )
         both.start.extend(start + shift for start in again.start)
         both.end.extend(end + shift for end in again.end)
-        both.due.extend(due + shift for due in again.due)
+        both.due.extend((again.began if math.isnan(due) else due) + shift for due in again.due)
         for column in ("worker", "decision", "prompt_tokens", "completion_tokens"):
             getattr(both, column).extend(getattr(again, column))
         for place, failure in again.attempt_failures.items():

@@ -31,6 +31,10 @@ __all__ = ["ParallelResult", "failure_message"]
 
 #: Failures of one run that read the same are told once; this many different ones are told.
 _TOLD = 5
+#: What ``latency_by`` groups by, beside outputs.
+_GROUPINGS = ("worker", "status", "wave")
+#: Groups that it makes of an output that is no class output, at most.
+_GROUPS = 50
 
 
 class ParallelResult:
@@ -45,6 +49,7 @@ class ParallelResult:
         model_name: the model's name, None for a callable.
         outputs: output name to its labels, or to None where it is not a class output.
         stopped: why the run was stopped before its last row, in words; else None.
+        store: path of the store that keeps the run's replies, None where there was none.
         store_problem: what the store could not do in this run; None where all is well.
     """
 
@@ -67,6 +72,7 @@ class ParallelResult:
             name: fields[name].labels if name in fields else None for name in record.values
         }
         self.stopped = None if record.stopped is None else record.stopped.reason
+        self.store = record.store
         self.store_problem = record.store_problem
         self._record = record
         self._rows = rows
@@ -90,21 +96,20 @@ class ParallelResult:
         its reply was kept; ``duplicate``: a row before it has the same prompt; ``none``);
         ``attempts`` (int64, of its own); ``service_ms`` (float64, of the last attempt); ``wait_ms``
         (float64, the time since the start of the run in which no attempt of the row was running,
-        until its last one ended); ``worker`` (Int64, of the last attempt); ``prompt_tokens``,
-        ``completion_tokens`` (Int64, of all attempts); ``finish_reason``, ``text`` (what the
-        model said last); ``probabilities`` (a dict for each row in which the model gave them);
-        ``error_type``, ``error``.
+        until its last one ended), which is the sum of ``queue_ms``, ``limit_ms`` and
+        ``backoff_ms`` (float64, what it waited for: see :attr:`waiting`); ``worker`` (Int64, of the
+        last attempt); ``prompt_tokens``, ``completion_tokens`` (Int64, of all attempts);
+        ``finish_reason``, ``text`` (what the model said last); ``probabilities`` (a dict for each
+        row in which the model gave them); ``error_type``, ``error``.
         """
         record = self._record
         row = np.asarray(record.row, dtype=np.int64)
         total = record.total
         attempts = np.bincount(row, minlength=total)
-        last = np.full(total, -1)
-        last[row] = np.arange(len(row))  # of repeated places the last one stands
+        last = self._last
         tried = last >= 0
         service = figures.service_times(record)
-        busy = np.bincount(row, weights=service, minlength=total)
-        end = np.asarray(record.end) - record.began
+        waits = self._waits
 
         def of_last(values: Any) -> Any:
             out = np.full(total, np.nan)
@@ -121,7 +126,10 @@ class ParallelResult:
             "source": pd.array(sources[np.asarray(record.source)], dtype=STRING),
             "attempts": attempts,
             "service_ms": of_last(service) * 1e3,
-            "wait_ms": (of_last(end) - np.where(tried, busy, np.nan)) * 1e3,
+            "wait_ms": waits["total"],
+            "queue_ms": waits["queue"],
+            "limit_ms": waits["limit"],
+            "backoff_ms": waits["backoff"],
             "worker": pd.array(of_last(record.worker), dtype="Int64"),
             "prompt_tokens": self._tokens(record.prompt_tokens, row),
             "completion_tokens": self._tokens(record.completion_tokens, row),
@@ -196,14 +204,9 @@ class ParallelResult:
             UsageError: there is no such output.
         """
         output = self._output(output)
-        values = self.completions[output]
+        values = _countable(self.completions[output])
         labels = self.outputs[output]
         if labels is None:
-            if isinstance(values.dtype, pd.ArrowDtype):  # lists, which cannot be counted as such
-                values = pd.Series(
-                    [tuple(v) if isinstance(v, list | np.ndarray) else v for v in values],
-                    dtype=object,
-                )
             counts = values.value_counts()
         else:
             counts = values.value_counts(sort=False).reindex(list(labels), fill_value=0)
@@ -343,9 +346,143 @@ class ParallelResult:
 
         A float64 Series indexed ``min``, ``mean``, ``p50``, ``p90``, ``p95``, ``p99``, ``max``;
         all NaN where no attempt was good. Service time runs from the moment a worker takes up a
-        row to the moment its reply is read; the time a row waits for a worker is not part of it.
+        row to the moment its reply is read; the time a row waits for a worker is not part of it:
+        see :attr:`waiting`. ``p95`` is the time that 95 % of the attempts did not exceed, between
+        two attempts by linear interpolation (``numpy.percentile``). Rows from the store have no
+        attempt; the attempts of a function count as those of a model do.
         """
         return pd.Series(figures.latency(self._record), name="latency_ms", dtype="float64")
+
+    def latency_by(self, by: str) -> pd.DataFrame:
+        """Service time in milliseconds, by group, to see what is slow.
+
+        Args:
+            by: what to group by:
+
+                - ``"worker"``: the good attempts, by worker; each worker that made an attempt.
+                - ``"status"``: the last attempt of each row, by the row's status: ``ok``,
+                  ``error``, ``cancelled``, ``not_started``.
+                - ``"wave"``: the good attempts; ``first``: those that were the first attempt of
+                  their worker, which may pay for loading the model and opening the connection;
+                  ``rest``: all others.
+                - the name of an output: the good attempts, by their row's value of it. The labels
+                  of a class output stand in declared order, also those that do not occur; other
+                  values most frequent first, missing ones left out, as in :meth:`summary`.
+
+                An output that is itself called ``worker``, ``status`` or ``wave`` is
+                ``"output_worker"`` and so on.
+
+        Returns:
+            A frame indexed by group with the columns ``count`` (int64, of attempts), and ``min``,
+            ``mean``, ``p50``, ``p90``, ``p95``, ``p99``, ``max`` (float64, defined as in
+            :attr:`latency`; NaN where ``count`` is 0).
+
+        Raises:
+            UsageError: there is no such group, or the output is no class output and has more than
+                50 different values.
+
+        >>> import pandas as pd, revkit
+        >>> from revkit.testing import FakeModel
+        >>> fake = FakeModel(lambda text: "positive" if "good" in text else "negative",
+        ...                  latency=lambda text: len(text) / 4, clock="virtual")
+        >>> df = pd.DataFrame({"review": ["good", "bad", "so good"]})
+        >>> run = df.llm.parallel_map(model=fake)
+        >>> run.latency_by("sentiment")[["count", "mean", "max"]]
+                   count    mean     max
+        sentiment
+        positive       2  1375.0  1750.0
+        neutral        0     NaN     NaN
+        negative       1   750.0   750.0
+        """
+        record = self._record
+        groups, group_of, chosen = self._grouped(by)
+        service = figures.service_times(record) * 1e3
+        samples = [service[chosen & (group_of == place)] for place in range(len(groups))]
+        return _distributions(samples, pd.Index(groups, name=by, tupleize_cols=False))
+
+    def _grouped(self, by: str) -> tuple[list[Any], Any, Any]:
+        """The groups, the place among them of each attempt's group, and which attempts count."""
+        record, good = self._record, figures.good(self._record)
+        row = np.asarray(record.row, dtype=np.int64)
+        if by == "worker":
+            workers, group_of = np.unique(record.worker, return_inverse=True)
+            return workers.tolist(), group_of, good
+        if by == "wave":
+            return ["first", "rest"], np.where(figures.first_wave(record), 0, 1), good
+        if by == "status":
+            place = {status: i for i, status in enumerate(Status)}
+            of_row = np.array([place[status] for status in record.status], dtype=np.int64)
+            return [*map(str, Status)], of_row[row], self._last[row] == np.arange(len(row))
+        output = self._grouping(by)
+        groups = self.summary(output).index.tolist()
+        if self.outputs[output] is None and len(groups) > _GROUPS:
+            raise UsageError(
+                f'output "{output}" has {len(groups):,} different values, and latency_by() takes '
+                f"at most {_GROUPS}; run.rows has the output beside service_ms, to be put into "
+                "groups of your own"
+            )
+        places = {value: i for i, value in enumerate(groups)}
+        values = _countable(self._values[self._columns[output]])
+        of_row = np.array([places.get(value, -1) for value in values.tolist()], dtype=np.int64)
+        return groups, of_row[row], good
+
+    def _grouping(self, by: str) -> str:
+        """The output that ``latency_by`` is to group by."""
+        if by in self.outputs:
+            return by
+        name = str(by).removeprefix("output_")
+        if name in _GROUPINGS and name in self.outputs:
+            return name
+        known = [*_GROUPINGS, *self.outputs]
+        raise UsageError(f'latency_by() knows no "{by}"; {nearest(by, known)}')
+
+    @cached_property
+    def waiting(self) -> pd.DataFrame:
+        """How long rows waited, and for what, in milliseconds; rows that were never attempted not.
+
+        A row waits from the start of the run until its last attempt begins, but for the time in
+        which an attempt of its own is running. Each moment of that is counted once, under the
+        first of these that applies:
+
+        - ``backoff``: from the end of an attempt that failed until the row was due to be tried
+          again: the wait that ``Retry`` chose, or that the server asked this row for. After
+          :meth:`retry_failed` also the time from when it was given up to the second run.
+        - ``limit``: no attempt might start, because of a rate limit, a budget, or a pause that
+          the server had asked of another row.
+        - ``queue``: other rows had the workers.
+
+        A frame with a line for ``queue``, ``limit``, ``backoff`` and ``total``, which is the sum of
+        the three for each row, and the columns ``count`` (int64: the rows that were attempted,
+        whether they waited or not) and ``mean``, ``p50``, ``p90``, ``p95``, ``p99``, ``max``
+        (float64, defined as in :attr:`latency`; NaN where ``count`` is 0). So the three means
+        add up to the total's, and percentiles do not. ``run.rows`` has the times of each row.
+
+        >>> import pandas as pd, revkit
+        >>> from revkit.testing import FakeModel
+        >>> fake = FakeModel(lambda text: "positive", latency=2.0, clock="virtual")
+        >>> df = pd.DataFrame({"review": ["good", "so good", "good!"]})
+        >>> df.llm.parallel_map(model=fake, max_workers=1).waiting[["count", "mean", "max"]]
+                 count    mean     max
+        queue        3  2000.0  4000.0
+        limit        3     0.0     0.0
+        backoff      3     0.0     0.0
+        total        3  2000.0  4000.0
+        """
+        samples = [waits[self._last >= 0] for waits in self._waits.values()]
+        return _distributions(samples, pd.Index(list(self._waits))).drop(columns="min")
+
+    @cached_property
+    def _waits(self) -> dict[str, Any]:
+        """Milliseconds that each row waited, by what for."""
+        each = {name: s * 1e3 for name, s in figures.waits(self._record)._asdict().items()}
+        return each | {"total": each["queue"] + each["limit"] + each["backoff"]}
+
+    @cached_property
+    def _last(self) -> Any:
+        """The place among the attempts of each row's last one, -1 where there was none."""
+        last = np.full(self._record.total, -1)
+        last[self._record.row] = np.arange(len(self._record.row))  # of repeated places, the last
+        return last
 
     @cached_property
     def usage(self) -> figures.Usage:
@@ -459,6 +596,23 @@ class ParallelResult:
         from . import display
 
         return display.html(self)
+
+
+def _countable(values: pd.Series) -> pd.Series:
+    """The values, lists as tuples: lists cannot be counted."""
+    if not isinstance(values.dtype, pd.ArrowDtype):
+        return values
+    return pd.Series(
+        [tuple(v) if isinstance(v, list | np.ndarray) else v for v in values], dtype=object
+    )
+
+
+def _distributions(samples: list[Any], index: pd.Index) -> pd.DataFrame:
+    """One line for each sample: its size, and how it is distributed."""
+    told = [figures.distribution(sample) for sample in samples]
+    table = pd.DataFrame(told, index=index, columns=list(figures.FIGURES), dtype="float64")
+    table.insert(0, "count", np.array([len(sample) for sample in samples], dtype=np.int64))
+    return table
 
 
 def failure_message(result: ParallelResult) -> str:

@@ -178,14 +178,13 @@ def _holds(record: Record) -> Iterator[Event]:
 
 def _stop(record: Record) -> Iterator[Event]:
     if record.stopped is not None:
+        (at,) = _us(record, [record.ended if record.stopped_at is None else record.stopped_at])
         yield {
             "ph": "i",
             "s": "p",
             "pid": _PID,
             "tid": _RUN,
-            "ts": _us(record, [record.ended if record.stopped_at is None else record.stopped_at])[
-                0
-            ],
+            "ts": at,
             "name": f"stopped: {record.stopped.kind.value}",
             "cat": "stop",
         }

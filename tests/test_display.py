@@ -23,14 +23,21 @@ from revkit.metrics import Metrics, Usage
 
 SANITIZE = Path(revkit.testing.NBVAL_SANITIZE)
 NAMES = ["min", "mean", "p50", "p90", "p95", "p99", "max"]
+WAITS = ["queue", "limit", "backoff", "total"]
+NONE_WAITED = (0.0, 0.0, 0.0)
 NASTY = '<script>alert("1")</script> \x1b[31mred\x07 {braces} %s \u202eturned\nnew line'
 
 
 def result(
     *, labels: dict[Any, int] | None = None, errors: list[dict[str, Any]] | None = None,
-    time: float = 1.0, **figures: Any,
+    time: float = 1.0, first_wave: int = 0, waited: tuple[float, float, float] = NONE_WAITED,
+    **figures: Any,
 ) -> Any:  # fmt: skip
-    """A stand-in for ParallelResult, in which every duration is a multiple of ``time``."""
+    """A stand-in for ParallelResult, in which every duration is a multiple of ``time``.
+
+    ``first_wave`` of its attempts were the first of their worker, and its rows waited so many ms
+    in the queue, for a limit, and to be tried again.
+    """
     labels = {"positive": 6, "neutral": 3, "negative": 2} if labels is None else labels
     errors = [] if errors is None else errors
     ok, failed = sum(labels.values()), len(errors)
@@ -45,6 +52,7 @@ def result(
         "attempts": ok + failed, "retries": 0, "wall_s": 1.2345 * time,
         "rows_per_s": 9.72 / time, "mean_concurrency": 3.4 / time, "speedup_estimate": 3.1 / time,
         "speedup_basis": "sum of service times / wall time", "workers": 4, "engine": "thread",
+        "cold_start_ms": 12.5 * time, "pauses": 0, "paused_s": 0.0, "limited_s": 0.0,
     } | figures  # fmt: skip
     total = max(1, ok)
     summary = pd.DataFrame(
@@ -52,14 +60,21 @@ def result(
     )
     summary.index = pd.Index(list(labels), dtype=object)
     columns = ["row", "index", "item", "error_type", "status", "message", "attempts"]
+    latency = pd.Series([time * 100 * k for k in range(1, 8)], index=NAMES)
+    waves = {"first": latency * 3, "rest": latency / 2}
+    waves = pd.DataFrame(waves).T.assign(count=[first_wave, ok - first_wave])
+    waits = {name: latency * ms for name, ms in zip(WAITS, [*waited, sum(waited)], strict=True)}
     return SimpleNamespace(
         model_name="llama3.2:3b",
         metrics=Metrics(**metrics),
+        store=None,
         store_problem=None,
         stopped=None,
         outputs={"sentiment": tuple(labels), "reason": None},
         summary=lambda name: summary,
-        latency=pd.Series([time * 100 * k for k in range(1, 8)], index=NAMES),
+        latency=latency,
+        latency_by=lambda by: {"wave": waves}[by],
+        waiting=pd.DataFrame(waits).T.drop(columns="min").assign(count=ok + failed),
         usage=Usage(1234, 56, 1290),
         errors=pd.DataFrame(filled, columns=columns),
         timeline_png=lambda: b"\x89PNG" + str(time).encode(),
@@ -140,8 +155,8 @@ def test_the_report_tells_the_run() -> None:
         "  1,234 prompt, 56 completion, 1,290 total",
         "  2 x ValueError: no",
         "      such as row 0: text",
-        "  Every failed row, with its item and message: run.errors. To try them again: "
-        "run.retry_failed()",
+        "  Every failed row, with its item and message: run.errors.",
+        "  To try them again: run.retry_failed()",
     ):
         assert line in report.splitlines()
     (head,) = [line for line in report.splitlines() if " p99 " in line]
@@ -199,7 +214,119 @@ def test_the_cost_stands_beside_the_tokens_where_there_is_one() -> None:
         run.usage = Usage(1234, 56, 1290, cost)
         told = "1,234 prompt, 56 completion, 1,290 total" + (f", {shown}" if shown else "")
         assert f"  {told}" in display.text(run).splitlines()
-        assert f"<p>tokens: {told}</p>" in display.html(run)
+        cells = "".join(f"<td>{value}</td>" for value in ("1,234", "56", "1,290", shown) if value)
+        assert f"<tr><td></td>{cells}</tr>" in display.html(run)
+
+
+def test_the_latency_table_tells_of_waves_and_waits_where_there_were_any() -> None:
+    def lines(**told: Any) -> list[str]:
+        report = display.text(result(**told)).splitlines()
+        table = report[report.index(next(x for x in report if x.startswith("latency"))) + 1 :]
+        names = [line[2:16].strip() for line in table[: table.index("")]]
+        cells = re.findall('<td><span title="[^"]+">([^<]*)</span>', display.html(result(**told)))
+        assert cells == [name for name in names if name != "held back"]
+        return names
+
+    assert lines() == ["service time"]
+    assert lines(first_wave=4) == ["service time", "first wave", "the rest"]
+    assert lines(first_wave=11) == ["service time"]  # one wave is no other than all
+    assert lines(waited=(0.5, 0.0, 0.0)) == ["service time", "queue wait"]
+    assert lines(waited=(0.0, 9.0, 0.1)) == ["service time", "limit wait", "backoff wait"]
+    assert lines(limited_s=1.0) == ["service time", "held back"]
+
+
+def test_a_wait_has_its_percentiles_below_those_of_the_service_time() -> None:
+    report = display.text(result(waited=(10.0, 0.0, 0.0))).splitlines()
+    (head,) = [line for line in report if " p99 " in line]
+    (values,) = [line for line in report if "queue wait" in line]
+    assert [head.index(n) + len(n) for n in NAMES[1:]] == [
+        match.end() for match in re.finditer(r"\d+\.\d+ s", values)
+    ]
+
+
+def test_what_held_the_run_back_is_said_in_words() -> None:
+    both = {"pauses": 2, "paused_s": 24.0, "limited_s": 21.6}
+    told = "2 pauses of the server, 24.0 s; rate limit or budget, 21.6 s"
+    assert f"  held back     {told}" in display.text(result(**both)).splitlines()
+    assert f'<td>held back</td><td colspan="7">{told}</td>' in display.html(result(**both))
+    one = display.text(result(pauses=1, paused_s=3.0))
+    assert "  held back     1 pause of the server, 3.00 s\n" in one
+    long = dict.fromkeys(("paused_s", "limited_s"), 86_400.0 * 30)
+    assert max(map(len, display.text(result(pauses=123_456, **long)).splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("told", "store", "problem", "steps"),
+    [
+        ({}, None, None, []),
+        (
+            {"errors": [{}]},
+            None,
+            None,
+            [
+                "Every failed row, with its item and message: run.errors.",
+                "To try them again: run.retry_failed()",
+            ],
+        ),
+        (
+            {"errors": [{"error_type": "MissingInput"}]},
+            None,
+            None,
+            [
+                "Every failed row, with its item and message: run.errors.",
+                "To try them again: fill in what is missing, and make the same call again",
+            ],
+        ),
+        (
+            {"not_started": 5, "cancelled": 1},
+            None,
+            None,
+            ["To go on with what is not done: run.retry_failed()"],
+        ),
+        (
+            {"not_started": 5, "errors": [{}]},
+            "/a/store",
+            None,
+            [
+                "Every failed row, with its item and message: run.errors.",
+                "To go on with what is not done: the same call again, which takes from the store "
+                "what is done; or run.retry_failed()",
+            ],
+        ),
+        (
+            {"cancelled": 1},
+            "/a/store",
+            "disk full",
+            [
+                "To go on with what is not done: run.retry_failed()",
+                "Replies that the store could not keep are in run.frame alone: save it",
+            ],
+        ),
+    ],
+)
+def test_how_to_go_on_depends_on_what_happened(
+    told: dict[str, Any], store: str | None, problem: str | None, steps: list[str]
+) -> None:
+    run = result(**told)
+    run.store, run.store_problem = store, problem
+    text = display.text(run)
+    found = text.split("how to go on\n")[1] if steps else ""
+    assert " ".join(found.split()) == " ".join(steps)
+    assert "how to go on" in text or not steps
+    assert all(f"<p>{step}</p>" in display.html(run) for step in steps)
+    assert ("<p>To " in display.html(run)) is bool(steps)
+
+
+def test_a_stop_and_a_fault_of_the_store_stand_above_all_figures() -> None:
+    run = result()
+    run.stopped, run.store_problem = "the key <b>", "the disk is full"
+    assert display.text(run).splitlines()[2:4] == [
+        "stopped: the key <b>",
+        "store: the disk is full",
+    ]
+    shown = display.html(run)
+    assert "stopped: the key &lt;b&gt;</p>" in shown
+    assert shown.index("the disk is full") < shown.index("<table")
 
 
 # -- what is foreign ------------------------------------------------------------------------------
@@ -290,8 +417,13 @@ def test_html_takes_its_colours_from_the_page() -> None:
 def test_nbval_sees_no_difference_between_two_runs_of_the_same_thing(show: Any) -> None:
     one = show(result(errors=[{}]))
     other = show(result(errors=[{}], time=123.4, workers=16))
+    waits = {"waited": (1.0, 20.0, 0.3), "pauses": 3, "paused_s": 4.0, "limited_s": 0.1}
+    longer = show(result(errors=[{}], time=0.01, first_wave=2, **waits))
     assert (one == other) is (show is display.short)
-    assert sanitized(one) == sanitized(other)
+    assert sanitized(one) == sanitized(other) == sanitized(longer)
+    if show is not display.short:
+        assert longer.count("held back") == 1
+        assert "how to go on" in sanitized(longer) or "run.errors" in sanitized(longer)
 
 
 @pytest.mark.parametrize("show", [display.html, display.text, display.short])
@@ -317,6 +449,8 @@ def test_nbval_ignores_the_times_in_fields_and_series() -> None:
         (result().latency, result(time=float("nan")).latency),
     ):
         assert sanitized(repr(one)) == sanitized(repr(other))
+    held = result(pauses=2, paused_s=3.5, limited_s=1e-05, cold_start_ms=float("nan")).metrics
+    assert sanitized(repr(held)) == sanitized(repr(result().metrics))
     assert "total=11, succeeded=11" in sanitized(repr(result().metrics))
 
 

@@ -1169,6 +1169,9 @@ ROWS = [
     "attempts",
     "service_ms",
     "wait_ms",
+    "queue_ms",
+    "limit_ms",
+    "backoff_ms",
     "worker",
     "prompt_tokens",
     "completion_tokens",
@@ -1210,6 +1213,7 @@ def test_columns_and_dtypes_of_the_tables(n: int) -> None:
         "rows": {
             "row": "int64", "n": "Int64", "status": string, "source": string,
             "attempts": "int64", "service_ms": "float64", "wait_ms": "float64",
+            "queue_ms": "float64", "limit_ms": "float64", "backoff_ms": "float64",
             "worker": "Int64", "prompt_tokens": "Int64", "completion_tokens": "Int64",
             "finish_reason": string, "text": string, "error_type": string, "error": string,
         },
