@@ -18,21 +18,30 @@ ROWS = 48
 
 
 def run() -> revkit.ParallelResult:
-    """Reviews at a model with log-normal latency; two replies do not fit, and one is none."""
+    """Reviews at a model with log-normal latency and most of what may happen to a row.
+
+    Two replies do not fit, one is none; once the server is at fault, once it asks for a pause.
+    """
+    random.seed(4)  # how long the row waits that the server was at fault for
     reviews = revkit.load_reviews("amazon").head(ROWS)
     chance = random.Random(3)
     seconds = {text: 0.3 + chance.lognormvariate(-0.6, 0.5) for text in reviews["review"]}
     asked: dict[str, int] = {}
 
     def answer(text: str) -> str | Exception:
-        if text not in seconds:  # the second try, which shows the model what was wrong
-            return "positive"
+        label = ("positive", "neutral", "positive", "negative")[len(text) % 4]
+        if text not in seconds or text in asked:  # the second try
+            return label
         asked[text] = len(asked)
+        if asked[text] == 4:
+            return revkit.ServerError("a moment, please", status=500)
+        if asked[text] == 26:
+            return revkit.ServerError("too many requests", status=429, pause=1.0)
         if asked[text] in (9, 30):
             return "It depends on what one expects of it."
         if asked[text] == 21:
             return revkit.BadReply("what arrived is not a reply")  # and so is not tried again
-        return "positive"
+        return label
 
     model = FakeModel(answer, latency=lambda text: seconds.get(text, 0.7), clock="virtual")
     result: revkit.ParallelResult = reviews.llm.parallel_map(model=model, max_workers=WORKERS)
@@ -56,5 +65,11 @@ def evaluation() -> Evaluation:
 
 
 if __name__ == "__main__":
-    (HERE / "timeline.png").write_bytes(run().timeline_png())
-    evaluation().plot().figure.savefig(HERE / "confusion.png", dpi=144)
+    shown = run()
+    (HERE / "timeline.png").write_bytes(shown.timeline_png())
+    for name, picture in (
+        ("latency", shown.plot_latency()),
+        ("panel", shown.plot()),
+        ("confusion", evaluation().plot()),
+    ):
+        (HERE / f"{name}.png").write_bytes(picture._repr_png_()[0])

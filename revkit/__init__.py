@@ -27,7 +27,7 @@ A reading order, from what decides to what touches the world:
     columns     between a frame's columns and a run's rows
     result      what a run gives back; plot, display and progress show it
     compare     two runs on the same rows, side by side
-    evaluate    an output against labels that are known to be right; plot_confusion draws it
+    evaluate    an output against labels that are known to be right
     trace       a run as a trace that Perfetto opens
     api         parallel_map; accessor is its door for frames
     preview     a look before a run: what would be sent, and what it may cost

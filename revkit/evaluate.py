@@ -75,7 +75,7 @@ class Evaluation:
         Returns:
             The Axes; ``.figure.savefig(path)`` saves it.
         """
-        from .plot_confusion import draw_confusion
+        from .plot import draw_confusion
 
         title = f"{self.output}: accuracy {self.accuracy:.1%} of {self.evaluated:,} rows"
         return draw_confusion(self.confusion, ax=ax, title=title)

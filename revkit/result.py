@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from .work import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from .compare import Comparison
     from .evaluate import Evaluation
@@ -530,13 +531,22 @@ class ParallelResult:
     def plot_timeline(self, *, ax: Axes | None = None) -> Axes:
         """Draw what each worker did: one lane a worker, one bar an attempt, coloured by outcome.
 
-        Where the number of workers was adaptive, a strip below shows it.
+        Hatched bands are spans in which nothing might start, because the server asked for a pause
+        or a limit was reached; a line marks a stop. On top, rows that needed no attempt. A strip
+        below the lanes of a new figure shows how many attempts were running, and the limit.
 
         Args:
-            ax: matplotlib Axes to draw into; None: a new figure, which a notebook shows.
+            ax: matplotlib Axes to draw the lanes into; None: a new figure, which a notebook shows.
 
         Returns:
             The Axes; ``.figure.savefig(path)`` saves it.
+
+        >>> import revkit
+        >>> from revkit.testing import FakeModel
+        >>> model = FakeModel(lambda text: "positive", latency=0.5, clock="virtual")
+        >>> run = revkit.load_reviews().llm.parallel_map(model=model, max_workers=4)
+        >>> run.plot_timeline().get_title("left")
+        '12 rows on 4 workers'
         """
         from .plot import draw_timeline
 
@@ -572,12 +582,65 @@ class ParallelResult:
 
         return timeline_png(self.attempts, **self._timeline())
 
+    def plot_latency(
+        self, *, ax: Axes | None = None, kind: Literal["ecdf", "hist"] = "ecdf"
+    ) -> Axes:
+        """Draw the service times of the good attempts in ms, with p50, p90, p95 and p99 marked.
+
+        The axis of time is logarithmic where the longest takes more than 50 times the shortest.
+
+        Args:
+            ax: matplotlib Axes to draw into; None: a new figure, which a notebook shows.
+            kind: ``"ecdf"``: what share of the attempts took at most so long (the empirical
+                cumulative distribution function); ``"hist"``: a histogram.
+
+        Returns:
+            The Axes; ``.figure.savefig(path)`` saves it.
+
+        Raises:
+            UsageError: another kind.
+        """
+        from .plot import draw_latency
+
+        return draw_latency(self._good_ms(), ax=ax, kind=kind)
+
+    def plot(self) -> Figure:
+        """Draw the panel: timeline, latency, labels of each class output, and errors if any.
+
+        Returns:
+            A new matplotlib Figure, which a notebook shows; ``.savefig(path)`` saves it.
+        """
+        from .plot import draw_panel
+
+        classes = [name for name, labels in self.outputs.items() if labels is not None]
+        return draw_panel(
+            self.attempts,
+            service_ms=self._good_ms(),
+            shares={name: self.summary(name)["count"].to_dict() for name in classes},
+            errors=dict(Counter(self.errors["error_type"]).most_common()),
+            **self._timeline(),
+        )
+
+    def _good_ms(self) -> Any:
+        return self.attempts.loc[self.attempts["outcome"] == "ok", "service_ms"].to_numpy()
+
     def _timeline(self) -> dict[str, Any]:
+        """What the timeline shows beside the attempts, in seconds since the start of the run."""
         record = self._record
         limits = [(max(0.0, at - record.began), limit) for at, limit in record.limits]
-        # Of the workers that an adaptive run might have had, those that it has used.
-        workers = max(record.worker, default=0) + 1 if limits else record.workers
-        return {"workers": workers, "wall_s": self.metrics.wall_s, "limits": limits}
+        stopped_at = record.ended if record.stopped_at is None else record.stopped_at
+        return {
+            # Of the workers that an adaptive run might have had, those that it has used.
+            "workers": max(record.worker, default=0) + 1 if limits else record.workers,
+            "wall_s": self.metrics.wall_s,
+            "limits": limits,
+            "holds": [
+                (kind, max(0.0, start - record.began), min(end, record.ended) - record.began)
+                for kind, start, end in record.holds
+            ],
+            "visits": [(at - record.began, rows) for at, rows in record.visits],
+            "stop": record.stopped and (record.stopped.kind.value, stopped_at - record.began),
+        }
 
     # -- as text and HTML ----------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import pytest
 import revkit.testing
 from revkit import display
 from revkit.metrics import Metrics, Usage
+from revkit.plot import NotebookFigure
 
 SANITIZE = Path(revkit.testing.NBVAL_SANITIZE)
 NAMES = ["min", "mean", "p50", "p90", "p95", "p99", "max"]
@@ -452,6 +453,12 @@ def test_nbval_ignores_the_times_in_fields_and_series() -> None:
     held = result(pauses=2, paused_s=3.5, limited_s=1e-05, cold_start_ms=float("nan")).metrics
     assert sanitized(repr(held)) == sanitized(repr(result().metrics))
     assert "total=11, succeeded=11" in sanitized(repr(result().metrics))
+
+
+def test_nbval_takes_the_height_of_a_panel_for_what_it_is() -> None:
+    few, many = (NotebookFigure(figsize=(9, inches)) for inches in (6, 12))
+    assert repr(few) != repr(many)
+    assert sanitized(repr(few)) == sanitized(repr(many)) == "<NotebookFigure with 0 Axes>"
 
 
 def test_nbval_leaves_what_is_not_revkits() -> None:

@@ -20,7 +20,7 @@ from test_display import Page
 
 import revkit
 from revkit import BadReply, MissingColumn, MissingExtra, ParallelResult, Signature, UsageError
-from revkit.plot_confusion import ConfusionAxes, draw_confusion
+from revkit.plot import NotebookAxes, draw_confusion
 from revkit.testing import FakeModel
 
 KINDS = ["cat", "dog", "bird"]
@@ -313,7 +313,7 @@ def test_given_axes_are_drawn_into_and_others_are_shown_by_a_notebook() -> None:
     given_axes: Axes = Figure().add_subplot()
     assert evaluation.plot(ax=given_axes) is given_axes
     ax = evaluation.plot()
-    assert isinstance(ax, ConfusionAxes)
+    assert isinstance(ax, NotebookAxes)
     png, size = ax._repr_png_()
     assert png.startswith(b"\x89PNG")
     assert set(size) == {"width", "height"}

@@ -32,13 +32,13 @@ PURE = {
     "metrics",
     "keys",
     "clients.base",
+    "plot.raster",
 }
 #: Each touches one part of the world, and knows nothing of the others.
 EDGES = {
     "engines",
     "clients",
     "plot",
-    "plot_confusion",
     "trace",
     "progress",
     "display",
@@ -80,6 +80,7 @@ WORLD = {
     "time",
     "sqlite3",
     "matplotlib",
+    "PIL",
     "tqdm",
     "socket",
     "ssl",
@@ -229,7 +230,8 @@ def test_no_edge_knows_what_stands_above_it() -> None:
         ("httpx", {"clients"}),
         ("httpcore", {"clients"}),
         ("aiohttp", {"clients"}),
-        ("matplotlib", {"plot", "plot_confusion"}),
+        ("matplotlib", {"plot"}),
+        ("PIL", {"plot"}),
         ("tqdm", {"progress", "clients"}),
         ("sqlite3", {"store"}),
         ("nest_asyncio2", {"run"}),
@@ -251,6 +253,7 @@ def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
 
 #: What costs time or memory, and that many runs never need.
 LATE = [
+    "PIL",
     "aiohttp",
     "genai_prices",
     "httpcore",

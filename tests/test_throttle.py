@@ -308,7 +308,8 @@ def test_the_limit_is_shown_below_the_lanes() -> None:
     assert lanes.get_ylim()[0] < 64  # not the 256 that there might have been
     assert run.timeline_png().startswith(b"\x89PNG")
     fixed = df.llm.parallel_map(model=shares(8), max_workers=4)
-    assert len(fixed.plot_timeline().figure.axes) == 1
+    (line,) = fixed.plot_timeline().figure.axes[1].get_lines()
+    assert set(line.get_ydata()) == {4}
 
 
 def test_the_report_says_where_it_ended() -> None:

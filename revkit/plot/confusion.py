@@ -1,44 +1,25 @@
-"""The confusion matrix of an evaluation as a heat map.
-
-Drawn with matplotlib's ``Figure`` itself, as the timeline is; pyplot is never imported.
-Importing this module imports matplotlib: import it where something is drawn, not at the top.
-"""
+"""The confusion matrix of an evaluation as a heat map."""
 
 from __future__ import annotations
 
-import io
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from .errors import one_line
+from ..errors import one_line
+from .figure import NotebookAxes, figure_of, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ConfusionAxes", "draw_confusion"]
+__all__ = ["draw_confusion"]
 
-_DPI = 144  # of pictures: sharp on high-density screens, and still small
 _WRITTEN = 30  # classes up to which the counts are written
 _TICKS = 40  # classes up to which each has its name at the axes
 _NAME = 24  # characters of a class that are shown
 _DARK = 0.715  # share from which white is read better than black on its blue
-
-
-class ConfusionAxes(Axes):
-    """Axes that a notebook shows when they are the last expression of a cell."""
-
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        figure, out = _figure(self), io.BytesIO()
-        figure.savefig(
-            out, format="png", dpi=_DPI, transparent=False, bbox_inches=figure.bbox_inches
-        )
-        width, height = (round(inches * 100) for inches in figure.get_size_inches())
-        return out.getvalue(), {"width": width, "height": height}
 
 
 def draw_confusion(
@@ -56,7 +37,7 @@ def draw_confusion(
         title: above new or given axes.
 
     Returns:
-        ``ax``, or new ``ConfusionAxes``, which a notebook shows.
+        ``ax``, or new ``NotebookAxes``, which a notebook shows.
 
     >>> import pandas as pd
     >>> counts = pd.DataFrame([[8, 2], [1, 9]], index=["no", "yes"], columns=["no", "yes"])
@@ -86,7 +67,7 @@ def draw_confusion(
     ax.set_xlabel("Predicted")
     ax.set_ylabel("Label")
     ax.spines[:].set_visible(False)
-    bar = _figure(ax).colorbar(image, ax=ax, format="{x:.0%}", shrink=0.8)
+    bar = figure_of(ax).colorbar(image, ax=ax, format="{x:.0%}", shrink=0.8)
     bar.outline.set_visible(False)
     bar.set_label("Share of the label's rows")
     if title:
@@ -94,16 +75,7 @@ def draw_confusion(
     return ax
 
 
-def _new_axes(classes: int, longest: int) -> ConfusionAxes:
+def _new_axes(classes: int, longest: int) -> NotebookAxes:
     side = min(max(0.55 * classes, 2.2), 10.0)
     names = 0.075 * longest
-    figure = Figure(figsize=(side + names + 2.0, side + names / 2 + 1.0), dpi=100,
-                    layout="constrained")  # fmt: skip
-    FigureCanvasAgg(figure)
-    ax = figure.add_subplot(axes_class=ConfusionAxes)
-    assert isinstance(ax, ConfusionAxes)
-    return ax
-
-
-def _figure(ax: Axes) -> Figure:
-    return cast(Figure, ax.figure)  # never None: these axes come from add_subplot
+    return new_axes(side + names / 2 + 1.0, width=side + names + 2.0)
