@@ -25,10 +25,12 @@ A reading order, from what decides to what touches the world:
     drain       the one drain of a run, which owns every effect
     run         one run: starts an engine and drains it; cancel and interrupt stop it
     columns     between a frame's columns and a run's rows
+    provenance  what a run was made of, as plain JSON
     result      what a run gives back; plot, display and progress show it
     compare     two runs on the same rows, side by side
     evaluate    an output against labels that are known to be right
     trace       a run as a trace that Perfetto opens
+    saved/      a whole result in one Parquet file
     api         parallel_map; accessor is its door for frames
     preview     a look before a run: what would be sent, and what it may cost
     limits      RateLimit and Budget, which runs share

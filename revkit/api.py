@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 import pandas as pd
 
-from . import columns, config, prices
+from . import columns, config, prices, provenance
 from .adaptive import Adaptive
 from .cancel import CancelToken
 from .clients.base import Client
@@ -108,6 +108,8 @@ class Prepared:
     prefix: str
     error: str | None
     overwrite: bool
+    #: what the run is going to be made of, as plain JSON
+    provenance: Mapping[str, Any]
 
 
 def prepare(
@@ -243,6 +245,13 @@ def prepare(
         prefix=prefix,
         error=error,
         overwrite=overwrite,
+        provenance=provenance.of_call(
+            plan,
+            max_workers=adaptive,
+            inputs=binding.columns or frame.columns[:1],
+            prefix=prefix,
+            error=error,
+        ),
     )
 
 
@@ -320,6 +329,7 @@ def _finish(call: Prepared, record: Record) -> ParallelResult:
         columns=labels,
         model_name=None if plan.client is None else plan.client.name,
         find_price=plan.find_price,
+        provenance=provenance.of_run(call.provenance, record),
     )
     result._retry = functools.partial(_retry, call, record)
     result._aretry = functools.partial(_aretry, call, record)

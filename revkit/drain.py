@@ -308,6 +308,7 @@ class Drain:
         self.close_store()
         if self._ahead is not None:
             record.store, record.store_problem = self._ahead.path, self._ahead.problem
+            record.weights = self._ahead.weights
         record.close(ended=ended, stopped=scheduler.stopped)
         for row, followers in self._followers.items():  # of rows that were to be tried again
             for follower in followers:

@@ -67,7 +67,8 @@ class Lookahead:
         self._task = task
         self._client = client
         self._keys = ReplyKeys(task, client.settings())
-        self._weights: str | None = None
+        #: digest of the model's weights, where it is known
+        self.weights: str | None = None
         self._asks_weights = not offline
         self._rows = rows
         self._todo = iter(todo)
@@ -93,7 +94,7 @@ class Lookahead:
         seen.more = len(batch) == _BATCH
         if batch and self._asks_weights:
             self._asks_weights = False
-            self._weights = _weights(self._client)
+            self.weights = _weights(self._client)
         for row in batch:
             try:
                 messages = self._task.messages(self._rows.mapping(row))
@@ -103,7 +104,7 @@ class Lookahead:
             keyed.append((row, key, messages))
         first = self._first
         wanted = list({key for _, key, _ in keyed if key not in first})
-        found = self._store.get(wanted, weights=self._weights)
+        found = self._store.get(wanted, weights=self.weights)
         for row, key, messages in keyed:
             twin = first.get(key) if key else None
             if twin is not None:
@@ -136,7 +137,7 @@ class Lookahead:
         if unfit:
             self._store.forget(unfit)
         self._store.put(
-            items, task=self._task.fingerprint, model=self._client.name, weights=self._weights
+            items, task=self._task.fingerprint, model=self._client.name, weights=self.weights
         )
 
     def close(self) -> None:

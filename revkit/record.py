@@ -93,6 +93,7 @@ class Record:
         warnings: what the user is told when the run is over.
         store: path of the store that the run used, None where there was none.
         store_problem: what the store could not do, else None.
+        weights: digest of the model's weights, where it was asked for and is known.
         ended_by: the exception that ended it (an interrupt, a fault of revkit), else None.
     """
 
@@ -122,6 +123,7 @@ class Record:
         self.warnings: list[str] = []
         self.store: str | None = None
         self.store_problem: str | None = None
+        self.weights: str | None = None
         self.ended_by: BaseException | None = None
         self.workers = 0
         self.engine = ""
@@ -298,6 +300,7 @@ class Record:
         ]
         both.warnings = again.warnings
         both.store, both.store_problem = again.store, again.store_problem
+        both.weights = again.weights
         both.settled = both.total - both.status.count(Status.NOT_STARTED)
         both.failed = both.status.count(Status.ERROR)
         return both

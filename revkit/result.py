@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from functools import cached_property
@@ -46,7 +47,10 @@ class ParallelResult:
     Attributes:
         frame: the finished frame: the caller's columns, the outputs and the error column, with
             the caller's index and row order.
-        task: what was done to each row.
+        task: what was done to each row; None where the result was read from a file.
+        provenance: what the run was made of, as plain JSON: ``run_id``, ``started_at`` (UTC, ISO
+            8601), ``task`` (with its outputs as a JSON schema), ``model`` (None for a callable),
+            ``options`` and ``versions``. Never a key.
         model_name: the model's name, None for a callable.
         outputs: output name to its labels, or to None where it is not a class output.
         stopped: why the run was stopped before its last row, in words; else None.
@@ -59,15 +63,17 @@ class ParallelResult:
         record: Record,
         *,
         frame: pd.DataFrame,
-        task: ModelTask | CallableTask,
+        task: ModelTask | CallableTask | None,
         rows: Rows,
         columns: Mapping[str, Hashable],
         model_name: str | None,
         find_price: Callable[[], Price | None] = lambda: None,
+        provenance: Mapping[str, Any],
     ):
         self.frame = frame
         self.task = task
         self.model_name = model_name
+        self.provenance = dict(provenance)
         fields = task.outputs if isinstance(task, ModelTask) else {}
         self.outputs: dict[str, tuple[Any, ...] | None] = {
             name: fields[name].labels if name in fields else None for name in record.values
@@ -333,6 +339,59 @@ class ParallelResult:
         """:meth:`retry_failed`, awaited: runs on the caller's event loop."""
         assert self._aretry is not None
         return await self._aretry()
+
+    # -- as a file -----------------------------------------------------------------------------
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole result to one Parquet file, for :meth:`read_parquet` and for others.
+
+        The file is a table with one line for each row: the columns and the index of ``frame``, as
+        they are now, then what is known of the row, in columns whose names begin with "revkit."
+        (its attempts are one of them). ``pandas.read_parquet`` reads it. The run's other facts
+        and :attr:`provenance` are JSON in the file's metadata, under "revkit".
+
+        Args:
+            path: a file; one that is there is replaced when the new one is whole.
+
+        Raises:
+            UsageError: the frame's rows or outputs were changed since the run, a name or a value
+                is one that Parquet has not, or there is no such directory.
+        """
+        from . import saved
+
+        saved.write(self, path)
+
+    @classmethod
+    def read_parquet(cls, path: str | os.PathLike[str]) -> ParallelResult:
+        """Read a result that :meth:`to_parquet` wrote.
+
+        Every frame and every figure is as it was, the cost included. ``task`` is None: a file
+        holds neither the function nor the model, so nothing can be run again from it.
+
+        Args:
+            path: the file. Nothing in it is executed or unpickled.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UsageError: it is not a result, is damaged, or was written by a newer revkit.
+
+        >>> import pandas as pd, revkit, tempfile
+        >>> run = pd.Series([3, 4]).llm.parallel_map(lambda n: n * n, output="square")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run.to_parquet(f"{folder}/squares.parquet")
+        ...     again = revkit.ParallelResult.read_parquet(f"{folder}/squares.parquet")
+        ...     pd.read_parquet(f"{folder}/squares.parquet")[["item", "square", "revkit.status"]]
+           item  square revkit.status
+        0     3       9            ok
+        1     4      16            ok
+        >>> again
+        ParallelResult: 2 rows, 2 ok
+        >>> again.metrics == run.metrics
+        True
+        """
+        from . import saved
+
+        return saved.read(path)
 
     # -- where the time went -------------------------------------------------------------------
 

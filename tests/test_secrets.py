@@ -21,6 +21,7 @@ import httpx
 import nbclient
 import nbformat
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import servers
 from servers import RESET, Status, serve
@@ -69,6 +70,7 @@ WAYS: dict[str, Make] = {
     "user in the URL": lambda url, _: openai(within(url, QUOTED)),
     "query": lambda url, _: revkit.OpenAICompatible("m", base_url=f"{url}/v1?key={QUOTED}"),
     "field of the body": lambda url, _: openai(url, extra_body={"route": {"api_key": KEY}}),
+    "list in the body": lambda url, _: openai(url, extra_body={"routes": [{"api_key": KEY}]}),
     "header of Ollama": lambda url, _: revkit.Ollama(
         "m", host=url, headers={"Authorization": f"Bearer {KEY}"}
     ),
@@ -150,7 +152,20 @@ def everything(run: revkit.ParallelResult) -> dict[str, str]:
         "completions": cells(run.completions),
         "summary": repr(run.summary("answer")),
         "attrs": repr(run.frame.attrs),
+        "provenance": json.dumps(run.provenance),
         "causes": "".join(str(f.cause) for f in run._record.attempt_failures.values()),
+    }
+
+
+def saved(run: revkit.ParallelResult, path: Path) -> dict[str, str]:
+    """A saved result: its bytes, all that is in it, and what it becomes when it is read."""
+    run.to_parquet(path)
+    table = pq.read_table(path)
+    return {
+        "the file": path.read_bytes().decode("latin-1"),
+        "its columns": "".join(str(column.to_pylist()) for column in table.columns),
+        "its metadata": str(table.schema.metadata),
+        "what was read": cells(revkit.ParallelResult.read_parquet(path).attempts),
     }
 
 
@@ -193,6 +208,8 @@ def test_a_key_is_shown_nowhere(
             assert_hushed(
                 everything(run)
                 | everything(failed.value.result)
+                | saved(run, tmp_path / "saved.parquet")
+                | saved(failed.value.result, tmp_path / "failed.parquet")
                 | {"Parquet": path.read_bytes().decode("latin-1"), "traceback": said}
                 | {"exception": repr(failed.value), "cause": repr(failed.value.__cause__)}
             )

@@ -71,14 +71,16 @@ def is_secret(name: str) -> bool:
 def public(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields without those that are secrets, at any depth.
 
-    >>> public({"top_p": 1, "api_key": "k", "provider": {"name": "n", "token": "t"}})
-    {'top_p': 1, 'provider': {'name': 'n'}}
+    >>> public({"top_p": 1, "api_key": "k", "providers": [{"name": "n", "token": "t"}]})
+    {'top_p': 1, 'providers': [{'name': 'n'}]}
     """
-    return {
-        name: public(value) if isinstance(value, Mapping) else value
-        for name, value in fields.items()
-        if not is_secret(name)
-    }
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return public(value)
+        return [*map(shown, value)] if isinstance(value, list | tuple) else value
+
+    return {name: shown(value) for name, value in fields.items() if not is_secret(name)}
 
 
 class HttpClient(Client):
@@ -479,6 +481,8 @@ def _of_fields(fields: Mapping[str, Any]) -> Iterator[str]:
     for name, value in fields.items():
         if isinstance(value, Mapping):
             yield from _of_fields(value)
+        elif isinstance(value, list | tuple):
+            yield from _of_fields({str(place): item for place, item in enumerate(value)})
         elif isinstance(value, str) and is_secret(name):
             yield value
 
