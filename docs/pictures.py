@@ -1,15 +1,20 @@
 """Draws the pictures of the documentation: ``python docs/pictures.py``.
 
-The run is on a virtual clock, so that the same picture comes out each time.
+The runs are on a virtual clock, so that the same pictures come out each time.
 """
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import random
 from pathlib import Path
 
+import pandas as pd
+
 import revkit
 from revkit.evaluate import Evaluation
+from revkit.forecast import WhatIf
 from revkit.testing import FakeModel
 
 HERE = Path(__file__).parent
@@ -64,6 +69,22 @@ def evaluation() -> Evaluation:
     return result.evaluate("label")
 
 
+def what_if() -> WhatIf:
+    """A run with 32 workers at a server of 8 slots, and what other numbers would have done."""
+    free = [0.0] * 8
+
+    def latency(text: str) -> float:
+        now = asyncio.get_running_loop().time()
+        done = max(now, heapq.heappop(free)) + random.Random(text).lognormvariate(-0.6, 0.6)
+        heapq.heappush(free, done)
+        return done - now
+
+    model = FakeModel(lambda text: "positive", latency=latency, clock="virtual")
+    reviews = pd.DataFrame({"review": [f"review {n}" for n in range(300)]})
+    result: revkit.ParallelResult = reviews.llm.parallel_map(model=model, max_workers=32)
+    return result.what_if([1, 2, 4, 8, 16, 64])
+
+
 if __name__ == "__main__":
     shown = run()
     (HERE / "timeline.png").write_bytes(shown.timeline_png())
@@ -71,5 +92,6 @@ if __name__ == "__main__":
         ("latency", shown.plot_latency()),
         ("panel", shown.plot()),
         ("confusion", evaluation().plot()),
+        ("what-if", what_if().plot()),
     ):
         (HERE / f"{name}.png").write_bytes(picture._repr_png_()[0])

@@ -14,6 +14,7 @@ A reading order, from what decides to what touches the world:
     record      everything that is known about a run, as columns
     stream      the events of a run, for observers
     metrics     the figures of a run
+    whatif      the same run with other numbers of workers: fitted and replayed
     keys        under which key a reply is kept
     work        what a worker does in one attempt
     engines/    threads and the event loop: two thin ways to run workers
@@ -27,6 +28,7 @@ A reading order, from what decides to what touches the world:
     columns     between a frame's columns and a run's rows
     provenance  what a run was made of, as plain JSON
     result      what a run gives back; plot, display and progress show it
+    forecast    what a what-if gives back
     compare     two runs on the same rows, side by side
     evaluate    an output against labels that are known to be right
     trace       a run as a trace that Perfetto opens

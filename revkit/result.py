@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -17,8 +17,10 @@ from . import metrics as figures
 from .columns import STRING, snapshot
 from .errors import UsageError, nearest
 from .events import Status, StopKind
+from .forecast import WhatIf
 from .record import DECISIONS, SOURCES, Record
 from .task import CallableTask, ModelTask
+from .whatif import predict
 from .work import Rows
 
 if TYPE_CHECKING:
@@ -634,6 +636,38 @@ class ParallelResult:
         from .trace import write_trace
 
         return write_trace(self._record, path, model_name=self.model_name)
+
+    def what_if(
+        self, max_workers: Iterable[int] = (1, 4, 16, 64), *, slots: int | None = None
+    ) -> WhatIf:
+        """How long this run would have taken with other numbers of workers.
+
+        Its attempts are replayed, one by one, on the server that explains them best: how many
+        requests that works on at once (its slots) shows in how service times grew. Where nothing
+        ever waited at the server, a number of workers beyond the highest seen cannot be told;
+        ``docs/what-if.md`` has the assumptions.
+
+        Args:
+            max_workers: numbers of workers, each a whole one of at least 1; there are never more
+                workers than rows. The run's own number is added, as it was measured.
+            slots: of the server, where they are known; None: fitted.
+
+        Raises:
+            UsageError: an argument is not as above, or the run made no attempt.
+
+        >>> import pandas as pd, revkit
+        >>> from revkit.testing import FakeModel
+        >>> df = pd.DataFrame({"review": ["good"] * 12})
+        >>> fake = FakeModel(lambda text: "positive", latency=2.0, clock="virtual")
+        >>> run = df.llm.parallel_map(model=fake, max_workers=4)
+        >>> run.what_if([1, 2, 8]).frame["wall_s"].tolist()
+        [24.0, 12.0, 6.0, nan]
+        >>> run.what_if([8]).frame.loc[8, "basis"]
+        'cannot tell: never more than 4 at once, and none waited; give slots='
+        >>> run.what_if([8], slots=12).frame["wall_s"].tolist()
+        [6.0, 4.0]
+        """
+        return WhatIf(predict(self._record, max_workers, slots))
 
     def timeline_png(self) -> bytes:
         """The timeline as a PNG."""

@@ -23,7 +23,7 @@ from .cell import html
 from .preview import preview_html, preview_text
 from .report import short, text
 from .sections import Section, sections_html, sections_text
-from .words import dollars, duration, harmless, printable
+from .words import dollars, duration, harmless, number, printable
 
 __all__ = [
     "Section",
@@ -31,6 +31,7 @@ __all__ = [
     "duration",
     "harmless",
     "html",
+    "number",
     "preview_html",
     "preview_text",
     "printable",

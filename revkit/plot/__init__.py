@@ -10,6 +10,7 @@ without touching any of them. A reading order:
     timeline    one lane a worker, one bar an attempt; below, how many were running
     latency     how long the good attempts took
     panel       all of it on one page
+    whatif      wall time over the number of workers, predicted
     confusion   the confusion matrix of an evaluation
     live        the timeline of a run that still goes on, in milliseconds
 
@@ -24,6 +25,7 @@ from .latency import draw_latency
 from .live import live_png
 from .panel import draw_panel
 from .timeline import TimelineAxes, draw_timeline, timeline_png
+from .whatif import draw_what_if
 
 __all__ = [
     "NotebookAxes",
@@ -33,6 +35,7 @@ __all__ = [
     "draw_latency",
     "draw_panel",
     "draw_timeline",
+    "draw_what_if",
     "live_png",
     "new_axes",
     "new_figure",
