@@ -79,7 +79,7 @@ class Options(TypedDict, total=False):
     loop: Literal["background", "notebook"]
     max_workers: int | Adaptive | Literal["adaptive"] | None
     worker_cap: int
-    progress: bool | Progress
+    progress: bool | Literal["live"] | Progress
     observer: ObserverLike
     prefix: str
     error: str | None
@@ -124,7 +124,7 @@ def prepare(
     loop: Literal["background", "notebook"] = "background",
     max_workers: int | Adaptive | Literal["adaptive"] | None = None,
     worker_cap: int = 16,
-    progress: bool | Progress = False,
+    progress: bool | Literal["live"] | Progress = False,
     observer: ObserverLike = "noop",
     prefix: str = "",
     error: str | None = "error",
@@ -200,18 +200,22 @@ def prepare(
     )
     if rate_limit is None and client is not None:
         rate_limit = client.rate_limit
-    open_display: Callable[[], Display] | None = None
+    open_display: Callable[[int], Display] | None = None
     callback: Progress | None = None
     if callable(progress):
         callback = progress
     elif progress is True:
         from .progress import bar
 
-        open_display = functools.partial(bar, total)
+        open_display = bar
+    elif isinstance(progress, str) and progress == "live":
+        from .live import live
+
+        open_display = live
     elif progress is not False:
         raise UsageError(
-            f"progress={progress!r}: True for a bar, False for none, or a function of "
-            "(completed, total, row_result)"
+            f'progress={progress!r}: True for a bar, "live" for a display with the timeline, '
+            "False for none, or a function of (completed, total, row_result)"
         )
     plan = Plan(
         task=task,
@@ -519,8 +523,9 @@ def parallel_map(
             ``worker_cap``, rows); a :class:`~revkit.Adaptive` or ``"adaptive"``: as many as the
             server's throughput grows with, found in the run.
         worker_cap: upper limit of the automatic number.
-        progress: True for a bar, or a function ``(completed, total, row_result)`` that is called
-            for each settled row, one at a time.
+        progress: True for a bar; ``"live"``, in a notebook, for one output with counts, errors and
+            timeline that is drawn anew in place (elsewhere a bar); or a function
+            ``(completed, total, row_result)`` that is called for each settled row, one at a time.
         observer: what is told of each event of the run: ``"jsonl"`` (a line each to standard
             output), ``"logging"`` (the logger ``revkit``), ``"otel"`` (OpenTelemetry), a name
             given to :func:`~revkit.register_observer`, an object with ``on_event(event)``, or a

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ class Drain:
     ):
         outputs = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
         self.record = Record(plan.total, outputs, asks_model=plan.client is not None)
+        self.record.workers, self.record.engine = plan.workers, plan.engine
         self.ended: Ended | None = None
         self.has_work = ahead is None and plan.total > len(plan.refused)
         self.tell: Callable[[Callable[[], object]], object] = lambda change: change()
@@ -81,10 +83,12 @@ class Drain:
         self._followers: dict[int, list[int]] = {}
         self._callback = plan.callback
         self._told = 0
+        self._open_display = plan.open_display
         self._display: Display | None = None
+        self._is_closed = False
         self._clock: Callable[[], float] = time.monotonic
         #: of the drain's making, on its clock
-        self._origin = self._clock()
+        self._origin = self.record.began = self._clock()
         self._observers: Observers | None = None
         self._stream: EventStream | None = None
         #: what was collected and is to be told to observers
@@ -281,18 +285,36 @@ class Drain:
 
     def open_display(self) -> None:
         """Show how far the run is, if the user wants to see it."""
-        if self._display is None and self._plan.open_display is not None:
-            self._display = self._plan.open_display()
+        open_display, self._open_display = self._open_display, None
+        if open_display is not None:
+            with self._display_may_fail():
+                self._display = open_display(self._plan.total)
         self._show()
 
     def _show(self) -> None:
-        if self._display is not None:
-            self.record.holds, self.record.limits = self._scheduler.holds, self._scheduler.limits
-            self._display.update(self.record)
+        record = self.record
+        if self._display is None or self._is_closed:
+            return
+        record.holds, record.limits = self._scheduler.holds, self._scheduler.limits
+        record.ended = self._clock()  # so far
+        with self._display_may_fail():
+            self._display.update(record)
+
+    @contextmanager
+    def _display_may_fail(self) -> Iterator[None]:
+        """A display that raises is dropped, and the run goes on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - reported, and the run goes on
+            self._display = None
+            self.record.warnings.append(
+                f"the progress display raised {type(error).__name__}: {error}; it was not "
+                "drawn again, and the run went on"
+            )
 
     def close(self, *, ended: float) -> Record:
         """End the record, and tell observers."""
-        record, plan, scheduler = self.record, self._plan, self._scheduler
+        record, scheduler = self.record, self._scheduler
         running = scheduler.running
         self.step()  # what was reported since the last step, by rows that are not in ``running``
         for attempt, start in running:
@@ -300,7 +322,6 @@ class Drain:
                 fact = Attempted(attempt, start, ended, CANCELLED, Decision.CANCEL)
                 record.attempted(fact)
                 self._heard += [fact] if self._stream is not None else []
-        record.workers, record.engine = plan.workers, plan.engine
         scheduler.close()
         record.limits, record.holds = scheduler.limits, scheduler.holds
         if self.ended is not None and self.ended.crash is not None:
@@ -309,6 +330,7 @@ class Drain:
         if self._ahead is not None:
             record.store, record.store_problem = self._ahead.path, self._ahead.problem
             record.weights = self._ahead.weights
+        self._is_closed = True
         record.close(ended=ended, stopped=scheduler.stopped)
         for row, followers in self._followers.items():  # of rows that were to be tried again
             for follower in followers:
@@ -334,7 +356,8 @@ class Drain:
     def put_away(self) -> None:
         """Leave the screen and the store as they should stay, however the run ended."""
         if self._display is not None:
-            self._display.close()
+            with self._display_may_fail():
+                self._display.close()
         self.close_store()
         self.close_observers()
 

@@ -51,7 +51,7 @@ class Plan:
         refused: rows that fail without an attempt, and why.
         engine: ``"thread"`` or ``"async"``.
         loop: where the async engine runs when the caller does not await it.
-        open_display: opens a progress bar or a live display, or None.
+        open_display: opens a progress bar or a live display for so many rows, or None.
         callback: the user's progress callback, or None.
         observers: are told of each event.
         positions: the caller's number of each row, where the run has not all of them.
@@ -75,7 +75,7 @@ class Plan:
     loop: Literal["background", "notebook"]
     workers: int
     refused: Mapping[int, Failure] = field(default_factory=dict)
-    open_display: Callable[[], Display] | None = None
+    open_display: Callable[[int], Display] | None = None
     callback: Progress | None = None
     observers: Sequence[Chosen] = ()
     positions: Sequence[int] | None = None

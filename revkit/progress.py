@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .record import Record
 
-__all__ = ["Bar", "bar"]
+__all__ = ["Bar", "bar", "in_kernel", "is_disabled"]
 
 _INTERVAL_S = 0.1  # between two redraws: smooth to the eye, nothing to the run
 
@@ -101,14 +101,19 @@ def _unwatched(base: Any) -> Any:
 
 def _kind() -> str | None:
     """``"widget"``, ``"text"`` (in a notebook), ``"terminal"``, or None where no bar is wanted."""
-    if os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false"):
+    if is_disabled():
         return None
-    if _in_kernel():
+    if in_kernel():
         return "widget" if importlib.util.find_spec("ipywidgets") else "text"
     return "terminal" if sys.stderr is not None and sys.stderr.isatty() else None
 
 
-def _in_kernel() -> bool:
+def is_disabled() -> bool:
+    """Whether ``TQDM_DISABLE`` says that nothing is to move."""
+    return os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
+
+
+def in_kernel() -> bool:
     """Whether this process is the kernel of a notebook; imports nothing to find out."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None

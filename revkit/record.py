@@ -81,7 +81,8 @@ class Record:
         due: of each attempt, when it might start, on the same clock; NaN: as soon as the run did
             (the first one, where this is the record of two).
         prompt_tokens, completion_tokens: of each attempt, -1 where not known; empty for callables.
-        began, ended: when the run started and ended, on the same clock.
+        began, ended: when the run started and ended, on the same clock; while it goes on and is
+            shown, ``ended`` is how far it is.
         tokens: all of them.
         attempt_failures: place among the attempts -> why that attempt failed.
         first_refused: the first row that failed without an attempt, None where none did.

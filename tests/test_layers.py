@@ -67,6 +67,7 @@ ABOVE = {
     "api",
     "preview",
     "accessor",
+    "live",
     "config",
     "testing",
     "demo",
@@ -243,6 +244,7 @@ def test_no_edge_knows_what_stands_above_it() -> None:
         ("matplotlib", {"plot"}),
         ("PIL", {"plot"}),
         ("tqdm", {"progress", "clients"}),
+        ("IPython", {"live"}),
         ("sqlite3", {"store"}),
         ("nest_asyncio2", {"run"}),
         ("asyncio", {"engines", "run", "clients", "testing", "work", "preview"}),
@@ -263,6 +265,7 @@ def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
 
 #: What costs time or memory, and that many runs never need.
 LATE = [
+    "IPython",
     "PIL",
     "aiohttp",
     "genai_prices",
