@@ -36,6 +36,8 @@ class Proxy(Listener):
             kept = {k: v for k, v in seen.headers.items() if k != "proxy-authorization"}
             head = "".join(f"{k}: {v}\r\n" for k, v in {**kept, "connection": "close"}.items())
             target.sendall(f"{seen.method} {path} HTTP/1.1\r\n{head}\r\n".encode() + seen.raw)
+            if target not in select.select([target, to], [], [])[0]:
+                return False  # the client has hung up
             with target.makefile("rb") as stream:
                 to.sendall(_one_response(stream))
         return True
