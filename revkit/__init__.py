@@ -27,6 +27,7 @@ A reading order, from what decides to what touches the world:
     run         one run: starts an engine and drains it; cancel and interrupt stop it
     columns     between a frame's columns and a run's rows
     provenance  what a run was made of, as plain JSON
+    tables      the record of a run as frames
     result      what a run gives back; plot, display, progress and live show it
     forecast    what a what-if gives back
     compare     two runs on the same rows, side by side

@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from . import metrics as figures
-from .columns import STRING, snapshot
+from . import tables
+from .columns import snapshot
 from .errors import UsageError, nearest
 from .events import Status, StopKind
 from .forecast import WhatIf
-from .record import DECISIONS, SOURCES, Record
+from .record import Record
 from .task import CallableTask, ModelTask
 from .whatif import predict
 from .work import Rows
@@ -111,61 +112,8 @@ class ParallelResult:
         ``finish_reason``, ``text`` (what the model said last); ``probabilities`` (a dict for each
         row in which the model gave them); ``error_type``, ``error``.
         """
-        record = self._record
-        row = np.asarray(record.row, dtype=np.int64)
-        total = record.total
-        attempts = np.bincount(row, minlength=total)
-        last = self._last
-        tried = last >= 0
-        service = figures.service_times(record)
-        waits = self._waits
-
-        def of_last(values: Any) -> Any:
-            out = np.full(total, np.nan)
-            out[tried] = np.asarray(values, dtype=float)[last[tried]]
-            return out
-
-        sources = np.array([source.value for source in SOURCES], dtype=object)
-        replies = [record.replies.get(i) for i in range(total)]
-        failures = [
-            record.failures[i] if s is Status.ERROR else None for i, s in enumerate(record.status)
-        ]
-        facts: dict[Any, Any] = {
-            "status": pd.array([status.value for status in record.status], dtype=STRING),
-            "source": pd.array(sources[np.asarray(record.source)], dtype=STRING),
-            "attempts": attempts,
-            "service_ms": of_last(service) * 1e3,
-            "wait_ms": waits["total"],
-            "queue_ms": waits["queue"],
-            "limit_ms": waits["limit"],
-            "backoff_ms": waits["backoff"],
-            "worker": pd.array(of_last(record.worker), dtype="Int64"),
-            "prompt_tokens": self._tokens(record.prompt_tokens, row),
-            "completion_tokens": self._tokens(record.completion_tokens, row),
-            "finish_reason": pd.array([r and r.finish_reason for r in replies], dtype=STRING),
-            "text": pd.array([r and r.text for r in replies], dtype=STRING),
-            "probabilities": pd.Series(
-                [r and r.probabilities for r in replies], dtype=object
-            ).array,
-            "error_type": pd.array([f and f.type for f in failures], dtype=STRING),
-            "error": pd.array([record.error(i) for i in range(total)], dtype=STRING),
-        }
-        data: dict[Any, Any] = {"row": np.arange(total)}
-        for name, column in self._columns.items():
-            label = f"output_{name}" if name in facts or name == "row" else name
-            data[label] = self._values[column].array
-        return pd.DataFrame(data | facts, index=self._index)
-
-    def _tokens(self, counts: Any, row: Any) -> Any:
-        total = self._record.total
-        known = np.asarray(counts, dtype=np.int64)
-        if not len(known):
-            return pd.array([None] * total, dtype="Int64")
-        has = known >= 0
-        # of nothing at all, bincount makes integers
-        summed = np.bincount(row[has], weights=known[has], minlength=total).astype(float)
-        summed[np.bincount(row[has], minlength=total) == 0] = np.nan
-        return pd.array(summed, dtype="Int64")
+        outputs = {name: self._values[column].array for name, column in self._columns.items()}
+        return tables.rows(self._record, outputs, self._waits, self._last, self._index)
 
     @property
     def completions(self) -> pd.DataFrame:
@@ -181,22 +129,7 @@ class ParallelResult:
         inputs), ``error_type``, ``status`` (Int64, HTTP), ``message``, ``attempts``, ``text``
         (what the model said, where it said something).
         """
-        record = self._record
-        failed = [i for i, status in enumerate(record.status) if status is Status.ERROR]
-        failures = [record.failures[i] for i in failed]
-        counts = Counter(record.row)
-        return pd.DataFrame(
-            {
-                "row": np.array(failed, dtype=np.int64),
-                "index": pd.Series([self._index[i] for i in failed], dtype=object).array,
-                "item": pd.Series([self._rows.item(i) for i in failed], dtype=object).array,
-                "error_type": pd.array([f.type for f in failures], dtype=STRING),
-                "status": pd.array([f.status for f in failures], dtype="Int64"),
-                "message": pd.array([f.message for f in failures], dtype=STRING),
-                "attempts": np.array([counts[i] for i in failed], dtype=np.int64),
-                "text": pd.array([f.text for f in failures], dtype=STRING),
-            }
-        )
+        return tables.errors(self._record, self._rows, self._index)
 
     def summary(self, output: str | None = None) -> pd.DataFrame:
         """How often each value of an output occurs among the rows that succeeded.
@@ -213,16 +146,7 @@ class ParallelResult:
             UsageError: there is no such output.
         """
         output = self._output(output)
-        values = _countable(self.completions[output])
-        labels = self.outputs[output]
-        if labels is None:
-            counts = values.value_counts()
-        else:
-            counts = values.value_counts(sort=False).reindex(list(labels), fill_value=0)
-        total = max(1, len(values))
-        index = pd.Index(counts.index.tolist(), name=output, tupleize_cols=False)
-        count = counts.to_numpy(dtype=np.int64)
-        return pd.DataFrame({"count": count, "share": count / total}, index=index)
+        return tables.summary(self.completions[output], self.outputs[output], name=output)
 
     def _output(self, name: str | None) -> str:
         """The output of that name; None: the first class output, else the first output."""
@@ -460,7 +384,7 @@ class ParallelResult:
         groups, group_of, chosen = self._grouped(by)
         service = figures.service_times(record) * 1e3
         samples = [service[chosen & (group_of == place)] for place in range(len(groups))]
-        return _distributions(samples, pd.Index(groups, name=by, tupleize_cols=False))
+        return tables.distributions(samples, pd.Index(groups, name=by, tupleize_cols=False))
 
     def _grouped(self, by: str) -> tuple[list[Any], Any, Any]:
         """The groups, the place among them of each attempt's group, and which attempts count."""
@@ -484,7 +408,7 @@ class ParallelResult:
                 "groups of your own"
             )
         places = {value: i for i, value in enumerate(groups)}
-        values = _countable(self._values[self._columns[output]])
+        values = tables.countable(self._values[self._columns[output]])
         of_row = np.array([places.get(value, -1) for value in values.tolist()], dtype=np.int64)
         return groups, of_row[row], good
 
@@ -531,7 +455,7 @@ class ParallelResult:
         total        3  2000.0  4000.0
         """
         samples = [waits[self._last >= 0] for waits in self._waits.values()]
-        return _distributions(samples, pd.Index(list(self._waits))).drop(columns="min")
+        return tables.distributions(samples, pd.Index(list(self._waits))).drop(columns="min")
 
     @cached_property
     def _waits(self) -> dict[str, Any]:
@@ -564,30 +488,7 @@ class ParallelResult:
         ``retried``, ``failed``, ``cancelled``), ``error_type``, ``error``, ``prompt_tokens``,
         ``completion_tokens`` (Int64).
         """
-        record = self._record
-        count = len(record.row)
-        failures = [record.attempt_failures.get(i) for i in range(count)]
-        words = np.array([decision.value for decision in DECISIONS], dtype=object)
-
-        def tokens(counts: Any) -> Any:
-            known = np.asarray(counts if len(counts) else [-1] * count, dtype=float)
-            return pd.array(np.where(known < 0, np.nan, known), dtype="Int64")
-
-        return pd.DataFrame(
-            {
-                "row": np.asarray(record.row, dtype=np.int64),
-                "attempt": np.asarray(record.number, dtype=np.int64),
-                "worker": np.asarray(record.worker, dtype=np.int64),
-                "start_s": np.asarray(record.start, dtype=float) - record.began,
-                "end_s": np.asarray(record.end, dtype=float) - record.began,
-                "service_ms": figures.service_times(record) * 1e3,
-                "outcome": pd.array(words[np.asarray(record.decision, dtype=int)], dtype=STRING),
-                "error_type": pd.array([f and f.type for f in failures], dtype=STRING),
-                "error": pd.array([f and str(f) for f in failures], dtype=STRING),
-                "prompt_tokens": tokens(record.prompt_tokens),
-                "completion_tokens": tokens(record.completion_tokens),
-            }
-        )
+        return tables.attempts(self._record)
 
     def plot_timeline(self, *, ax: Axes | None = None) -> Axes:
         """Draw what each worker did: one lane a worker, one bar an attempt, coloured by outcome.
@@ -752,23 +653,6 @@ class ParallelResult:
         from . import display
 
         return display.html(self)
-
-
-def _countable(values: pd.Series) -> pd.Series:
-    """The values, lists as tuples: lists cannot be counted."""
-    if not isinstance(values.dtype, pd.ArrowDtype):
-        return values
-    return pd.Series(
-        [tuple(v) if isinstance(v, list | np.ndarray) else v for v in values], dtype=object
-    )
-
-
-def _distributions(samples: list[Any], index: pd.Index) -> pd.DataFrame:
-    """One line for each sample: its size, and how it is distributed."""
-    told = [figures.distribution(sample) for sample in samples]
-    table = pd.DataFrame(told, index=index, columns=list(figures.FIGURES), dtype="float64")
-    table.insert(0, "count", np.array([len(sample) for sample in samples], dtype=np.int64))
-    return table
 
 
 def failure_message(result: ParallelResult) -> str:

@@ -24,8 +24,9 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_the_python_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    main, *setup, api = blocks("python")
+def test_the_python_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # they write files
+    main, *setup, api, time = blocks("python")
     names: dict[str, Any] = {}
     with serve() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
@@ -37,6 +38,7 @@ def test_the_python_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch) -> None
             exec(block, names)
         revkit.use("openai:loopback")
         exec(api, names)
+        exec(time, names)
     tickets = names["tickets"]
     assert tickets["topic"].tolist()[:2] == ["billing", "billing"]
     assert tickets["topic"].isna().tolist() == [False, False, True]

@@ -1142,6 +1142,13 @@ class Mood(enum.Enum):
     MIXED = "mixed"
 
 
+def test_values_that_cannot_be_hashed_are_counted_too() -> None:
+    found = iter([{"a": 1}, {"a": 1}, [{"b": 2}], [{"b": 2}], [{"b": 3}]])
+    df = pd.DataFrame({"n": range(5)})
+    run = df.llm.parallel_map(lambda row: {"out": next(found)}, max_workers=1)
+    assert run.summary("out")["count"].tolist() == [2, 2, 1]
+
+
 def test_summary() -> None:
     task = Signature(
         "x", inputs="review", outputs={"n": int, "mood": ["good", "mixed", "bad"], "tone": Mood}
