@@ -147,7 +147,7 @@ TASKS: list[tuple[dict[str, Any], type[UsageError], str]] = [
     ({"task": plain, "engine": "async"}, UsageError, 'leave engine= out, or pass "thread"'),
     ({"task": coroutine, "engine": "thread"}, UsageError, 'leave engine= out, or pass "async"'),
     ({"engine": "process"}, UsageError, 'there are "auto", "thread" and "async"'),
-    ({"progress": "fast"}, UsageError, "True for a bar, False for none, or a function of"),
+    ({"progress": "fast"}, UsageError, 'True for a bar, "live" for a display'),
     ({"cancel": "now"}, UsageError, "give a revkit.CancelToken, or leave it out"),
     ({"cancel": threading.Event()}, UsageError, "give a revkit.CancelToken, or leave it out"),
     ({"retry": 3}, UsageError, "retry=3: give a revkit.Retry, or leave it out"),
