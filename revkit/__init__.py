@@ -33,6 +33,7 @@ A reading order, from what decides to what touches the world:
     compare     two runs on the same rows, side by side
     evaluate    an output against labels that are known to be right
     trace       a run as a trace that Perfetto opens
+    files       files that are there whole or not at all
     saved/      a whole result in one Parquet file
     api         parallel_map; accessor is its door for frames
     preview     a look before a run: what would be sent, and what it may cost

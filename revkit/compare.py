@@ -27,6 +27,12 @@ __all__ = ["Comparison", "compare"]
 _RUNS = ("before", "after")
 _COUNTS = ("succeeded", "failed", "cancelled", "not_started", "from_store", "duplicates",
            "attempts", "retries")  # fmt: skip
+#: Figures of a whole run, and what they are called in a report.
+_TIMES = {
+    "wall_s": "total time",
+    "rows_per_s": "rows per second",
+    "mean_concurrency": "mean concurrency",
+}
 _TOLERANCE = 1e-9  # relative
 _LISTS = (list, tuple, np.ndarray)
 
@@ -51,6 +57,8 @@ class Comparison:
             row) became each label after (a column), int64, in declared order; of the rows that
             are ok in both.
         counts: rows and attempts of each run, int64; the index is ``before``, ``after``.
+        time: of each run ``wall_s``, ``rows_per_s`` and ``mean_concurrency``, float64, as in
+            ``run.metrics``.
         latency: of each run, as ``run.latency``: milliseconds, float64.
         usage: of each run, as ``run.usage``: tokens (Int64) and ``cost_usd`` (Float64).
     """
@@ -63,6 +71,7 @@ class Comparison:
     changed: pd.DataFrame
     crosstabs: Mapping[str, pd.DataFrame]
     counts: pd.DataFrame
+    time: pd.DataFrame
     latency: pd.DataFrame
     usage: pd.DataFrame
 
@@ -92,12 +101,16 @@ class Comparison:
 
     def _sections(self) -> list[display.Section]:
         spans = self.latency.map(lambda ms: display.duration(ms / 1e3))
+        whole = self.time.map(display.number)
+        whole["wall_s"] = self.time["wall_s"].map(display.duration)
+        whole = whole.rename(columns=_TIMES)
         usage = self.usage.astype(object)
         usage["cost_usd"] = [None if pd.isna(x) else display.dollars(x) for x in usage["cost_usd"]]
         return [
             *(display.Section(name, table) for name, table in self.crosstabs.items()),
             display.Section("rows and attempts", self.counts.T),
-            display.Section("latency of good attempts", spans.T, timed=True),
+            display.Section("the whole run", whole.T, timed=True),
+            display.Section("latency of good attempts", spans.T, timed=True, line="service time"),
             display.Section("tokens", usage.T),
         ]
 
@@ -152,6 +165,7 @@ def compare(before: ParallelResult, after: ParallelResult) -> Comparison:
         changed=_changed(before, after, changes),
         crosstabs=crosstabs,
         counts=_side_by_side({n: getattr(r.metrics, n) for n in _COUNTS} for r in (before, after)),
+        time=_side_by_side({n: getattr(r.metrics, n) for n in _TIMES} for r in (before, after)),
         latency=_side_by_side(r.latency.to_dict() for r in (before, after)),
         usage=_usage(before, after),
     )

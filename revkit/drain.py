@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .clients.base import Reply
@@ -22,11 +23,11 @@ from .lookahead import Lookahead, Seen
 from .plan import Display, Plan
 from .record import Record, RowResult
 from .scheduler import Scheduler
-from .stream import EventStream
+from .stream import Data, EventStream
 from .task import CallableTask, ModelTask
 
 if TYPE_CHECKING:
-    from .observers import Observers
+    from .observers import Event, Observers
 
 __all__ = ["INTERRUPTED", "Drain"]
 
@@ -50,6 +51,7 @@ class Drain:
     Args:
         wake: lets whoever runs the drain take a step soon; called from any thread.
         ahead: looks rows up in the store; None where the run has none.
+        may_wait: :meth:`report` may wait a moment, for observers.
 
     Attributes:
         has_work: there is a row for an engine to run.
@@ -62,6 +64,8 @@ class Drain:
         scheduler: Scheduler,
         wake: Callable[[], None],
         ahead: Lookahead | None = None,
+        *,
+        may_wait: bool = True,
     ):
         outputs = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
         self.record = Record(plan.total, outputs, asks_model=plan.client is not None)
@@ -83,12 +87,15 @@ class Drain:
         self._followers: dict[int, list[int]] = {}
         self._callback = plan.callback
         self._told = 0
+        #: rows that were settled without an attempt since the last report
+        self._unattempted = 0
         self._open_display = plan.open_display
         self._display: Display | None = None
         self._is_closed = False
         self._clock: Callable[[], float] = time.monotonic
         #: of the drain's making, on its clock
         self._origin = self.record.began = self._clock()
+        self._may_wait = may_wait
         self._observers: Observers | None = None
         self._stream: EventStream | None = None
         #: what was collected and is to be told to observers
@@ -100,17 +107,29 @@ class Drain:
     def _observe(self) -> None:
         from .observers import Observers
 
-        self._observers = Observers(self._plan.observers)
-        self._stream = EventStream(self._send, self.record, self._plan.positions)
+        # On a loop of the caller's own nothing may be waited for.
+        chosen = self._plan.observers
+        self._observers = Observers(chosen) if self._may_wait else Observers(chosen, patience=0)
+        self._stream = EventStream(self._send, self._send_all, self.record, self._plan.positions)
         self._scheduler.tell = self.emit
 
-    def _send(self, kind: str, at: float, data: Mapping[str, Any]) -> None:
+    def _send(self, kind: str, at: float, data: Data | Callable[[], Data]) -> None:
         assert self._observers is not None
+        self._observers.send(partial(self._event, kind, at - self._origin, data))
+
+    def _send_all(self, at: float, make: Callable[[], Iterator[tuple[str, Data]]]) -> None:
+        assert self._observers is not None
+        since, event = at - self._origin, self._event
+        self._observers.send_all(lambda: (event(kind, since, data) for kind, data in make()))
+
+    def _event(self, kind: str, since: float, data: Data | Callable[[], Data]) -> Event:
+        """Made on an observer's thread."""
         from .observers import Event
 
-        when = self.record.started_at + timedelta(seconds=max(0.0, at - self._origin))
+        when = self.record.started_at + timedelta(seconds=max(0.0, since))
         timestamp = when.isoformat(timespec="microseconds")
-        self._observers.send(Event(kind, timestamp, SOURCE, self.record.run_id, data))
+        made = data() if callable(data) else data
+        return Event(kind, timestamp, SOURCE, self.record.run_id, made)
 
     def emit(self, fact: Started | Held | Attempted | Ended) -> None:
         """Called by workers, from any thread."""
@@ -191,8 +210,8 @@ class Drain:
         assert self._ahead is not None
         if self._good:
             began = time.monotonic()
-            self._ahead.keep(self._good)
-            self._stored = len(self._good), time.monotonic() - began
+            if replies := self._ahead.keep(self._good):
+                self._stored = replies, time.monotonic() - began
         if self._wants_rows:
             self._seen = self._ahead.look()
 
@@ -210,6 +229,8 @@ class Drain:
             if self._stored is not None:
                 replies, seconds = self._stored
                 self._stream.stored(self._clock(), replies=replies, seconds=seconds)
+            if self._observers is not None and not self._observers.active:  # all were dropped
+                self._stream = self._scheduler.tell = None
         self._stored = None
         if self._settled or self._good or self._seen is not None:
             self._report()
@@ -233,6 +254,9 @@ class Drain:
         if ahead is not None:
             rows = self._settle_unattempted(told)
             self._tell_scheduler(rows, failed=record.failed - failed)
+        if self._unattempted:
+            record.visits.append((self._clock(), self._unattempted))
+            self._unattempted = 0
         for result in told:
             self._call_back(result)
 
@@ -245,8 +269,6 @@ class Drain:
         for row, values, reply in seen.kept:
             record.kept(row, values, reply)
             self._settle(row, told)
-        if seen.kept:
-            record.visits.append((self._clock(), len(seen.kept)))
         for row, twin in seen.twins:
             if record.status[twin] is Status.NOT_STARTED:
                 self._followers.setdefault(twin, []).append(row)
@@ -262,6 +284,7 @@ class Drain:
 
     def _settle(self, row: int, told: list[RowResult]) -> None:
         """A row was settled without an attempt."""
+        self._unattempted += 1
         if self._stream is not None:
             self._stream.settled(row, self._clock())
         if self._callback is not None:
@@ -335,18 +358,34 @@ class Drain:
         for row, followers in self._followers.items():  # of rows that were to be tried again
             for follower in followers:
                 self._share(follower, row, [])
+        self.report()
         if self._stream is not None:
-            self.report()
             self._stream.end(max(ended, self._clock()))
         return record
 
-    def close_observers(self) -> None:
-        """Wait until observers have had all events, or have had their time. May block."""
+    def break_off(self, error: BaseException) -> None:
+        """The run ends before it has a result: observers are told so."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.record.ended_by = error
+            self.record.close(ended=self._clock(), stopped=None)
+            if self._stream is not None:
+                self._stream.end(self.record.ended)
+
+    def close_observers(self, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Wait until observers have had all events, or have had their time. May block.
+
+        Args:
+            hurried: looked at meanwhile; True: wait no longer.
+        """
         observers, self._observers, self._stream = self._observers, None, None
-        if observers is not None:
-            hurried = self.record.ended_by is not None
-            wait = _OBSERVERS_WAIT_INTERRUPTED if hurried else _OBSERVERS_WAIT
-            self.record.warnings += observers.close(wait)
+        if observers is None:
+            return
+        if self.record.ended_by is not None:
+            told = observers.close(_OBSERVERS_WAIT_INTERRUPTED)
+        else:
+            told = observers.close(_OBSERVERS_WAIT, hurried=hurried)
+        self.record.warnings += told
 
     def close_store(self) -> None:
         """Write what could not be written so far, and close the store. May block."""

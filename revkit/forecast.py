@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from .display import duration, markup, number
+from .display import duration, markup, number, printable, wrapped
 from .whatif import Predictions
 
 if TYPE_CHECKING:
@@ -46,7 +46,17 @@ class WhatIf:
         self.measured = predictions.measured
         self.basis = predictions.basis
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def report(self) -> str:
+        """The whole as text, for a terminal."""
+        lines = [*wrapped(self.basis, indent=0), ""]
+        lines.append("  workers" + "".join(f"{name:>21}" for name in _HEAD))
+        for workers, *line in self.frame.itertuples():
+            *cells, basis = _cells(*line)
+            lines.append(f"  {workers:>7,}" + "".join(f"{cell:>21}" for cell in cells))
+            lines += wrapped(basis, indent=11, hang=0)
+        return printable("\n".join(lines))
+
+    def plot(self, *, ax: Axes | None = None) -> Axes:
         """Draw wall time over the number of workers, with what was measured and the slots.
 
         Args:
@@ -57,17 +67,23 @@ class WhatIf:
         """
         from .plot import draw_what_if
 
-        return draw_what_if(self.frame, ax=ax, measured=self.measured, slots=self.slots)
+        return draw_what_if(
+            self.frame["wall_s"],
+            at_most=self.frame["basis"].str.contains("upper bound", regex=False).tolist(),
+            ax=ax,
+            measured=self.measured,
+            slots=self.slots,
+        )
 
     def __repr__(self) -> str:
-        return "WhatIf: the run with other numbers of workers, in .frame; .plot() draws it"
+        return "WhatIf: other numbers of workers, in .frame; .report() and .plot() show it"
 
     def _repr_html_(self) -> str:
         rows = [
             (f"{workers:,}", *map(markup.timed, _cells(*line)))
             for workers, *line in self.frame.itertuples()
         ]
-        table = markup.table(["workers", *_HEAD, "basis"], rows)
+        table = markup.table(["workers", *_HEAD, "basis"], rows, "revkit-words")
         return markup.page([f"<p>{markup.timed(self.basis)}</p>", table])
 
 

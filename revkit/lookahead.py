@@ -78,6 +78,8 @@ class Lookahead:
         self._first: dict[bytes, int] = {}
         #: keys whose reply in the store does not do; it stays until another one takes its place
         self._unfit: set[bytes] = set()
+        #: replies that the store could not write so far
+        self._unwritten = 0
         #: rows that need the model and are not settled
         self._key: dict[int, bytes] = {}
 
@@ -130,15 +132,24 @@ class Lookahead:
             self._unfit.add(key)
             return None
 
-    def keep(self, replies: Iterable[tuple[int, Reply]]) -> None:
-        """Put the good replies of rows into the store. Writes, and may block."""
+    def keep(self, replies: Iterable[tuple[int, Reply]]) -> int:
+        """Put the good replies of rows into the store. Writes, and may block.
+
+        Returns:
+            How many were written: none where the store could not, and those of earlier calls as
+            well once it can again.
+        """
         items = [(key, reply) for row, reply in replies if (key := self._key.get(row))]
         unfit = [key for key, _ in items if key in self._unfit]
         if unfit:
             self._store.forget(unfit)
-        self._store.put(
+        self._unwritten += len(items)
+        if not self._store.put(
             items, task=self._task.fingerprint, model=self._client.name, weights=self.weights
-        )
+        ):
+            return 0
+        written, self._unwritten = self._unwritten, 0
+        return written
 
     def close(self) -> None:
         """Close the store; closing twice does no harm."""

@@ -51,10 +51,11 @@ class Metrics:
         from_store: rows whose reply was in the store.
         duplicates: rows that share the outcome of a row before them with the same prompt.
         attempts: attempts made.
-        retries: attempts after which the row was tried again.
+        retries: attempts after which the row was tried again, within a run: not by
+            ``retry_failed``.
         wall_s: seconds from the start of the run to its end.
-        rows_per_s: rows that were attempted or failed, per second of wall time; NaN for an
-            instant run.
+        rows_per_s: rows that are ok or failed, wherever that came from (the store, a row with the
+            same prompt), per second of wall time; NaN for an instant run.
         mean_concurrency: sum of the service times of all attempts / wall time: how many attempts
             were running on average (Little's law).
         speedup_estimate: an upper bound of how many times longer one worker would have taken:

@@ -51,7 +51,12 @@ class Bar:
         if now >= self._next_s:
             self._next_s = now + _INTERVAL_S
             self._note(record)
-            self._drawn.update(record.settled - self._drawn.n)  # draws
+            moved = record.settled - self._drawn.n
+            # An update by nothing would restart the time that its rate is measured by.
+            if moved:
+                self._drawn.update(moved)  # draws
+            else:
+                self._drawn.refresh()
 
     def close(self) -> None:
         """Draw the last state and leave it standing. Closing twice does no harm."""

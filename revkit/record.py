@@ -89,7 +89,7 @@ class Record:
         stopped: why the run was stopped before its end, else None.
         stopped_at: when that was, on the same clock.
         holds: when no attempt might start, in order of time, on the same clock.
-        visits: when rows were settled from the store, and how many; on the same clock.
+        visits: when rows were settled without an attempt, and how many; on the same clock.
         limits: how many attempts were allowed to run from when on; empty where that never changed.
         warnings: what the user is told when the run is over.
         store: path of the store that the run used, None where there was none.
@@ -252,7 +252,7 @@ class Record:
             again: the second run's record; its row ``i`` is row ``rows[i]`` here.
         """
         both = Record(self.total, asks_model=self.asks_model)
-        both.started_at = self.started_at
+        both.run_id, both.started_at = again.run_id, self.started_at
         both.status, both.source = list(self.status), bytearray(self.source)
         for name in [*self.values, *(name for name in again.values if name not in self.values)]:
             both.values[name] = list(self.values.get(name) or [None] * self.total)

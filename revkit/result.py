@@ -435,13 +435,18 @@ class ParallelResult:
           :meth:`retry_failed` also the time from when it was given up to the second run.
         - ``limit``: no attempt might start, because of a rate limit, a budget, or a pause that
           the server had asked of another row.
-        - ``queue``: other rows had the workers.
+        - ``queue``: no worker was free for it: other rows had them, or the run was still getting
+          ready (the first one of a process imports and connects), which takes until
+          ``run.attempts["start_s"].min()``.
 
         A frame with a line for ``queue``, ``limit``, ``backoff`` and ``total``, which is the sum of
         the three for each row, and the columns ``count`` (int64: the rows that were attempted,
         whether they waited or not) and ``mean``, ``p50``, ``p90``, ``p95``, ``p99``, ``max``
         (float64, defined as in :attr:`latency`; NaN where ``count`` is 0). So the three means
         add up to the total's, and percentiles do not. ``run.rows`` has the times of each row.
+
+        This says what a row waited for, not what would be saved without it: where the server is
+        busy anyway, a row that no limit holds back waits there.
 
         >>> import pandas as pd, revkit
         >>> from revkit.testing import FakeModel
@@ -623,9 +628,16 @@ class ParallelResult:
         record = self._record
         limits = [(max(0.0, at - record.began), limit) for at, limit in record.limits]
         stopped_at = record.ended if record.stopped_at is None else record.stopped_at
+        # The index where it names rows; numbers that start anew, as after a concat, name none.
+        named = not isinstance(self._index, pd.RangeIndex) and self._index.is_unique
+        tried = len(set(record.row))
+        attempted = "" if tried == record.total else f", {tried:,} attempted,"
+        workers = max(record.worker, default=0) + 1 if limits else record.workers
         return {
+            "row_labels": self._index if named else None,
+            "title": f"{_count(record.total, 'row')}{attempted} on {_count(workers, 'worker')}",
             # Of the workers that an adaptive run might have had, those that it has used.
-            "workers": max(record.worker, default=0) + 1 if limits else record.workers,
+            "workers": workers,
             "wall_s": self.metrics.wall_s,
             "limits": limits,
             "holds": [
@@ -653,6 +665,10 @@ class ParallelResult:
         from . import display
 
         return display.html(self)
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
 def failure_message(result: ParallelResult) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from .cancel import CancelToken
@@ -43,7 +44,9 @@ _TICK = 0.1
 _GRACE = 1.0
 
 
-def _assemble(plan: Plan, wake: Callable[[], None]) -> tuple[Scheduler, Drain, _Rendered]:
+def _assemble(
+    plan: Plan, wake: Callable[[], None], *, may_wait: bool = True
+) -> tuple[Scheduler, Drain, _Rendered]:
     """What a run is made of, but for its engine."""
     store = None if plan.open_store is None else plan.open_store()
     rendered: _Rendered = {}
@@ -64,7 +67,7 @@ def _assemble(plan: Plan, wake: Callable[[], None]) -> tuple[Scheduler, Drain, _
             failed=len(plan.refused),
             throttle=plan.throttle(rendered),
         )
-        return scheduler, Drain(plan, scheduler, wake, ahead), rendered
+        return scheduler, Drain(plan, scheduler, wake, ahead, may_wait=may_wait), rendered
     except BaseException:
         if store is not None:
             store.close()
@@ -136,9 +139,12 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
             press.hold()
             if drain.ended is None:
                 engine.give_up()
-            record = drain.close(ended=engine.clock())
-            drain.close_observers()
+            record = drain.close(ended=_end_of(drain, engine))
+            drain.close_observers(press)
             return record
+    except BaseException as error:
+        drain.break_off(error)
+        raise
     finally:
         press.hold()
         drain.put_away()
@@ -153,6 +159,12 @@ class _Engine(NamedTuple):
     tell: Callable[[Callable[[], object]], object] = lambda change: change()
     tick: Callable[[], object] = lambda: None
     give_up: Callable[[], object] = lambda: None
+
+
+def _end_of(drain: Drain, engine: _Engine) -> float:
+    """When the last worker was through; the drain may have been behind."""
+    ended = None if drain.ended is None else drain.ended.at
+    return engine.clock() if ended is None else ended
 
 
 class _Looking:
@@ -339,10 +351,11 @@ async def aexecute(plan: Plan) -> Record:
     # Of the run's own: in the loop's, the user's calls may stand before ours.
     pool = ThreadPoolExecutor(1, "revkit-store")  # begins no thread before it has work
     if plan.open_store is None:
-        scheduler, drain, rendered = _assemble(plan, wake)
+        scheduler, drain, rendered = _assemble(plan, wake, may_wait=False)
     else:
         context = contextvars.copy_context()  # which observers get
-        assembling = loop.run_in_executor(pool, context.run, _assemble, plan, wake)
+        assemble = partial(_assemble, plan, wake, may_wait=False)
+        assembling = loop.run_in_executor(pool, context.run, assemble)
         try:
             scheduler, drain, rendered = await asyncio.shield(assembling)
         except BaseException:
@@ -426,14 +439,15 @@ async def aexecute(plan: Plan) -> Record:
                 await asyncio.wait([running])
             if drain.ended is None:
                 engine.give_up()
-        ended = engine.clock()
+        ended = _end_of(drain, engine)
         await step()
         await to_its_end(drain.close_store)
         record = drain.close(ended=ended)
-        await to_its_end(drain.close_observers)
+        await to_its_end(lambda: drain.close_observers(lambda: interrupted))
         return record
-    except BaseException:
+    except BaseException as error:
         engine.stop(INTERRUPTED)
+        drain.break_off(error)
         raise
     finally:
         drain.put_away()

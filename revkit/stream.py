@@ -7,15 +7,28 @@ counts of the result, its attempts, and how many were running when.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 from .events import CANCELLED, Attempted, Decision, Failure, Held, Started, Status
 from .record import DECISIONS, SOURCES, Record
 
-__all__ = ["EventStream"]
+__all__ = ["Data", "EventStream", "Send", "SendAll"]
 
-Send = Callable[[str, float, Mapping[str, Any]], object]
+Data = Mapping[str, Any]
+
+
+class Send(Protocol):
+    """Takes an event; its data may be made later, for it costs more than all else."""
+
+    def __call__(self, kind: str, at: float, data: Data | Callable[[], Data], /) -> object: ...
+
+
+class SendAll(Protocol):
+    """Takes many events of one time, which are made one by one."""
+
+    def __call__(self, at: float, make: Callable[[], Iterator[tuple[str, Data]]], /) -> object: ...
 
 
 class EventStream:
@@ -24,12 +37,19 @@ class EventStream:
     Every row is settled exactly once.
 
     Args:
-        send: takes each event, as type, time and data.
+        send, send_all: take the events.
         positions: the caller's number of each row; None: they are the run's own.
     """
 
-    def __init__(self, send: Send, record: Record, positions: Sequence[int] | None = None):
+    def __init__(
+        self,
+        send: Send,
+        send_all: SendAll,
+        record: Record,
+        positions: Sequence[int] | None = None,
+    ):
         self._send = send
+        self._send_all = send_all
         self._record = record
         self._positions: Sequence[int] = range(record.total) if positions is None else positions
         self._settled = bytearray(record.total)
@@ -42,50 +62,14 @@ class EventStream:
     def tell(self, fact: Started | Held | Attempted) -> None:
         """Something happened to an attempt."""
         if isinstance(fact, Started):
-            self._send("worker.start", fact.start, self._of(fact))
+            self._send("worker.start", fact.start, partial(self._of, fact))
         elif isinstance(fact, Held):
-            held = {
-                "worker_id": fact.worker,
-                "item_index": self._positions[fact.row],
-                "reason": fact.kind.value,
-                "delay_ms": (fact.until - fact.start) * 1e3,
-            }
-            self._send("worker.limited", fact.start, held)
+            self._send("worker.limited", fact.start, partial(self._held, fact))
         else:
-            self._ended(fact)
-
-    def _ended(self, fact: Attempted) -> None:
-        attempt, outcome = fact.attempt, fact.outcome
-        self._attempts[attempt.row] = attempt.number
-        failure = outcome if isinstance(outcome, Failure) else None
-        reply = None if outcome is CANCELLED else outcome.reply
-        error = {
-            "error": None if failure is None else str(failure),
-            "error_type": None if failure is None else failure.type,
-        }
-        self._send(
-            "worker.complete",
-            fact.end,
-            {
-                **self._of(fact),
-                "outcome": fact.decision.value,
-                "service_ms": (fact.end - fact.start) * 1e3,
-                **error,
-                "http_status": None if failure is None else failure.status,
-                "prompt_tokens": None if reply is None else reply.prompt_tokens,
-                "completion_tokens": None if reply is None else reply.completion_tokens,
-                "finish_reason": None if reply is None else reply.finish_reason,
-            },
-        )
-        if fact.decision is Decision.RETRY and fact.again is not None:
-            retry = {
-                "worker_id": attempt.worker,
-                "item_index": self._positions[attempt.row],
-                "attempt": attempt.number + 1,
-                "delay_ms": (fact.again - fact.end) * 1e3,
-                **error,
-            }
-            self._send("worker.retry", fact.end, retry)
+            self._attempts[fact.attempt.row] = fact.attempt.number
+            self._send("worker.complete", fact.end, partial(self._ended, fact))
+            if fact.again is not None:
+                self._send("worker.retry", fact.end, partial(self._retried, fact, fact.again))
 
     def _of(self, fact: Started | Attempted) -> dict[str, Any]:
         attempt = fact.attempt
@@ -96,41 +80,76 @@ class EventStream:
             "attempt": attempt.number,
         }
 
+    def _held(self, fact: Held) -> dict[str, Any]:
+        return {
+            "worker_id": fact.worker,
+            "item_index": self._positions[fact.row],
+            "reason": fact.kind.value,
+            "delay_ms": (fact.until - fact.start) * 1e3,
+        }
+
+    def _ended(self, fact: Attempted) -> dict[str, Any]:
+        outcome = fact.outcome
+        failure = outcome if isinstance(outcome, Failure) else None
+        reply = None if outcome is CANCELLED else outcome.reply
+        return {
+            **self._of(fact),
+            "outcome": fact.decision.value,
+            "service_ms": (fact.end - fact.start) * 1e3,
+            "error": None if failure is None else str(failure),
+            "error_type": None if failure is None else failure.type,
+            "http_status": None if failure is None else failure.status,
+            "prompt_tokens": None if reply is None else reply.prompt_tokens,
+            "completion_tokens": None if reply is None else reply.completion_tokens,
+            "finish_reason": None if reply is None else reply.finish_reason,
+        }
+
+    def _retried(self, fact: Attempted, again: float) -> dict[str, Any]:
+        ended = self._ended(fact)
+        return {
+            "worker_id": ended["worker_id"],
+            "item_index": ended["item_index"],
+            "attempt": ended["attempt"] + 1,
+            "delay_ms": (again - fact.end) * 1e3,
+            "error": ended["error"],
+            "error_type": ended["error_type"],
+        }
+
     def stored(self, at: float, *, replies: int, seconds: float) -> None:
         """So many good replies were put into the store."""
         self._send("store.write", at, {"replies": replies, "duration_ms": seconds * 1e3})
 
     def settled(self, row: int, at: float) -> None:
         """What became of the row, if that was not told before."""
-        if self._settled[row]:
-            return
-        self._settled[row] = True
+        if not self._settled[row]:
+            self._settled[row] = True
+            self._send("row.settled", at, self._row(row))
+
+    def _row(self, row: int) -> dict[str, Any]:
         record = self._record
-        self._send(
-            "row.settled",
-            at,
-            {
-                "item_index": self._positions[row],
-                "status": record.status[row].value,
-                "source": SOURCES[record.source[row]].value,
-                "attempts": self._attempts.get(row, 0),
-                "error": record.error(row),
-            },
-        )
+        return {
+            "item_index": self._positions[row],
+            "status": record.status[row].value,
+            "source": SOURCES[record.source[row]].value,
+            "attempts": self._attempts.get(row, 0),
+            "error": record.error(row),
+        }
 
     def end(self, at: float) -> None:
         """The run is over, and the record closed: settles the rows that are left."""
+        self._send_all(at, self._last)
+
+    def _last(self) -> Iterator[tuple[str, Data]]:
+        for row, settled in enumerate(self._settled):
+            if not settled:
+                yield "row.settled", self._row(row)
         record = self._record
-        for row in range(record.total):
-            self.settled(row, at)
         count = {status: record.status.count(status) for status in Status}
         sources = [SOURCES[source].value for source in record.source]
         tokens = [record.prompt_tokens, record.completion_tokens]
         known = [[count for count in counts if count >= 0] for counts in tokens]
-        codes = record.decision
-        self._send(
+        yield (
             "parallel.complete",
-            at,
             {
                 "items_processed": count[Status.OK],
                 "items_failed": count[Status.ERROR],
@@ -138,8 +157,8 @@ class EventStream:
                 "items_not_started": count[Status.NOT_STARTED],
                 "from_store": sources.count("store"),
                 "duplicates": sources.count("duplicate"),
-                "attempts": len(codes),
-                "retries": sum(DECISIONS[code] is Decision.RETRY for code in codes),
+                "attempts": len(record.decision),
+                "retries": sum(DECISIONS[code] is Decision.RETRY for code in record.decision),
                 "wall_s": record.ended - record.began,
                 "prompt_tokens": sum(known[0]) if known[0] else None,
                 "completion_tokens": sum(known[1]) if known[1] else None,

@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 
 from ._version import __version__
+from .files import replacing
 from .record import DECISIONS, Record
 
 __all__ = ["write_trace"]
@@ -56,7 +57,6 @@ def write_trace(
     Returns:
         The path.
     """
-    path = Path(path)
     spans = list(zip(_us(record, record.start), _us(record, record.end), strict=True))
     limits = [limit for _, limit in record.limits]
     changed = _us(record, (at for at, _ in record.limits))
@@ -81,10 +81,11 @@ def write_trace(
             "otherData": {name: value for name, value in told.items() if value is not None},
         }
     )
-    # mtime: the same run gives the same file.
-    packed = gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content
-    path.write_bytes(packed)
-    return path
+    with replacing(path) as (target, unfinished):
+        # mtime: the same run gives the same file.
+        packed = gzip.compress(content, 6, mtime=0) if target.suffix == ".gz" else content
+        unfinished.write_bytes(packed)
+    return target
 
 
 def _us(record: Record, times: Iterable[float]) -> list[int]:

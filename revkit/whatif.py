@@ -58,8 +58,9 @@ _TRIED = 100
 _EVIDENCE = 10.0
 #: Degree of the drift of (logarithmic) base times along the run.
 _DRIFT = 3
-#: Service times are measured this well, as a share of a typical one; finer detail is noise.
-_NOISE = 0.02
+#: Service times are measured this well, as a share of a typical one and in seconds; finer detail is
+#: noise.
+_NOISE, _JITTER = 0.02, 1e-3
 #: Share of odd attempts, which no server explains: they overtook others on their way to it, say.
 _ODD = 0.001
 #: Share of the workers' time, as long as there were rows to start, from which on they were idle.
@@ -191,25 +192,35 @@ def _recover(attempts: Attempts, server: Server, running: _Running | None = None
     return _queued(attempts, server.slots)
 
 
-def _log_likelihood(recovered: Recovered, ok: Bools, typical: float) -> float:
+def _log_likelihood(recovered: Recovered, ok: Bools, resolution: float, typical: float) -> float:
     """Of the ends of the good attempts, with log-normal base times.
 
-    An attempt without a base time, or with next to none, is not a quick row but an odd one, which
-    may have taken anything up to a ``typical`` service time.
+    Each is known to a ``resolution`` in seconds only: where base times differ by less than that,
+    no server explains them better than another. An attempt without a base time, or with next to
+    none, is not a quick row but an odd one, which may have taken anything up to a ``typical``
+    service time.
     """
     work, speed = recovered.work[ok], recovered.speed[ok]
     middle = float(np.median(work))
     if middle <= 0:
         return -math.inf
     fits = work > 0.01 * middle
-    logs, speed = np.log(work[fits]), speed[fits]
+    work, step = work[fits], resolution * speed[fits]
+    logs = np.log(work)
     order = np.linspace(-1.0, 1.0, len(logs))
     drift = np.polynomial.Polynomial.fit(order, logs, min(_DRIFT, len(logs) - 1))
-    apart = logs - drift(order)
-    spread = np.maximum(apart.std(), _NOISE * typical * speed / middle)
-    each = np.log(speed) - logs - np.log(spread) - (apart / spread) ** 2 / 2
-    odd = int((~fits).sum()) * math.log(_ODD / typical)
-    return float(each.sum()) - len(logs) * math.log(2 * math.pi) / 2 + odd
+    spread = max(float((logs - drift(order)).std()), 1e-9)
+    apart = (logs - drift(order)) / spread
+    thin = np.log(2 * step / (work * spread * math.sqrt(2 * math.pi))) - apart**2 / 2
+    lowest = np.log(np.maximum(work - step, 1e-300))
+    high, low = ((at - drift(order)) / spread for at in (np.log(work + step), lowest))
+    mass = (_erf(high / math.sqrt(2)) - _erf(low / math.sqrt(2))) / 2
+    each = np.where(mass > 1e-9, np.log(np.maximum(mass, 1e-300)), thin)
+    odd = int((~fits).sum()) * math.log(_ODD * min(1.0, 2 * resolution / typical))
+    return float(each.sum()) + odd
+
+
+_erf = np.vectorize(math.erf, otypes=[float])
 
 
 def fit(attempts: Attempts, slots: int | None = None) -> Server:
@@ -226,11 +237,18 @@ def fit(attempts: Attempts, slots: int | None = None) -> Server:
     seen = Attempts(*(column[:_FITTED] for column in vars(attempts).values()))
     if not seen.ok.any() or most == 1 or (slots or 0) >= most:
         return Server(slots)
-    typical = float(np.median((seen.end - seen.start)[seen.ok])) or 1e-9
+    took = seen.end - seen.start
+    typical = float(np.median(took[seen.ok])) or 1e-9
+    resolution = max(_NOISE * typical, _JITTER)
 
     @cache
     def evidence(server: Server) -> float:
-        return _log_likelihood(_recover(seen, server, running), seen.ok, typical)
+        recovered = _recover(seen, server, running)
+        if server.shares and not _varies(recovered.work / np.maximum(took, 1e-12)):
+            return -math.inf  # any number of slots would explain it as well
+        if not server.shares and _makes_up(recovered.work[seen.ok], took[seen.ok]):
+            return -math.inf
+        return _log_likelihood(recovered, seen.ok, resolution, typical)
 
     def best(numbers: Iterable[int]) -> Server:
         kinds = product(numbers, (False, True))
@@ -243,6 +261,22 @@ def fit(attempts: Attempts, slots: int | None = None) -> Server:
     place = tried.index(found.slots)
     found = best(range(tried[max(place - 1, 0)], tried[min(place + 1, len(tried) - 1)] + 1))
     return found if evidence(found) > evidence(Server()) + _EVIDENCE else Server()
+
+
+def _varies(speed: Floats) -> bool:
+    """Whether attempts went on at speeds that differ by a quarter at least."""
+    slow, quick = np.percentile(speed, (5, 95))
+    return bool(quick > 1.25 * slow)
+
+
+def _makes_up(work: Floats, took: Floats) -> bool:
+    """Whether rows had less work just as they had waited longer, which no server sees to.
+
+    So it looks where all took as long, with no wait at all, and the waits are made up: of base
+    times that have nothing to do with waits, the slope over them is 0, and there -1.
+    """
+    wait = took - work
+    return bool(np.mean((work - work.mean()) * (wait - wait.mean())) < -0.5 * wait.var())
 
 
 def replay(
@@ -393,9 +427,10 @@ def predict(record: Record, max_workers: Iterable[int], slots: int | None = None
         return Prediction(workers, wall, done / wall, p95, float(service.sum()) / wall, basis)
 
     each = [told(number) for number in sorted({*numbers, *([measured] if measured else [])})]
-    return Predictions(
-        each, server, base_ms, measured, _sentence(server, running.most(), idle, slots)
-    )
+    sentence = _sentence(server, running.most(), idle, slots)
+    if server.slots is not None and idle <= _IDLE:
+        sentence += f" A row takes {base_ms:,.3g} ms there, without any wait."
+    return Predictions(each, server, base_ms, measured, sentence)
 
 
 def _whole_numbers(max_workers: Iterable[int], slots: int | None) -> list[int]:
@@ -449,12 +484,12 @@ def _basis(
         return f"cannot tell: never more than {most} at once, and none waited; give slots=", False
     basis = "service times as measured"
     if server.slots is not None:
-        basis = f"{server.slots} slots, {'as given' if given else 'fitted'}"
+        basis = f"{_slots(server.slots)}, {'as given' if given else 'fitted'}"
         basis += ", shared" if server.shares else ""
     if server.shares and workers < running.least():
         basis += "; uncertain: the run never had so few at once for long"
     elif not server.shares and workers < min(most, server.slots or most):
-        basis += "; an upper bound: the server may be quicker with fewer at once"
+        basis += "; an upper bound of the times: the server may be quicker with fewer at once"
     return basis, True
 
 
@@ -472,7 +507,11 @@ def _sentence(server: Server, most: int, idle: float, slots: int | None) -> str:
     how = "as given" if slots is not None else "fitted to how service times grew"
     if server.shares:
         return (
-            f"The server has {server.slots} slots ({how}); with more attempts at once, "
+            f"The server has {_slots(server.slots)} ({how}); with more attempts at once, "
             "all of them slow down."
         )
-    return f"The server has {server.slots} slots ({how}); further attempts wait their turn."
+    return f"The server has {_slots(server.slots)} ({how}); further attempts wait their turn."
+
+
+def _slots(number: int) -> str:
+    return "1 slot" if number == 1 else f"{number} slots"

@@ -185,6 +185,12 @@ def test_latency_counts_and_usage_are_those_of_the_two_runs() -> None:
     comparison = before.compare(after)
     assert comparison.latency.loc["before"].to_dict() == before.latency.to_dict()
     assert comparison.latency.loc["after", "p50"] == 500.0
+    assert comparison.time["wall_s"].tolist() == [r.metrics.wall_s for r in (before, after)]
+    assert comparison.time.loc["before"].tolist() == [
+        before.metrics.wall_s,
+        before.metrics.rows_per_s,
+        before.metrics.mean_concurrency,
+    ]
     assert comparison.counts["succeeded"].to_dict() == {"before": 4, "after": 5}
     assert comparison.counts["failed"].to_dict() == {"before": 1, "after": 0}
     assert comparison.usage.loc["before", "prompt_tokens"] == before.usage.prompt_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 import tempfile
 import threading
 import warnings
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 
 import revkit
 from revkit import CancelToken, Event, Interrupted, Retry, RunFailed
+from revkit.engines.threads import ThreadEngine
+from revkit.scheduler import Scheduler
 from revkit.testing import FakeModel
 
 Run = Callable[..., revkit.ParallelResult]
@@ -424,6 +427,93 @@ def test_an_attempt_that_does_not_end_counts_as_cancelled() -> None:
     told = check(ear, caught.value.result)
     assert sorted(told.status.values()) == ["cancelled", "cancelled", "not_started"]
     assert caught.value.result.attempts["outcome"].tolist() == ["cancelled", "cancelled"]
+
+
+class NeverReady(FakeModel):
+    def ready(self, task: Any, *, max_workers: int) -> None:
+        raise revkit.ModelUnavailable("it does not start")
+
+
+@every_engine
+def test_a_run_that_never_starts_says_so(run_on: Run) -> None:
+    ear = Ear()
+    with pytest.raises(revkit.ModelUnavailable):
+        run_on(reviews("a", None), model=NeverReady(lambda text: "positive"), observer=ear)
+    assert ear.types == ["parallel.start", *["row.settled"] * 2, "parallel.complete"]
+    assert [data["status"] for data in ear.of("row.settled")] == ["error", "not_started"]
+    assert ear.of("parallel.complete")[0]["error"] == "ModelUnavailable: it does not start"
+
+
+def test_a_reply_that_could_not_be_written_is_not_said_to_be(tmp_path: Path) -> None:
+    place, ear = tmp_path / "replies.sqlite", Ear()
+    reviews("a").llm.parallel_map(model=FakeModel(lambda text: "positive"), store=place)
+    other = sqlite3.connect(place, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run = reviews("b", "c").llm.parallel_map(
+                model=FakeModel(lambda text: "positive"), store=place, observer=ear
+            )
+    finally:
+        other.close()
+    assert run.metrics.succeeded == 2
+    assert run.store_problem is not None
+    assert ear.of("store.write") == []
+
+
+def test_a_run_ends_when_its_last_worker_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when all that follows has been done."""
+    now = 0.0
+    monkeypatch.setattr(ThreadEngine, "clock", staticmethod(lambda: now))
+
+    def much_later(done: int, total: int, row: object) -> None:
+        nonlocal now
+        while any(thread.name.startswith("revkit-worker") for thread in threading.enumerate()):
+            pass
+        now += 100.0
+
+    run = pd.DataFrame({"n": [1, 2, 3]}).llm.parallel_map(lambda row: 1, progress=much_later)
+    assert now == 300.0
+    assert run.metrics.wall_s == 0.0
+
+
+def test_when_all_observers_are_dropped_nobody_is_told_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(event: Event) -> None:
+        dropped.set()
+        raise ZeroDivisionError
+
+    dropped, tells = threading.Event(), []
+
+    def wait(row: Mapping[str, Any]) -> int:
+        dropped.wait()
+        return 1
+
+    original = Scheduler.take
+
+    def take(self: Scheduler, worker: int, now: float) -> Any:
+        tells.append(self.tell)
+        return original(self, worker, now)
+
+    monkeypatch.setattr(Scheduler, "take", take)
+    with pytest.warns(UserWarning, match="was dropped"):
+        pd.DataFrame({"n": range(2000)}).llm.parallel_map(wait, max_workers=1, observer=Ear(fail))
+    assert tells[0] is not None
+    assert tells[-1] is None
+
+
+def test_a_result_that_was_retried_goes_by_the_name_of_its_last_run() -> None:
+    answers = iter([revkit.BadReply("no")])
+    ear = Ear()
+    run = reviews("a", "b").llm.parallel_map(
+        model=FakeModel(lambda text: next(answers, "positive")), max_workers=1, observer=ear
+    )
+    again = run.retry_failed()
+    assert [run.provenance["run_id"], again.provenance["run_id"]] == list(
+        dict.fromkeys(event.run_id for event in ear.events)
+    )
 
 
 def test_without_an_observer_there_is_no_thread_and_nothing_is_told(

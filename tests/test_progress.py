@@ -24,7 +24,7 @@ class Drawn:
         self.n = 0
         self.postfix = ""
         self.states: list[tuple[int, str]] = []
-        self.closed = 0
+        self.closed = self.refreshed = 0
 
     def set_postfix_str(self, text: str, *, refresh: bool) -> None:
         assert not refresh  # would draw a second time
@@ -33,6 +33,9 @@ class Drawn:
     def update(self, n: int) -> None:
         self.n += n
         self.states.append((self.n, self.postfix))
+
+    def refresh(self) -> None:
+        self.refreshed += 1
 
     def close(self) -> None:
         self.closed += 1
@@ -135,6 +138,17 @@ def test_it_counts_no_tokens_where_there_are_none() -> None:
     shown = Bar(drawn)
     shown.update(at(1))
     assert drawn.states == [(1, "0 failed")]
+
+
+def test_a_redraw_in_which_nothing_moved_is_no_update() -> None:
+    """It would restart the time by which tqdm measures its rate."""
+    now, drawn = 100.0, Drawn()
+    shown = Bar(drawn, clock=lambda: now)
+    for done in (1, 1, 1, 2):
+        shown.update(at(done))
+        now += 1.0
+    assert drawn.states == [(1, "0 failed"), (2, "0 failed")]
+    assert drawn.refreshed == 2
 
 
 def test_closing_twice_and_updating_after_it_do_no_harm() -> None:

@@ -579,3 +579,13 @@ def test_a_store_leaves_no_connection_open(place: Path) -> None:
         reviews("good").llm.parallel_map(model=FakeModel(label), store=place)
         with pytest.raises(RunFailed):
             reviews("x").llm.parallel_map(model=FakeModel(lambda text: "hm"), store=place)
+
+
+def test_twins_and_stored_rows_are_in_the_timeline(place: Path) -> None:
+    df = reviews("a", "a", "b", "a")
+    first = df.llm.parallel_map(model=FakeModel(label), store=place, max_workers=2)
+    assert sum(rows for _, rows in first._record.visits) == 2
+    assert first.plot_timeline().get_title("left") == "4 rows, 2 attempted, on 2 workers"
+    again = df.llm.parallel_map(model=FakeModel(label), store=place, max_workers=2)
+    assert sum(rows for _, rows in again._record.visits) == 4
+    assert again.plot_timeline().get_title("left").startswith("4 rows, 0 attempted, on")

@@ -312,7 +312,7 @@ def test_the_plot_shows_the_slots_and_draws_into_the_users_axes(small: Any) -> N
 
 
 def test_a_plot_of_nothing_that_can_be_told_is_drawn(tmp_path: Path) -> None:
-    nothing = pd.DataFrame({"wall_s": [float("nan")]}, index=[4])
+    nothing = pd.Series([float("nan")], index=[4])
     ax = draw_what_if(nothing, measured=None, slots=None)
     ax.figure.savefig(tmp_path / "nothing.png")
     with Image.open(tmp_path / "nothing.png") as picture:
@@ -488,3 +488,25 @@ def test_many_slots_are_found_to_the_unit() -> None:
     work = np.random.default_rng(2).lognormal(0, 0.5, 1_500)
     run = attempts_of(*simulated(work, Server(83), lambda done: 200))
     assert fit(run) == Server(83)
+
+
+@pytest.mark.parametrize(("rows", "workers"), [(100, 8), (1000, 64), (2000, 16)])
+def test_rows_that_all_take_as_long_tell_nothing_of_slots(rows: int, workers: int) -> None:
+    """However many workers: none waited. A single slot would do, but for the first ones."""
+
+    def latency(text: str) -> float:
+        return 0.05 + random.Random(text).expovariate(1000.0)
+
+    model = FakeModel(lambda text: "positive", latency=latency, clock="virtual")
+    df = pd.DataFrame({"review": [f"review {n}" for n in range(rows)]})
+    found = df.llm.parallel_map(model=model, max_workers=workers).what_if([1])
+    assert found.slots is None
+    assert found.frame.loc[1, "wall_s"] == pytest.approx(0.051 * rows, rel=0.05)
+    assert "upper bound" in found.frame.loc[1, "basis"]
+
+
+def test_the_report_has_what_the_frame_has(small: Any) -> None:
+    report = small.what_if([1, 64]).report()
+    assert "6.00 s" in report
+    assert "cannot tell" in report
+    assert max(map(len, report.splitlines())) <= 100

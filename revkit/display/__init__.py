@@ -23,7 +23,7 @@ from .cell import html
 from .preview import preview_html, preview_text
 from .report import short, text
 from .sections import Section, sections_html, sections_text
-from .words import dollars, duration, harmless, number, printable
+from .words import dollars, duration, harmless, number, printable, wrapped
 
 __all__ = [
     "Section",
@@ -39,4 +39,5 @@ __all__ = [
     "sections_text",
     "short",
     "text",
+    "wrapped",
 ]

@@ -83,6 +83,8 @@ _STYLE = """
 .revkit-run .revkit-shares td div { background: #5b9bd5; }
 .revkit-run .revkit-errors th, .revkit-run .revkit-errors td { text-align: left;
   white-space: normal; }
+.revkit-run .revkit-words td:last-child, .revkit-run .revkit-words th:last-child
+  { text-align: left; white-space: normal; }
 .revkit-run .revkit-prompts th, .revkit-run .revkit-prompts td { text-align: left;
   white-space: pre-wrap; }
 .revkit-run .revkit-plot { display: block; height: auto; margin: .6em 0; max-width: 100%; }

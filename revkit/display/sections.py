@@ -20,20 +20,26 @@ _LEFT_OUT = "This is not the whole table."
 
 
 class Section(NamedTuple):
-    """A table under its title; ``timed`` where time decides what stands in it."""
+    """A table under its title.
+
+    Attributes:
+        timed: time decides what stands in it.
+        line: begins each line of the text: by it the sanitising file finds what is timed.
+    """
 
     title: str
     table: pd.DataFrame
     timed: bool = False
+    line: str = ""
 
 
 def sections_text(heads: Iterable[str], sections: Iterable[Section]) -> str:
     """Lines of at most 100 characters for a terminal, with as much of each table as fits."""
     lines = [part for line in heads for part in wrapped(line, indent=0)]
-    for title, table, timed in sections:
+    for title, table, timed, begin in sections:
         rows, more = _cells(table)
-        if timed:  # as in a report, so that the sanitising file finds it
-            rows = [rows[0], *(["service time  " + row[0], *row[1:]] for row in rows[1:])]
+        if begin:
+            rows = [rows[0], *([f"{begin}  {row[0]}", *row[1:]] for row in rows[1:])]
         wide = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
         if timed:
             wide[1:] = [max(12, width) for width in wide[1:]]
@@ -54,7 +60,7 @@ def sections_html(heads: Iterable[str], sections: Iterable[Section]) -> str:
     """The same for a notebook."""
     first, *others = heads
     parts = [f"<p><b>{escape(first)}</b></p>", *(f"<p>{escape(line)}</p>" for line in others)]
-    for title, table, timed in sections:
+    for title, table, timed, _ in sections:
         ((axes, *names), *rows), more = _cells(table)
         written = markup.timed if timed else escape
         cells = [[escape(first), *map(written, others)] for first, *others in rows]

@@ -31,13 +31,15 @@ def duration(seconds: float) -> str:
 
     >>> [duration(s) for s in (0.00042, 0.1234, 1.2399, 59.96, 123, 3723)]
     ['0.42 ms', '123 ms', '1.24 s', '1 min 00 s', '2 min 03 s', '1 h 02 min']
-    >>> duration(0), duration(float("nan"))
-    ('0 s', 'n/a')
+    >>> duration(0), duration(1.2e-6), duration(float("nan"))
+    ('0 s', '1.2 µs', 'n/a')
     """
     if seconds != seconds:
         return NONE
     if seconds == 0:
         return "0 s"
+    if seconds < 1e-5:
+        return f"{seconds * 1e6:.1f} µs"
     if round(seconds * 1e3, 1) < 10:
         return f"{seconds * 1e3:.2f} ms"
     if round(seconds * 1e3) < 1000:

@@ -17,9 +17,15 @@ __all__ = ["Emit", "Ended", "overran"]
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """No worker is left. ``crash`` is an error of revkit's own that ended them, or None."""
+    """No worker is left.
+
+    Attributes:
+        crash: an error of revkit's own that ended them, or None.
+        at: when, on the engine's clock; None where none was started.
+    """
 
     crash: BaseException | None = None
+    at: float | None = None
 
 
 def overran(seconds: float) -> Failure:

@@ -65,6 +65,8 @@ class LoopEngine:
     async def run(self) -> None:
         """Work everything off; the last thing emitted is :class:`Ended`."""
         crash: BaseException | None = None
+        clock = asyncio.get_running_loop().time
+        at = clock()
         timer: asyncio.TimerHandle | None = None
         if self._timeout is not None:
             seconds, stop = self._timeout
@@ -78,6 +80,7 @@ class LoopEngine:
                         for worker in range(self._workers)
                     ]
                     await asyncio.wait(self._tasks)
+                    at = clock()
                     crash = next(
                         (
                             error
@@ -95,7 +98,7 @@ class LoopEngine:
         finally:
             if timer is not None:
                 timer.cancel()
-            self._emit(Ended(crash))
+            self._emit(Ended(crash, at))
 
     def stop(self, stop: Stop) -> None:
         """Start nothing more, and cancel what runs if the stop says so. Call it on the loop."""

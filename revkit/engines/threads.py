@@ -63,7 +63,7 @@ class ThreadEngine:
         try:
             self._work.open(self._workers)
         except Exception as error:  # noqa: BLE001 - the run ends with it, as on the loop
-            self._emit(Ended(error))
+            self._emit(Ended(error, self.clock()))
             return
         for worker in range(self._workers):
             try:
@@ -221,7 +221,8 @@ class ThreadEngine:
             self._changed.notify()
 
     def _end(self) -> None:
+        at = self.clock()
         try:
             self._work.close()
         finally:
-            self._emit(Ended(self._crash))
+            self._emit(Ended(self._crash, at))

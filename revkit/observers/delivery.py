@@ -3,9 +3,8 @@ can slow the run, and one that fails is dropped without harm to the others.
 
 Where rows take no time, the drain and the workers hold the GIL, and an observer falls behind
 through no fault of its own. So where its queue is full, the drain sleeps until a fiftieth of it is
-free, which is when the observer's thread gets to work. One that does not get so far within a second
-is too slow, and is dropped. So a slow observer holds a run up for one second, once; and one that is
-quick enough by 0.5 ms an event at most, in a run that makes more than 2,000 events a second.
+free, which is when the observer's thread gets to work; but not longer than a second in a whole run.
+Then the observer is dropped.
 """
 
 from __future__ import annotations
@@ -27,12 +26,16 @@ __all__ = ["Chosen", "Observers", "checked"]
 
 #: Events that may wait for an observer.
 _BACKLOG = 100_000
-#: How long the drain waits for room in a full queue, and how often it looks (seconds).
+#: How long the drain waits, in a whole run, for room in a full queue, and how often it looks
+#: (seconds).
 _PATIENCE = 1.0
 _NAP = 0.005
+#: An observer that gets through no event for so long (seconds) when the run is over is left behind.
+_STALLED = 2.0
+_TICK = 0.05
 
-#: An event, or what makes it on the thread of the observer that needs it first.
-_Item = Event | Callable[[], Event]
+#: What makes an event, or several, on the thread of the observer that needs them.
+_Item = Event | Callable[[], Event | Iterable[Event]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class Observers:
     Args:
         chosen: what :func:`revkit.observers.resolve` gave.
         backlog: events that may wait for an observer; one that falls behind further is dropped.
-        patience: seconds in which an observer must get through a fiftieth of a full backlog.
+        patience: seconds that the drain may wait for room in a full backlog, in a whole run.
 
     Raises:
         UsageError: a factory raised, or gave what is no observer.
@@ -129,11 +132,18 @@ class Observers:
         for delivery in self._deliveries:
             delivery.put(item)
 
-    def close(self, timeout: float) -> list[str]:
+    def send_all(self, make: Callable[[], Iterable[Event]]) -> None:
+        """Let every observer have many events, which each makes on its own thread, one by one."""
+        for delivery in self._deliveries:
+            delivery.put(make)
+
+    def close(self, timeout: float, *, hurried: Callable[[], bool] = lambda: False) -> list[str]:
         """Wait until the observers have had every event, then call none of them any more.
 
         Args:
-            timeout: seconds after which those that are not through are left behind.
+            timeout: seconds after which those that are not through are left behind. One that gets
+                through no event for two seconds is left behind at once.
+            hurried: looked at while it waits; True: wait no longer.
 
         Returns:
             What the user is to be told, in the order in which it happened: which observer was
@@ -144,10 +154,7 @@ class Observers:
         for delivery in deliveries:
             delivery.finish()
         for delivery in deliveries:
-            # Not Thread.join: one that is interrupted takes a living thread for a dead one
-            # (Python 3.11 and 3.12).
-            if not delivery.done.wait(max(0.0, end - time.monotonic())):
-                delivery.leave(timeout)
+            delivery.ends(end, hurried)
         return self._warnings[:] if deliveries else []
 
 
@@ -232,24 +239,35 @@ class _Delivery:
 
     def _gets_room(self) -> bool:
         """Wait until there is room for some more, while there is patience."""
-        end = time.monotonic() + self._patience
-        while self._queue.qsize() > self._backlog * 49 // 50:
-            if time.monotonic() >= end:
-                return False
+        now = time.monotonic()
+        end = now + self._patience
+        while self._queue.qsize() > self._backlog * 49 // 50 and now < end:
             time.sleep(_NAP)
-        return True
+            now = time.monotonic()
+        self._patience = max(0.0, end - now)
+        return self._queue.qsize() < self._backlog
 
     def finish(self) -> None:
         self._queue.put(None)
 
-    def leave(self, timeout: float) -> None:
-        """Call it no more, though it may still be at an event."""
-        self._left = True
-        if not self.dropped:
-            self._drop(
-                f"was not through {timeout:g} s after the run and was dropped after "
-                f"{self._delivered:,} events"
-            )
+    def ends(self, end: float, hurried: Callable[[], bool]) -> None:
+        """Wait until it is through; else call it no more, though it may still be at an event."""
+        moved, delivered = time.monotonic(), self._delivered
+        # Not Thread.join: one that is interrupted takes a living thread for a dead one (Python
+        # 3.11 and 3.12).
+        while not self.done.wait(max(0.0, min(_TICK, end - time.monotonic()))):
+            now = time.monotonic()
+            if self._delivered != delivered:
+                moved, delivered = now, self._delivered
+            if now < end and now - moved < _STALLED and not hurried():
+                continue
+            self._left = True
+            if not self.dropped:
+                self._drop(
+                    "was not through with its events when the run was over, and was dropped after "
+                    f"{self._delivered:,}"
+                )
+            return
 
     # -- on the observer's own --
 
@@ -263,11 +281,14 @@ class _Delivery:
 
     def _deliver(self) -> None:
         queue, on_event = self._queue, self._observer.on_event
-        while (item := queue.get()) is not None and not self.dropped:
-            event = item if isinstance(item, Event) else item()
-            self._doing = f'at the event "{event.type}"'
-            on_event(event)
-            self._delivered += 1
+        while (item := queue.get()) is not None:
+            made = item if isinstance(item, Event) else item()
+            for event in (made,) if isinstance(made, Event) else made:
+                if self.dropped:
+                    return
+                self._doing = f'at the event "{event.type}"'
+                on_event(event)
+                self._delivered += 1
             if queue.empty():
                 self._call("flush")
         self._call("flush")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from array import array
 from datetime import datetime
@@ -152,6 +153,10 @@ def _record(table: pa.Table, kept: dict[str, Any], values: dict[Any, pd.Series])
         record.first_refused = run["first_refused"], record.failures[run["first_refused"]]
     record.store, record.store_problem = run["store"], run["store_problem"]
     record.weights = run["weights"]
+    times = [record.ended, record.stopped_at or 0.0, *(x for h in record.holds for x in h[1:])]
+    times += [x for pair in (*record.visits, *record.limits) for x in pair]
+    if not all(map(math.isfinite, times)):
+        raise ValueError("a time is not finite")
     record.settled = record.total - record.status.count(Status.NOT_STARTED)
     record.failed = record.status.count(Status.ERROR)
     record.from_store = record.source.count(SOURCES.index(Source.STORE))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from ..columns import STRING, same_rows
 from ..errors import UsageError, one_line
 from ..events import Status
+from ..files import replacing
 from ..result import ParallelResult
 from .values import UNFIT, Note, encoded, same, through_parquet
 
@@ -36,25 +36,19 @@ _OF_ROWS = (
 
 def write(result: ParallelResult, path: str | os.PathLike[str]) -> None:
     """:meth:`ParallelResult.to_parquet`."""
-    target = Path(path).expanduser()
-    if not target.absolute().parent.is_dir():
-        raise UsageError(f"there is no directory {target.parent}; make it first")
     _check(result)
-    columns, described = _columns(result)
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        table = pa.Table.from_pandas(columns).append_column(ATTEMPTS, _attempts(result))
-        metadata = table.schema.metadata | {METADATA: _json(_told(result) | described)}
-        metadata[b"pandas"] = _readable(metadata[b"pandas"])
-        if columns.attrs:
-            metadata[b"PANDAS_ATTRS"] = _json(columns.attrs)
-        table = table.replace_schema_metadata(metadata)
-        pq.write_table(table, unfinished, write_page_checksum=True)
-        os.replace(unfinished, target)
-    except UNFIT as error:
-        raise _unfit(columns, result, error) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as (_, unfinished):
+        columns, described = _columns(result)
+        try:
+            table = pa.Table.from_pandas(columns).append_column(ATTEMPTS, _attempts(result))
+            metadata = table.schema.metadata | {METADATA: _json(_told(result) | described)}
+            metadata[b"pandas"] = _readable(metadata[b"pandas"])
+            if columns.attrs:
+                metadata[b"PANDAS_ATTRS"] = _json(columns.attrs)
+            table = table.replace_schema_metadata(metadata)
+            pq.write_table(table, unfinished, write_page_checksum=True)
+        except UNFIT as error:
+            raise _unfit(columns, result, error) from None
 
 
 def _columns(result: ParallelResult) -> tuple[pd.DataFrame, dict[str, Any]]:

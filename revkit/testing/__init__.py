@@ -40,7 +40,9 @@ class FakeModel(Client):
             exception, which is raised: a fault.
         latency: seconds that each reply takes, or a function of the row's text that gives them.
         clock: ``"real"``, or ``"virtual"``: waiting takes no real time, and the figures of the
-            run are those of the virtual clock. The virtual clock is for ``parallel_map``.
+            run are those of the virtual clock. The virtual clock is for ``parallel_map``. It
+            starts anew with each run, so give each a :class:`~revkit.RateLimit` of its own; and
+            waits between retries are drawn from :mod:`random`, so seed that.
 
     Attributes:
         calls: the messages of each request, in order.
