@@ -29,7 +29,8 @@ class WhatIf:
         slots: how many requests the server works on at full speed, as fitted or given; None
             where that cannot be told.
         shares: whether more requests than slots slow down together; else they wait their turn.
-        base_service_ms: mean time that the server needs for a row, without any wait for a slot.
+        base_service_ms: mean time that the server needs for a row, without any wait for a slot;
+            NaN where its slots cannot be told.
         measured: the run's own number of workers, None where it was adaptive.
         basis: what was found out about the server, in a sentence.
     """

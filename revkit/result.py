@@ -625,6 +625,8 @@ class ParallelResult:
 
     def _timeline(self) -> dict[str, Any]:
         """What the timeline shows beside the attempts, in seconds since the start of the run."""
+        from .display import plural
+
         record = self._record
         limits = [(max(0.0, at - record.began), limit) for at, limit in record.limits]
         stopped_at = record.ended if record.stopped_at is None else record.stopped_at
@@ -635,7 +637,7 @@ class ParallelResult:
         workers = max(record.worker, default=0) + 1 if limits else record.workers
         return {
             "row_labels": self._index if named else None,
-            "title": f"{_count(record.total, 'row')}{attempted} on {_count(workers, 'worker')}",
+            "title": f"{plural(record.total, 'row')}{attempted} on {plural(workers, 'worker')}",
             # Of the workers that an adaptive run might have had, those that it has used.
             "workers": workers,
             "wall_s": self.metrics.wall_s,
@@ -665,10 +667,6 @@ class ParallelResult:
         from . import display
 
         return display.html(self)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
 def failure_message(result: ParallelResult) -> str:

@@ -369,7 +369,8 @@ class Predictions:
     Attributes:
         each: one for each number of workers, fewest first.
         server: that was fitted, or given.
-        base_ms: mean base time of a good attempt in milliseconds.
+        base_ms: mean base time of a good attempt in milliseconds; NaN where the server's slots
+            cannot be told.
         measured: the run's own number of workers; None where it was adaptive.
         basis: a sentence on what was found out about the server.
     """
@@ -402,7 +403,8 @@ def predict(record: Record, max_workers: Iterable[int], slots: int | None = None
     running, rows = _Running(attempts), int(attempts.first.sum())
     idle, gap = _idle(record, attempts, first_start), _gap(record)
     work = _recover(attempts, server).work[attempts.ok]
-    base_ms = float(work.mean()) * 1e3 if len(work) else math.nan
+    known = server.slots is not None and len(work)
+    base_ms = float(work.mean()) * 1e3 if known else math.nan
     figures = metrics(record)
     measured = None if record.limits else record.workers
     before_and_after = (first_start - record.began) + (record.ended - max(record.end))

@@ -23,7 +23,7 @@ from .cell import html
 from .preview import preview_html, preview_text
 from .report import short, text
 from .sections import Section, sections_html, sections_text
-from .words import dollars, duration, harmless, number, printable, wrapped
+from .words import dollars, duration, harmless, number, plural, printable, wrapped
 
 __all__ = [
     "Section",
@@ -32,6 +32,7 @@ __all__ = [
     "harmless",
     "html",
     "number",
+    "plural",
     "preview_html",
     "preview_text",
     "printable",
