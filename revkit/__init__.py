@@ -16,6 +16,7 @@ A reading order, from what decides to what touches the world:
     metrics     the figures of a run
     whatif      the same run with other numbers of workers: fitted and replayed
     keys        under which key a reply is kept
+    state       what each worker works with, and no other
     work        what a worker does in one attempt
     engines/    threads and the event loop: two thin ways to run workers
     clients/    Ollama, OpenAI-compatible servers, the embedded model
@@ -64,6 +65,7 @@ from .errors import (
     BudgetReached,
     ColumnExists,
     ConnectionFailed,
+    FactoryFailed,
     Interrupted,
     MissingColumn,
     MissingExtra,
@@ -109,6 +111,7 @@ __all__ = [
     "ConnectionFailed",
     "Context",
     "Event",
+    "FactoryFailed",
     "Field",
     "Interrupted",
     "Local",

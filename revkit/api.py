@@ -11,7 +11,7 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
@@ -79,6 +79,8 @@ class Options(TypedDict, total=False):
     loop: Literal["background", "notebook"]
     max_workers: int | Adaptive | Literal["adaptive"] | None
     worker_cap: int
+    factory: Callable[[int], Any] | None
+    instances: Sequence[Any] | None
     progress: bool | Literal["live"] | Progress
     observer: ObserverLike
     prefix: str
@@ -124,6 +126,8 @@ def prepare(
     loop: Literal["background", "notebook"] = "background",
     max_workers: int | Adaptive | Literal["adaptive"] | None = None,
     worker_cap: int = 16,
+    factory: Callable[[int], Any] | None = None,
+    instances: Sequence[Any] | None = None,
     progress: bool | Literal["live"] | Progress = False,
     observer: ObserverLike = "noop",
     prefix: str = "",
@@ -190,6 +194,9 @@ def prepare(
         raise UsageError(f'loop={loop!r}: there are "background" and "notebook"')
     if loop == "notebook" and chosen != "async":
         raise UsageError('loop="notebook" is for the async engine, and this run is on threads')
+    _check_state(task, factory, instances, chosen, max_workers)
+    if instances is not None:
+        max_workers = len(instances)
     total = len(frame)
     adaptive = Adaptive() if max_workers == "adaptive" else max_workers
     workers = worker_count(
@@ -240,6 +247,8 @@ def prepare(
         price=_price(rate_limit, budget, task, client),
         adaptive=adaptive if isinstance(adaptive, Adaptive) else None,
         open_store=open_store,
+        factory=factory,
+        instances=instances,
     )
     return Prepared(
         plan=plan,
@@ -278,6 +287,53 @@ def _price(
         price = prices.price_of(client.provider, client.model or client.name, budget.prices)
     budget.check(client.name, client.max_tokens, price)
     return price
+
+
+def _check_state(
+    task: ModelTask | CallableTask,
+    factory: Any,
+    instances: Any,
+    engine: str,
+    max_workers: Any,
+) -> None:
+    """Refuse states that no worker could have, or that nobody would see."""
+    if factory is None and instances is None:
+        return
+    name = "factory" if factory is not None else "instances"
+    if isinstance(task, ModelTask):
+        raise UsageError(
+            f"{name}= gives a state to the workers of a function; {task!r} has none. Write a "
+            "function(row, context) that uses context.state"
+        )
+    if not task.wants_context:
+        raise UsageError(
+            f"{name}= gives each worker a state, which {task.name} would never see: give it a "
+            "parameter named context, and use context.state"
+        )
+    if instances is None:
+        if not callable(factory):
+            raise UsageError(
+                f"factory={factory!r}: give a function that makes a state from a worker's number"
+            )
+        if engine == "thread" and inspect.iscoroutinefunction(factory):
+            raise UsageError(
+                f"factory= is a coroutine function, and {task.name} runs in threads; give a plain "
+                "one, or make both `async def`"
+            )
+        return
+    if factory is not None:
+        raise UsageError("give factory= or instances=, not both")
+    if not isinstance(instances, Sequence) or isinstance(instances, str) or not instances:
+        raise UsageError("instances= takes a list of states, one for each worker")
+    if len({id(instance) for instance in instances}) < len(instances):
+        raise UsageError(
+            "instances= has the same object twice, and no two workers may share one; use "
+            "factory= to make one for each worker"
+        )
+    if max_workers is not None and max_workers != len(instances):
+        raise UsageError(
+            f"there are as many workers as instances ({len(instances)}): leave max_workers= out"
+        )
 
 
 def _bound(engine: str, client: Client | None) -> float | None:
@@ -523,6 +579,12 @@ def parallel_map(
             ``worker_cap``, rows); a :class:`~revkit.Adaptive` or ``"adaptive"``: as many as the
             server's throughput grows with, found in the run.
         worker_cap: upper limit of the automatic number.
+        factory: makes a state for each worker from its number (a session with history, a
+            connection), which a function finds in ``context.state``. It is made on the worker's
+            own thread, or in its task, where it is first needed; no other worker uses it; it is
+            closed there at the end (as a context manager, by ``aclose`` or ``close``). The state
+            of an abandoned attempt is not used again. One that cannot be made ends the run.
+        instances: ready-made states instead, and as many workers; they are left open.
         progress: True for a bar; ``"live"``, in a notebook, for one output with counts, errors and
             timeline that is drawn anew in place (elsewhere a bar); or a function
             ``(completed, total, row_result)`` that is called for each settled row, one at a time.

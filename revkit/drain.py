@@ -405,7 +405,7 @@ class Drain:
         if self._callback is None:
             return
         if self._plan.positions is not None:
-            row = replace(row, row=self._plan.positions[row.row])
+            row = replace(row, row=self._plan.number(row.row))
         try:
             self._callback(self._told, self._plan.total, row)
         except KeyboardInterrupt as error:  # from here it would take what is done with it

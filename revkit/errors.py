@@ -10,6 +10,7 @@ and what to do next.
     ├── RowFailure                   one attempt at one row failed; the run goes on
     │   ├── MissingInput             an input of the row is NA: nothing was sent
     │   ├── BadOutput                a reply arrived, but is not what the task asked for
+    │   ├── FactoryFailed            a worker's state could not be made: ends the run
     │   └── ModelError               the model's server could not be asked, or said no
     │       ├── ConnectionFailed     no connection, or it broke
     │       ├── AttemptTimeout       no whole reply in time
@@ -48,6 +49,7 @@ __all__ = [
     "BudgetReached",
     "ColumnExists",
     "ConnectionFailed",
+    "FactoryFailed",
     "Interrupted",
     "MissingColumn",
     "MissingExtra",
@@ -132,6 +134,13 @@ class MissingInput(RowFailure):
 
 class BadOutput(RowFailure):
     """The model replied, but not with what the task asked for; ``text`` is what it said."""
+
+
+class FactoryFailed(RowFailure):
+    """``factory=`` could not make the state of a worker; nothing was sent."""
+
+    sent = False
+    ends_run = True
 
 
 class ModelError(RowFailure):

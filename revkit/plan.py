@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from .adaptive import Adaptive, AdaptiveLimit
 from .cancel import CancelToken
@@ -18,6 +18,7 @@ from .limits import Budget, RateLimit
 from .policy import Retry
 from .prices import known_price
 from .record import Record, RowResult
+from .state import States
 from .task import CallableTask, ModelTask
 from .throttle import Throttle
 from .tokens import Price, prompt_size
@@ -65,6 +66,7 @@ class Plan:
         price: of the model's tokens, for a budget in dollars.
         adaptive: how many workers may run is found in the run; None: all of them.
         open_store: opens the store of replies, or gives None; None: there is none.
+        factory, instances: what makes a state for each worker, or ready-made ones; at most one.
     """
 
     task: ModelTask | CallableTask
@@ -90,6 +92,8 @@ class Plan:
     price: Price | None = None
     adaptive: Adaptive | None = None
     open_store: Callable[[], Store | None] | None = None
+    factory: Callable[[int], Any] | None = None
+    instances: Sequence[Any] | None = None
 
     @property
     def todo(self) -> Iterable[int]:
@@ -118,10 +122,22 @@ class Plan:
         model = self.client.model or self.client.name
         return functools.partial(known_price, self.client.provider, model, prices)
 
-    def work(self, rendered: Mapping[int, list[Message]]) -> Work:
-        """What a worker does; ``rendered``: prompts of rows, where they are made already."""
+    def number(self, row: int) -> int:
+        """The caller's number of a row."""
+        return row if self.positions is None else self.positions[row]
+
+    def work(self, rendered: Mapping[int, list[Message]], warn: Callable[[str], object]) -> Work:
+        """What a worker does.
+
+        Args:
+            rendered: prompts of rows, where they are made already.
+            warn: is told what the user is to be told when the run is over.
+        """
         if isinstance(self.task, CallableTask):
-            return CallableWork(self.task, self.rows)
+            states = None
+            if self.factory is not None or self.instances is not None:
+                states = States(self.factory, self.instances, warn)
+            return CallableWork(self.task, self.rows, states, self.number)
         assert self.client is not None
         return ModelWork(self.task, self.client, self.rows, rendered)
 

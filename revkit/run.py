@@ -305,7 +305,7 @@ def _threads(plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered
 
     return ThreadEngine(
         scheduler,
-        plan.work(rendered),
+        plan.work(rendered, drain.record.warnings.append),
         workers=plan.workers,
         emit=drain.emit,
         attempt_timeout=plan.attempt_timeout,
@@ -317,7 +317,7 @@ def _tasks(plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered) 
 
     return LoopEngine(
         scheduler,
-        plan.work(rendered),
+        plan.work(rendered, drain.record.warnings.append),
         workers=plan.workers,
         emit=drain.emit,
         attempt_timeout=plan.attempt_timeout,

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .cancel import CancelToken
 from .clients.base import (
     Aborted,
     AsyncTransport,
@@ -25,6 +33,7 @@ from .clients.base import (
 )
 from .errors import BadOutput, RowFailure, one_line
 from .events import CANCELLED, Attempt, Failure, Outcome, Success
+from .state import States
 from .task import CallableTask, ModelTask
 
 __all__ = ["CallableWork", "Context", "ModelWork", "Rows", "Work", "adrive", "drive"]
@@ -73,24 +82,47 @@ class Context:
         worker: number of the worker, from 0.
         row: position of the row, from 0.
         attempt: number of the attempt at this row, from 1.
+        cancel: cancelled when the run is stopped and cancels what is running (an interrupt, a
+            timeout, ``fail_fast``, the caller's own token). A thread cannot be ended from
+            outside: a function that takes long should look at ``cancel.cancelled``, or wait with
+            ``cancel.wait(seconds)``, and return.
+        state: what ``factory`` made for this worker, or its one of ``instances``; else None.
     """
 
     worker: int
     row: int
     attempt: int
+    cancel: CancelToken
+    state: Any = None
+
+
+#: Makes an attempt, as one worker does it.
+Attempts = Callable[[Attempt], Outcome]
+AsyncAttempts = Callable[[Attempt], Awaitable[Outcome]]
 
 
 class Work(Protocol):
-    """One kind of attempt. The thread engine uses the first four methods, the loop the others."""
+    """One kind of attempt. The thread engine uses the first methods, the loop the others.
+
+    A worker enters ``worker`` once, on its own thread, and makes all its attempts by what that
+    gives.
+
+    Attributes:
+        replaceable: a worker that was abandoned in an attempt can be replaced.
+    """
+
+    replaceable: bool
 
     def open(self, max_workers: int) -> None: ...
-    def attempt(self, attempt: Attempt) -> Outcome: ...
-    def abort(self) -> None: ...  # what waits in ``attempt``; it may be called again
+    def worker(self, worker: int) -> AbstractContextManager[Attempts]: ...
     def close(self) -> None: ...
 
     async def aopen(self, max_workers: int) -> None: ...
-    async def aattempt(self, attempt: Attempt) -> Outcome: ...
+    def aworker(self, worker: int) -> AbstractAsyncContextManager[AsyncAttempts]: ...
     async def aclose(self) -> None: ...
+
+    def abort(self, reason: str) -> None:
+        """Let what runs end, where it can be reached; it may be called again."""
 
 
 class Failures:
@@ -149,39 +181,78 @@ def _message(error: BaseException) -> str:
 
 
 class CallableWork:
-    """Calls a user's function with each row."""
+    """Calls a user's function with each row.
 
-    def __init__(self, task: CallableTask, rows: Rows):
+    Args:
+        states: what its workers work with; None: nothing.
+        number: the caller's number of a row.
+    """
+
+    def __init__(
+        self,
+        task: CallableTask,
+        rows: Rows,
+        states: States | None = None,
+        number: Callable[[int], int] = lambda row: row,
+    ):
         self._task = task
         self._call = self._call_with_context if task.wants_context else self._call_plainly
         self._item = rows.item
         self._failures = Failures()
+        self._states = states
+        self._number = number
+        self._cancel = CancelToken()
+        self.replaceable = states is None or states.replaceable
 
     def open(self, max_workers: int) -> None: ...
-    def abort(self) -> None: ...  # nothing stops a function of the user's
     def close(self) -> None: ...
     async def aopen(self, max_workers: int) -> None: ...
     async def aclose(self) -> None: ...
 
-    def attempt(self, attempt: Attempt) -> Outcome:
+    def abort(self, reason: str) -> None:
+        self._cancel.cancel(reason)  # nothing else stops a function of the user's
+
+    def worker(self, worker: int) -> AbstractContextManager[Attempts]:
+        return nullcontext(self._attempt) if self._states is None else self._with_state(worker)
+
+    @contextmanager
+    def _with_state(self, worker: int) -> Iterator[Attempts]:
+        assert self._states is not None
+        with self._states.of(worker) as get:
+            yield lambda attempt: self._attempt(attempt, get)
+
+    def aworker(self, worker: int) -> AbstractAsyncContextManager[AsyncAttempts]:
+        return nullcontext(self._aattempt) if self._states is None else self._with_astate(worker)
+
+    @asynccontextmanager
+    async def _with_astate(self, worker: int) -> AsyncIterator[AsyncAttempts]:
+        assert self._states is not None
+        async with self._states.aof(worker) as get:
+            yield lambda attempt: self._aattempt(attempt, get)
+
+    def _attempt(self, attempt: Attempt, get: Callable[[], Any] | None = None) -> Outcome:
         try:
-            return Success(self._values(self._call(attempt)))
+            return Success(self._values(self._call(attempt, None if get is None else get())))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
             return self._failures.of(error)
 
-    async def aattempt(self, attempt: Attempt) -> Outcome:
+    async def _aattempt(
+        self, attempt: Attempt, get: Callable[[], Awaitable[Any]] | None = None
+    ) -> Outcome:
         try:
-            return Success(self._values(await self._call(attempt)))
+            state = None if get is None else await get()
+            return Success(self._values(await self._call(attempt, state)))
         except BaseException as error:
             if _is_not_its_own(error):
                 raise
             return self._failures.of(error)
 
-    def _call_plainly(self, attempt: Attempt) -> Any:
+    def _call_plainly(self, attempt: Attempt, state: Any) -> Any:
         return self._task.fn(self._item(attempt.row))
 
-    def _call_with_context(self, attempt: Attempt) -> Any:
-        context = Context(attempt.worker, attempt.row, attempt.number)
+    def _call_with_context(self, attempt: Attempt, state: Any) -> Any:
+        row = self._number(attempt.row)
+        context = Context(attempt.worker, row, attempt.number, self._cancel, state)
         return self._task.fn(self._item(attempt.row), context=context)
 
     def _values(self, value: Any) -> Mapping[str, Any]:
@@ -213,6 +284,8 @@ class ModelWork:
         rendered: prompts that are made already, by row.
     """
 
+    replaceable = True
+
     def __init__(
         self,
         task: ModelTask,
@@ -234,7 +307,13 @@ class ModelWork:
     def open(self, max_workers: int) -> None:
         self._transport = self._client.transport(max_workers=max_workers)
 
-    def abort(self) -> None:
+    def worker(self, worker: int) -> AbstractContextManager[Attempts]:
+        return nullcontext(self._attempt)
+
+    def aworker(self, worker: int) -> AbstractAsyncContextManager[AsyncAttempts]:
+        return nullcontext(self._aattempt)
+
+    def abort(self, reason: str) -> None:
         abort = getattr(self._transport, "abort", None)  # a user's own may have none
         if abort is not None:
             abort()
@@ -250,7 +329,7 @@ class ModelWork:
         if self._async_transport is not None:
             await self._async_transport.aclose()
 
-    def attempt(self, attempt: Attempt) -> Outcome:
+    def _attempt(self, attempt: Attempt) -> Outcome:
         assert self._transport is not None
         try:
             messages = self._messages(attempt)
@@ -264,7 +343,7 @@ class ModelWork:
             return self._failures.of(error)
         return self._read(reply)
 
-    async def aattempt(self, attempt: Attempt) -> Outcome:
+    async def _aattempt(self, attempt: Attempt) -> Outcome:
         assert self._async_transport is not None
         try:
             messages = self._messages(attempt)

@@ -12,13 +12,13 @@ import heapq
 import math
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 from ..events import CANCELLED, Attempt, Failure, Outcome, Stop, StopKind
 from ..scheduler import DONE, WAIT, Scheduler, Step
-from ..work import Work
+from ..work import AsyncAttempts, Work
 from . import Emit, Ended, overran
 
 __all__ = ["LoopEngine", "LoopThread", "background", "runs_here", "submit"]
@@ -116,6 +116,7 @@ class LoopEngine:
         self._wake_all()
         if stopped.cancels and not self._cancelled:
             self._cancelled = True
+            self._work.abort(stopped.reason)
             current = asyncio.current_task()
             for task in self._tasks:
                 if task is not current:
@@ -166,17 +167,18 @@ class LoopEngine:
 
     async def _run(self, worker: int) -> None:
         try:
-            await self._work_off(worker)
+            async with self._work.aworker(worker) as attempts:
+                await self._work_off(worker, attempts)
         except BaseException:  # a fault of revkit itself: the others must not wait for ever
             reason = "revkit itself failed"
             self._scheduler.stop(Stop(StopKind.INTERRUPTED, reason, cancels=True))
             self._wake_all()
             raise
 
-    async def _work_off(self, worker: int) -> None:
+    async def _work_off(self, worker: int, attempts: AsyncAttempts) -> None:
         scheduler = self._scheduler
         clock = asyncio.get_running_loop().time
-        work, limited = self._work, self._attempt_timeout is not None
+        limited = self._attempt_timeout is not None
         now = clock()
         while True:
             step = scheduler.take(worker, now)
@@ -190,7 +192,7 @@ class LoopEngine:
             if self._waiting:
                 self._wake_next(start)
             try:
-                outcome = await (self._limited(step) if limited else work.aattempt(step))
+                outcome = await (self._limited(attempts(step)) if limited else attempts(step))
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
@@ -207,11 +209,11 @@ class LoopEngine:
                 await asyncio.sleep(0)
                 now = self._breathed = clock()
 
-    async def _limited(self, step: Attempt) -> Outcome:
+    async def _limited(self, attempt: Awaitable[Outcome]) -> Outcome:
         assert self._attempt_timeout is not None
         try:
             async with asyncio.timeout(self._attempt_timeout) as limit:
-                return await self._work.aattempt(step)
+                return await attempt
         except TimeoutError:
             if not limit.expired():
                 raise

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ..events import CANCELLED, Attempt, Stop, StopKind
 from ..scheduler import DONE, WAIT, Scheduler
-from ..work import Work
+from ..work import Attempts, Work
 from . import Emit, Ended, overran
 
 __all__ = ["ThreadEngine"]
@@ -110,7 +110,7 @@ class ThreadEngine:
         stopped = self._scheduler.stopped
         if stopped is None or not stopped.cancels:
             return False
-        self._work.abort()
+        self._work.abort(stopped.reason)
         return True
 
     def give_up(self) -> None:
@@ -128,6 +128,9 @@ class ThreadEngine:
         outcome = overran(self._attempt_timeout)
         self._emit(self._scheduler.account(attempt, start, outcome, now))
         self._changed.notify_all()
+        if not self._work.replaceable:
+            self._lose_a_worker()
+            return
         self._replaced += 1
         if self._replaced > self._workers:
             reason = (
@@ -141,6 +144,16 @@ class ThreadEngine:
             self._fail(error, "the system could not start another thread")
             self._left -= 1
 
+    def _lose_a_worker(self) -> None:
+        """The state of an abandoned worker is not used again, so nobody takes its place."""
+        self._left -= 1
+        if not self._left:
+            reason = (
+                f"no worker is left: an attempt on each of instances= overran "
+                f"attempt_timeout={self._attempt_timeout:g}"
+            )
+            self._scheduler.stop(Stop(StopKind.FATAL, reason, cancels=True))
+
     def _fail(self, error: BaseException, reason: str) -> None:
         self._crash = self._crash or error
         self._scheduler.stop(Stop(StopKind.INTERRUPTED, reason, cancels=True))
@@ -153,7 +166,8 @@ class ThreadEngine:
 
     def _run(self, worker: int) -> None:
         try:
-            abandoned = self._work_off(worker)
+            with self._work.worker(worker) as attempts:
+                abandoned = self._work_off(worker, attempts)
         except BaseException as error:  # noqa: BLE001 - a fault of revkit itself: never hang on it
             abandoned = False
             with self._changed:
@@ -166,7 +180,7 @@ class ThreadEngine:
         if last:
             self._end()
 
-    def _work_off(self, worker: int) -> bool:
+    def _work_off(self, worker: int, attempts: Attempts) -> bool:
         """Take and settle until nothing is left; says whether the worker was abandoned."""
         scheduler, changed, clock = self._scheduler, self._changed, self.clock
         at_work = self._at_work
@@ -175,7 +189,7 @@ class ThreadEngine:
         while step is not None:
             start = clock()
             mine = at_work[worker] = (step, start)
-            outcome = self._work.attempt(step)
+            outcome = attempts(step)
             end = clock()
             # One lock for all: every hand-over of a contended lock is a switch of threads.
             with changed:
