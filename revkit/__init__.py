@@ -12,6 +12,7 @@ A reading order, from what decides to what touches the world:
     throttle    one run's side of its limits
     scheduler   which row is tried next, by whom, and what becomes of it
     record      everything that is known about a run, as columns
+    samples     several samples of one row as one value
     stream      the events of a run, for observers
     metrics     the figures of a run
     whatif      the same run with other numbers of workers: fitted and replayed
@@ -36,6 +37,7 @@ A reading order, from what decides to what touches the world:
     trace       a run as a trace that Perfetto opens
     files       files that are there whole or not at all
     saved/      a whole result in one Parquet file
+    batch       the ways to give parallel_map its rows
     api         parallel_map; accessor is its door for frames
     preview     a look before a run: what would be sent, and what it may cost
     limits      RateLimit and Budget, which runs share

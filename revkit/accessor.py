@@ -32,7 +32,7 @@ class DataFrameAccessor:
     def __init__(self, frame: pd.DataFrame):
         self._frame = frame
 
-    @shows_options()
+    @shows_options("batch_key")
     def parallel_map(
         self, task: TaskLike = SENTIMENT, **options: Unpack[FrameOptions]
     ) -> ParallelResult:
@@ -53,16 +53,16 @@ class DataFrameAccessor:
         7  Superb!       7  <NA>
         7  Broken.       7  <NA>
         """
-        return map_any(self._frame, task, **options)
+        return map_any(self._frame, task, leave_out=("batch_key",), **options)
 
-    @shows_options("loop")
+    @shows_options("batch_key", "loop")
     async def aparallel_map(
         self, task: TaskLike = SENTIMENT, **options: Unpack[FrameOptions]
     ) -> ParallelResult:
         """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
-        return await amap_any(self._frame, task, **options)
+        return await amap_any(self._frame, task, leave_out=("batch_key",), **options)
 
-    @shows_options()
+    @shows_options("batch_key")
     def preview(
         self,
         task: TaskLike = SENTIMENT,
@@ -94,9 +94,9 @@ class DataFrameAccessor:
             Which country is Lyon in?
           -> response: France
         """
-        return preview_any(self._frame, task, n, send, **options)
+        return preview_any(self._frame, task, n, send, leave_out=("batch_key",), **options)
 
-    @shows_options("loop")
+    @shows_options("batch_key", "loop")
     async def apreview(
         self,
         task: TaskLike = SENTIMENT,
@@ -106,7 +106,7 @@ class DataFrameAccessor:
         **options: Unpack[FrameOptions],
     ) -> Preview:
         """:meth:`preview`, awaited: runs on the caller's event loop."""
-        return await apreview_any(self._frame, task, n, send, **options)
+        return await apreview_any(self._frame, task, n, send, leave_out=("batch_key",), **options)
 
 
 class SeriesAccessor:
@@ -115,7 +115,7 @@ class SeriesAccessor:
     def __init__(self, series: pd.Series):
         self._series = series
 
-    @shows_options("inplace", "on")
+    @shows_options("inplace", "on", "batch_key")
     def parallel_map(
         self, task: TaskLike = SENTIMENT, **options: Unpack[Options]
     ) -> ParallelResult:
@@ -130,16 +130,16 @@ class SeriesAccessor:
         0    a       1  <NA>
         1   bb       2  <NA>
         """
-        return map_any(self._series, task, leave_out=("inplace",), **options)
+        return map_any(self._series, task, leave_out=("inplace", "batch_key"), **options)
 
-    @shows_options("inplace", "on", "loop")
+    @shows_options("inplace", "on", "batch_key", "loop")
     async def aparallel_map(
         self, task: TaskLike = SENTIMENT, **options: Unpack[Options]
     ) -> ParallelResult:
         """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
-        return await amap_any(self._series, task, leave_out=("inplace",), **options)
+        return await amap_any(self._series, task, leave_out=("inplace", "batch_key"), **options)
 
-    @shows_options("inplace", "on")
+    @shows_options("inplace", "on", "batch_key")
     def preview(
         self,
         task: TaskLike = SENTIMENT,
@@ -152,9 +152,11 @@ class SeriesAccessor:
 
         The arguments, what is returned and what is raised: :func:`revkit.preview`.
         """
-        return preview_any(self._series, task, n, send, leave_out=("inplace",), **options)
+        return preview_any(
+            self._series, task, n, send, leave_out=("inplace", "batch_key"), **options
+        )
 
-    @shows_options("inplace", "on", "loop")
+    @shows_options("inplace", "on", "batch_key", "loop")
     async def apreview(
         self,
         task: TaskLike = SENTIMENT,
@@ -164,7 +166,9 @@ class SeriesAccessor:
         **options: Unpack[Options],
     ) -> Preview:
         """:meth:`preview`, awaited: runs on the caller's event loop."""
-        return await apreview_any(self._series, task, n, send, leave_out=("inplace",), **options)
+        return await apreview_any(
+            self._series, task, n, send, leave_out=("inplace", "batch_key"), **options
+        )
 
 
 def register_accessor(name: str) -> None:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 import pandas as pd
 
-from . import columns, config, prices, provenance
+from . import columns, config, prices, provenance, samples
 from .adaptive import Adaptive
+from .batch import batch
 from .cancel import CancelToken
 from .clients.base import Client
 from .errors import (
@@ -34,6 +35,7 @@ from .events import Status, StopKind
 from .interrupt import Press, noted_interrupts
 from .limits import Budget, RateLimit
 from .observers import resolve
+from .outputs import Field
 from .plan import Display, Plan, Progress, available_cpus, choose_engine
 from .policy import Retry, failure_limit, worker_count
 from .result import ParallelResult, failure_message
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from .record import Record
 
 __all__ = [
+    "ItemOptions",
     "Options",
     "Prepared",
     "TaskLike",
@@ -79,6 +82,7 @@ class Options(TypedDict, total=False):
     loop: Literal["background", "notebook"]
     max_workers: int | Adaptive | Literal["adaptive"] | None
     worker_cap: int
+    repeat: int
     factory: Callable[[int], Any] | None
     instances: Sequence[Any] | None
     progress: bool | Literal["live"] | Progress
@@ -95,6 +99,12 @@ class Options(TypedDict, total=False):
     rate_limit: RateLimit | None
     budget: Budget | None
     store: bool | str | os.PathLike[str] | None
+
+
+class ItemOptions(Options, total=False):
+    """Those of ``revkit.parallel_map``."""
+
+    batch_key: str | None
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,8 @@ def prepare(
     loop: Literal["background", "notebook"] = "background",
     max_workers: int | Adaptive | Literal["adaptive"] | None = None,
     worker_cap: int = 16,
+    batch_key: str | None = None,
+    repeat: int = 1,
     factory: Callable[[int], Any] | None = None,
     instances: Sequence[Any] | None = None,
     progress: bool | Literal["live"] | Progress = False,
@@ -157,18 +169,17 @@ def prepare(
     task = as_task(task, instructions=instructions, inputs=named, output=output)
     if instructions is not None and not isinstance(on, Mapping):
         on = None  # a pydantic model's inputs are the columns themselves
+    if batch_key is not None and isinstance(source, pd.DataFrame | pd.Series):
+        raise UsageError(
+            "batch_key= picks a list out of a mapping, and items= is a frame or Series"
+        )
     if isinstance(source, pd.DataFrame):
         frame, binding = source, columns.bind_frame(source, task, on)
     elif isinstance(source, pd.Series):
         binding = columns.bind_series(source, task, on)
         frame = columns.series_frame(source)
-    elif isinstance(source, str | bytes | Mapping) or not isinstance(source, Iterable):
-        raise UsageError(
-            "items= takes a list of mappings, a list of values, a DataFrame or a Series; got "
-            f"{type(source).__name__}"
-        )
     else:
-        binding, frame = columns.bind_items(list(source), task, on)
+        binding, frame = columns.bind_items(batch(source, batch_key), task, on)
     observers = resolve(observer)
     client = None
     if isinstance(task, ModelTask):
@@ -180,7 +191,11 @@ def prepare(
     open_store = None
     if client is not None and len(frame) > len(binding.refused):
         open_store = config.store_of(store, client)
-    names = list(task.outputs) if isinstance(task, ModelTask) else [task.output]
+    _check_repeat(repeat)
+    if isinstance(task, CallableTask):
+        names = [task.output]
+    else:
+        names = samples.columns_of(task.outputs) if repeat > 1 else list(task.outputs)
     labels = list(columns.output_columns(names, prefix, error).values())
     columns.check_outputs(
         frame,
@@ -197,10 +212,16 @@ def prepare(
     _check_state(task, factory, instances, chosen, max_workers)
     if instances is not None:
         max_workers = len(instances)
-    total = len(frame)
+    rows, refused = binding.rows, binding.refused
+    if repeat > 1:
+        rows = rows.repeated(repeat)
+        refused = {
+            row * repeat + s: failure for row, failure in refused.items() for s in range(repeat)
+        }
+    total = len(frame) * repeat
     adaptive = Adaptive() if max_workers == "adaptive" else max_workers
     workers = worker_count(
-        total - len(binding.refused),
+        total - len(refused),
         available_cpus(),
         max_workers=adaptive.maximum if isinstance(adaptive, Adaptive) else adaptive,
         worker_cap=worker_cap,
@@ -226,13 +247,14 @@ def prepare(
         )
     plan = Plan(
         task=task,
-        rows=binding.rows,
+        rows=rows,
+        samples=repeat,
         total=total,
         client=client,
         engine=chosen,
         loop=loop,
         workers=workers,
-        refused=binding.refused,
+        refused=refused,
         open_display=open_display,
         callback=callback,
         observers=observers,
@@ -287,6 +309,11 @@ def _price(
         price = prices.price_of(client.provider, client.model or client.name, budget.prices)
     budget.check(client.name, client.max_tokens, price)
     return price
+
+
+def _check_repeat(repeat: Any) -> None:
+    if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+        raise UsageError(f"repeat={repeat!r}: give how often each row is run, 1 or more")
 
 
 def _check_state(
@@ -373,10 +400,26 @@ def _finish(call: Prepared, record: Record) -> ParallelResult:
     if isinstance(record.ended_by, UsageError) and not len(record.row):
         raise record.ended_by  # nothing was sent, and nothing is written
     frame = call.before
+    if isinstance(task, CallableTask) and not record.values:  # it never returned anything
+        record.values[task.output] = [None] * record.total
+    declared = task.outputs if isinstance(task, ModelTask) else None
+    values, sampled = record.values, None
+    fields: Mapping[Any, Field | None] = declared or {}
+    if record.samples > 1:
+        sampled = columns.finished(values, fields)
+        values, fields = samples.combine(record, declared)
     labels = columns.result_labels(
-        record, task, frame, prefix=call.prefix, error=call.error, overwrite=call.overwrite
+        values,
+        record,
+        task,
+        frame,
+        prefix=call.prefix,
+        error=call.error,
+        overwrite=call.overwrite,
     )
-    made = columns.finished(record, task, labels, call.error)
+    made = {labels[name]: array for name, array in columns.finished(values, fields).items()}
+    if call.error is not None:
+        made[call.error] = columns.errors(record)
     written = call.target is not None and _can_write(call, made)
     columns.write(frame, made, task.fingerprint)
     if written and call.target is not None:
@@ -387,6 +430,7 @@ def _finish(call: Prepared, record: Record) -> ParallelResult:
         task=task,
         rows=plan.rows,
         columns=labels,
+        sampled=sampled,
         model_name=None if plan.client is None else plan.client.name,
         find_price=plan.find_price,
         provenance=provenance.of_run(call.provenance, record),
@@ -550,15 +594,17 @@ def shows_options(*leave_out: str) -> Callable[[_F], _F]:
 
 @shows_options("inplace")
 def parallel_map(
-    items: Any, task: TaskLike = SENTIMENT, **options: Unpack[Options]
+    items: Any, task: TaskLike = SENTIMENT, **options: Unpack[ItemOptions]
 ) -> ParallelResult:
     """Run a task over every item of a list, in parallel, and keep the order.
 
     For frames there is the accessor, ``df.llm.parallel_map``, which takes the same arguments.
 
     Args:
-        items: a list of mappings, or of single values (a callable then gets the value itself).
-            A DataFrame or Series is taken as well, and not written to.
+        items: a list of mappings, or of single values (a callable then gets the value itself); a
+            mapping of equally long lists, in which any other value is the same for all rows, or
+            one without a list, which is one row. Text is no list. A DataFrame or Series is taken
+            as well, and not written to.
         task: a :class:`~revkit.Signature`; a template such as ``"Summarise: {review}"``; a
             pydantic model class (with ``instructions=`` and ``on=``); or a function, plain or
             ``async``, that takes a row (a mapping of its columns) and returns a scalar or a
@@ -579,6 +625,15 @@ def parallel_map(
             ``worker_cap``, rows); a :class:`~revkit.Adaptive` or ``"adaptive"``: as many as the
             server's throughput grows with, found in the run.
         worker_cap: upper limit of the automatic number.
+        batch_key: the key of a mapping under which the list of items stands; its other entries
+            play no part.
+        repeat: run each row so often, and take the value that most of its samples gave (numbers:
+            their median, a float), with ``<output>_agreement``, the share of all samples that gave
+            it (Float64, 0 to 1; a failed sample agrees with none), and ``<output>_tied``
+            (boolean), where another value was given as often: then the label that was declared
+            first is taken, of other values the one that came first. One good sample is enough for
+            a row to be ok; ``run.rows`` has each sample, and limits and counts count samples. Give
+            the model a temperature above 0, or its samples will not differ.
         factory: makes a state for each worker from its number (a session with history, a
             connection), which a function finds in ``context.state``. It is made on the worker's
             own thread, or in its task, where it is first needed; no other worker uses it; it is
@@ -632,7 +687,7 @@ def parallel_map(
 
 @shows_options("inplace", "loop")
 async def aparallel_map(
-    items: Any, task: TaskLike = SENTIMENT, **options: Unpack[Options]
+    items: Any, task: TaskLike = SENTIMENT, **options: Unpack[ItemOptions]
 ) -> ParallelResult:
     """:func:`parallel_map`, awaited: runs on the caller's event loop.
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from .errors import ColumnExists, MissingColumn, UsageError, nearest, one_line
-from .events import Failure
-from .outputs import Field, Outputs
+from .events import Failure, Status
+from .outputs import Field
 from .record import Record
 from .task import CallableTask, ModelTask
 from .work import Rows
@@ -220,8 +220,9 @@ def output_columns(names: Iterable[str], prefix: str, error: Hashable | None) ->
         raise UsageError(
             f"error={error!r}: give the error column's name, or None for no such column"
         )
+    names = list(names)
     columns = {name: f"{prefix}{name}" for name in names}
-    labels = [*columns.values(), *([error] if error is not None else [])]
+    labels = [*(columns[name] for name in names), *([error] if error is not None else [])]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
         raise UsageError(
@@ -274,7 +275,14 @@ def check_outputs(
 
 
 def result_labels(
-    record: Record, task: Task, frame: pd.DataFrame, *, prefix: str, error: Any, overwrite: bool
+    names: Iterable[Any],
+    record: Record,
+    task: Task,
+    frame: pd.DataFrame,
+    *,
+    prefix: str,
+    error: Any,
+    overwrite: bool,
 ) -> dict[Any, str]:
     """Output name to the label of its column.
 
@@ -282,10 +290,8 @@ def result_labels(
     own column, or of the error column, goes by ``output_<name>``: nothing is lost, and nothing
     overwritten.
     """
-    if isinstance(task, CallableTask) and not record.values:
-        record.values[task.output] = [None] * record.total
     labels: dict[Any, str] = {}
-    for name in record.values:
+    for name in names:
         label = wanted = f"{prefix}{name}"
         while isinstance(task, CallableTask) and (
             label == error or (not overwrite and is_foreign(frame, label, task.fingerprint))
@@ -306,19 +312,28 @@ def is_foreign(frame: pd.DataFrame, label: Any, fingerprint: str) -> bool:
     return label in frame.columns and frame.attrs.get(ATTRS, {}).get(str(label)) != fingerprint
 
 
-def finished(
-    record: Record, task: Task, labels: Mapping[Any, str], error: Hashable | None
-) -> dict[Any, Any]:
-    """The result columns of a run: label to array, each with ``record.total`` values."""
-    outputs: Outputs | None = task.outputs if isinstance(task, ModelTask) else None
-    columns: dict[Any, Any] = {}
-    for name, values in record.values.items():
-        field = outputs[name] if outputs is not None else None
-        columns[labels[name]] = _array(values, field)
-    if error is not None:
-        errors = [record.error(row) for row in range(record.total)]
-        columns[error] = pd.array(errors, dtype=STRING)
-    return columns
+def finished(values: Mapping[Any, list[Any]], fields: Mapping[Any, Field | None]) -> dict[Any, Any]:
+    """Outputs as arrays: name to array. A name without a field has the type of its values."""
+    return {name: _array(column, fields.get(name)) for name, column in values.items()}
+
+
+def errors(record: Record) -> Any:
+    """The ``error`` column: for each of the caller's rows why it has no value, NA where it has.
+
+    Where rows are repeated, one good sample is enough; else it is the first failed one's error.
+    """
+    told = [record.error(row) for row in range(record.total)]
+    samples = record.samples
+    if samples > 1:
+        failed = [status is Status.ERROR for status in record.status]
+        groups = [range(start, start + samples) for start in range(0, record.total, samples)]
+        told = [
+            None
+            if any(told[row] is None for row in group)
+            else told[next((row for row in group if failed[row]), group[0])]
+            for group in groups
+        ]
+    return pd.array(told, dtype=STRING)
 
 
 def _array(values: list[Any], field: Field | None) -> Any:

@@ -19,7 +19,6 @@ import pandas as pd
 from . import display
 from .columns import ATTRS, STRING
 from .errors import UsageError
-from .events import Status
 from .result import ParallelResult
 
 __all__ = ["Comparison", "compare"]
@@ -135,10 +134,7 @@ def compare(before: ParallelResult, after: ParallelResult) -> Comparison:
             f"second one {_named(after.outputs)}; run them with the same name for the output "
             '(output="…" for a template or a function)'
         )
-    ok = [
-        np.array([status is Status.OK for status in run._record.status], dtype=bool)
-        for run in (before, after)
-    ]
+    ok = [run._ok for run in (before, after)]
     both, one = ok[0] & ok[1], ok[0] ^ ok[1]
     agreement: dict[str, int] = {}
     changes: list[tuple[int, str, Any, Any]] = []
@@ -173,7 +169,7 @@ def compare(before: ParallelResult, after: ParallelResult) -> Comparison:
 
 def _check_rows(before: ParallelResult, after: ParallelResult) -> None:
     first, second = before._rows, after._rows
-    total, other = before._record.total, after._record.total
+    total, other = len(before._index), len(after._index)
     if total != other:
         raise UsageError(
             f"the runs are not on the same rows: the first one has {total:,}, the second one "
@@ -244,12 +240,13 @@ def _changed(
     def objects(values: Iterable[Any]) -> Any:
         return pd.Series(list(values), dtype=object).array
 
-    errors = [before._record.error(row) or after._record.error(row) for row in rows]
+    told = [(before._errors[row], after._errors[row]) for row in rows]
+    errors = [last if pd.isna(first) else first for first, last in told]
     return pd.DataFrame(
         {
             "row": np.array(rows, dtype=np.int64),
             "index": objects(before._index[row] for row in rows),
-            "item": objects(before._rows.item(row) for row in rows),
+            "item": objects(before._rows.item(row * before.repeat) for row in rows),
             "output": pd.array([name for _, name, *_ in changes], dtype=STRING),
             "before": objects(value for *_, value, _ in changes),
             "after": objects(value for *_, value in changes),

@@ -68,7 +68,9 @@ class Drain:
         may_wait: bool = True,
     ):
         outputs = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
-        self.record = Record(plan.total, outputs, asks_model=plan.client is not None)
+        self.record = Record(
+            plan.total, outputs, asks_model=plan.client is not None, samples=plan.samples
+        )
         self.record.workers, self.record.engine = plan.workers, plan.engine
         self.ended: Ended | None = None
         self.has_work = ahead is None and plan.total > len(plan.refused)
@@ -110,7 +112,7 @@ class Drain:
         # On a loop of the caller's own nothing may be waited for.
         chosen = self._plan.observers
         self._observers = Observers(chosen) if self._may_wait else Observers(chosen, patience=0)
-        self._stream = EventStream(self._send, self._send_all, self.record, self._plan.positions)
+        self._stream = EventStream(self._send, self._send_all, self.record, self._plan.place)
         self._scheduler.tell = self.emit
 
     def _send(self, kind: str, at: float, data: Data | Callable[[], Data]) -> None:
@@ -404,8 +406,9 @@ class Drain:
         self._told += 1
         if self._callback is None:
             return
-        if self._plan.positions is not None:
-            row = replace(row, row=self._plan.number(row.row))
+        if self._plan.positions is not None or self._plan.samples > 1:
+            number, sample = self._plan.place(row.row)
+            row = replace(row, row=number, sample=sample)
         try:
             self._callback(self._told, self._plan.total, row)
         except KeyboardInterrupt as error:  # from here it would take what is done with it
@@ -433,6 +436,7 @@ def _facts_of(plan: Plan) -> dict[str, Any]:
         "task": _name_of(plan.task),
         "model": None if client is None else client.model or client.name,
         "provider": None if client is None else client.provider or None,
+        "samples": plan.samples,
         "has_progress": plan.callback is not None or plan.open_display is not None,
         "store": plan.open_store is not None,
     }

@@ -15,7 +15,6 @@ import pandas as pd
 from . import display
 from .columns import same_rows
 from .errors import MissingColumn, MissingExtra, UsageError, nearest
-from .events import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,7 +130,7 @@ def evaluate(result: ParallelResult, label: Any, *, output: str | None = None) -
             'evaluate() computes its figures with scikit-learn: pip install "revkit[evaluate]"'
         ) from None
     has_label, has_value = true >= 0, predicted >= 0
-    ok = np.array([status is Status.OK for status in result._record.status], dtype=bool)
+    ok = result._ok
     chosen = has_label & ok & has_value
     not_ok, no_value = int((has_label & ~ok).sum()), int((has_label & ok & ~has_value).sum())
     no_label, evaluated = int((~has_label).sum()), int(chosen.sum())
@@ -175,7 +174,7 @@ def evaluate(result: ParallelResult, label: Any, *, output: str | None = None) -
 
 def _labels(result: ParallelResult, label: Any) -> list[Any]:
     """The label of each row, by position; None where it is missing."""
-    frame, total = result.frame, result._record.total
+    frame, total = result.frame, len(result._index)
     if isinstance(label, Hashable) and (isinstance(label, str) or label in frame.columns):
         if label not in frame.columns:
             close = nearest(str(label), map(str, frame.columns))

@@ -7,7 +7,7 @@ the same key) is running or waiting follows it, and shares its outcome.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ class Lookahead:
         todo: the rows to look at.
         store: closed by :meth:`close`.
         rendered: where the prompts of rows that need the model are put, for the workers.
+        sample: number of the sample of a row.
         offline: do not ask the server for its model's weights; any reply that is kept will do.
     """
 
@@ -62,6 +63,7 @@ class Lookahead:
         store: Store,
         rendered: MutableMapping[int, list[Message]],
         *,
+        sample: Callable[[int], int] = lambda row: 0,
         offline: bool = False,
     ):
         self._task = task
@@ -71,6 +73,7 @@ class Lookahead:
         self.weights: str | None = None
         self._asks_weights = not offline
         self._rows = rows
+        self._sample = sample
         self._todo = iter(todo)
         self._store = store
         self._rendered = rendered
@@ -100,7 +103,7 @@ class Lookahead:
         for row in batch:
             try:
                 messages = self._task.messages(self._rows.mapping(row))
-                key = self._keys.key(messages)
+                key = self._keys.key(messages, self._sample(row))
             except Exception:  # noqa: BLE001 - the attempt fails with it, as that row's error
                 key, messages = b"", []
             keyed.append((row, key, messages))

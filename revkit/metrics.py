@@ -22,6 +22,7 @@ __all__ = [
     "Metrics",
     "Usage",
     "Waits",
+    "costs",
     "distribution",
     "first_wave",
     "good",
@@ -46,7 +47,7 @@ class Metrics:
     """The counts and rates of a run.
 
     Attributes:
-        total: rows.
+        total: rows; with ``repeat=`` their samples, here and below.
         succeeded, failed, cancelled, not_started: rows by status; they add up to ``total``.
         from_store: rows whose reply was in the store.
         duplicates: rows that share the outcome of a row before them with the same prompt.
@@ -72,6 +73,7 @@ class Metrics:
         workers: workers that the run had; where their number was adaptive, the most it might have.
         limit: how many of them were allowed to work at the end of an adaptive run, else None.
         engine: ``"thread"`` or ``"async"``.
+        samples: of each row; 1 where rows are not repeated.
     """
 
     total: int
@@ -95,6 +97,7 @@ class Metrics:
     workers: int
     limit: int | None
     engine: str
+    samples: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +253,7 @@ def metrics(record: Record) -> Metrics:
         workers=record.workers,
         limit=record.limits[-1][1] if record.limits else None,
         engine=record.engine,
+        samples=record.samples,
     )
 
 
@@ -273,9 +277,23 @@ def usage(record: Record, price: Price | None = None) -> Usage:
     return Usage(prompt, completion, both, None if price is None else _cost(record, price))
 
 
+def costs(record: Record, price: Price) -> NDArray[np.float64]:
+    """US dollars for each attempt; shape (attempts,), NaN where its tokens were not counted."""
+    free = not price.cost(1, 1)
+    return np.array(
+        [
+            price.cost(max(prompt, 0), max(completion, 0))
+            if free or prompt >= 0 or completion >= 0
+            else np.nan
+            for prompt, completion in zip(
+                record.prompt_tokens, record.completion_tokens, strict=True
+            )
+        ],
+        dtype=np.float64,
+    )
+
+
 def _cost(record: Record, price: Price) -> float | None:
-    counts = zip(record.prompt_tokens, record.completion_tokens, strict=True)
-    counted = [(max(p, 0), max(c, 0)) for p, c in counts if p >= 0 or c >= 0]
-    if len(record.row) and not counted and price.cost(1, 1):
-        return None
-    return math.fsum(price.cost(*tokens) for tokens in counted)
+    each = costs(record, price)
+    known = each[~np.isnan(each)]
+    return None if len(each) and not len(known) else math.fsum(known)

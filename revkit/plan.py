@@ -55,7 +55,8 @@ class Plan:
         open_display: opens a progress bar or a live display for so many rows, or None.
         callback: the user's progress callback, or None.
         observers: are told of each event.
-        positions: the caller's number of each row, where the run has not all of them.
+        samples: of each of the caller's rows; each is a row here (``samples.py``).
+        positions: which of all rows they are, where the run has not all of them.
         retry: when a failed attempt is tried again.
         max_failures: the run is stopped when more rows than this have failed; None: never.
         fail_fast: a stop for failures cancels what is running.
@@ -80,6 +81,7 @@ class Plan:
     open_display: Callable[[int], Display] | None = None
     callback: Progress | None = None
     observers: Sequence[Chosen] = ()
+    samples: int = 1
     positions: Sequence[int] | None = None
     retry: Retry = field(default_factory=Retry)
     max_failures: int | None = None
@@ -122,9 +124,9 @@ class Plan:
         model = self.client.model or self.client.name
         return functools.partial(known_price, self.client.provider, model, prices)
 
-    def number(self, row: int) -> int:
-        """The caller's number of a row."""
-        return row if self.positions is None else self.positions[row]
+    def place(self, row: int) -> tuple[int, int]:
+        """The caller's number of a row, and the number of its sample; both from 0."""
+        return divmod(row if self.positions is None else self.positions[row], self.samples)
 
     def work(self, rendered: Mapping[int, list[Message]], warn: Callable[[str], object]) -> Work:
         """What a worker does.
@@ -137,7 +139,7 @@ class Plan:
             states = None
             if self.factory is not None or self.instances is not None:
                 states = States(self.factory, self.instances, warn)
-            return CallableWork(self.task, self.rows, states, self.number)
+            return CallableWork(self.task, self.rows, states, self.place)
         assert self.client is not None
         return ModelWork(self.task, self.client, self.rows, rendered)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from . import columns, metrics
-from .api import Options, Prepared, TaskLike, prepare_any, shows_options
+from .api import ItemOptions, Prepared, TaskLike, prepare_any, shows_options
 from .errors import UsageError
 from .lookahead import Lookahead
 from .plan import Plan
@@ -42,7 +42,7 @@ class RowCounts:
     """What a run would do with each row; the last four add up to ``total``.
 
     Attributes:
-        total: rows.
+        total: rows; with ``repeat=`` each counts as often as it is repeated, here and below.
         missing_input: rows that fail without being sent, because an input is NA.
         from_store: rows whose reply is kept, the sample's among them.
         duplicates: rows that would share the outcome of a row before them with the same prompt.
@@ -162,7 +162,7 @@ def preview(
     n: int = 3,
     *,
     send: bool = True,
-    **options: Unpack[Options],
+    **options: Unpack[ItemOptions],
 ) -> Preview:
     """Show what a run would send, and by a sample of rows what it makes of it and may cost.
 
@@ -209,7 +209,7 @@ async def apreview(
     n: int = 3,
     *,
     send: bool = True,
-    **options: Unpack[Options],
+    **options: Unpack[ItemOptions],
 ) -> Preview:
     """:func:`preview`, awaited: runs on the caller's event loop."""
     return await apreview_any(items, task, n, send, leave_out=("inplace",), **options)
@@ -254,15 +254,19 @@ def _read(call: Prepared, sample: list[int], record: Record | None) -> Preview:
     plan, index = call.plan, call.before.index
     assert isinstance(plan.task, ModelTask)
     assert plan.client is not None
+    places = [plan.place(row)[0] for row in sample]
     answers = None
     if record is not None:
         if record.ended_by is not None:
             raise record.ended_by
-        labels = {x: f"output_{x}" if x in ("row", "error") else x for x in record.values}
-        made = columns.finished(record, plan.task, labels, "error")
-        answers = pd.DataFrame({"row": np.array(sample, np.int64), **made}, index.take(sample))
+        made = {
+            f"output_{name}" if name in ("row", "error") else name: values
+            for name, values in columns.finished(record.values, plan.task.outputs).items()
+        }
+        made["error"] = columns.strings([record.error(row) for row in range(record.total)])
+        answers = pd.DataFrame({"row": np.array(places, np.int64), **made}, index.take(places))
     prompts = [_messages(plan, row) for row in sample]
-    turns = [(row, turn) for row, turns in zip(sample, prompts, strict=True) for turn in turns]
+    turns = [(row, turn) for row, turns in zip(places, prompts, strict=True) for turn in turns]
     rows = [row for row, _ in turns]
     counts, sizes = _look(plan, offline=record is None)
     return Preview(
@@ -310,7 +314,14 @@ def _look(plan: Plan, *, offline: bool) -> tuple[RowCounts, list[int]]:
         rendered: dict[int, list[Message]] = {}
         with contextlib.closing(store):
             ahead = Lookahead(
-                plan.task, plan.client, plan.rows, looked, store, rendered, offline=offline
+                plan.task,
+                plan.client,
+                plan.rows,
+                looked,
+                store,
+                rendered,
+                sample=lambda row: plan.place(row)[1],
+                offline=offline,
             )
             more = True
             while more:

@@ -57,6 +57,7 @@ def of_call(
             "loop": plan.loop,
             "max_workers": _plain(max_workers),
             "workers": plan.workers,
+            "repeat": plan.samples,
             "fail_fast": plan.fail_fast,
             "max_failures": None if plan.fail_fast else plan.max_failures,
             "timeout_s": _plain(plan.timeout),

@@ -40,6 +40,7 @@ class RowResult:
 
     Attributes:
         row: position of the row, from 0.
+        sample: number of its sample, from 0, where rows are repeated.
         status: ``"ok"``, ``"error"`` or ``"cancelled"``.
         values: output name to value; empty where the row is not ok.
         error: what went wrong, None where the row is ok.
@@ -58,6 +59,7 @@ class RowResult:
     attempts: int = 0
     worker: int | None = None
     service_s: float | None = None
+    sample: int = 0
 
     @property
     def ok(self) -> bool:
@@ -69,6 +71,7 @@ class Record:
     """The columns of one run of ``total`` rows.
 
     Attributes:
+        samples: of each of the caller's rows, which are so many rows here (``samples.py``).
         run_id: a name that no other run has.
         started_at: when it began, in UTC.
         status: of each row.
@@ -98,10 +101,13 @@ class Record:
         ended_by: the exception that ended it (an interrupt, a fault of revkit), else None.
     """
 
-    def __init__(self, total: int, outputs: Iterable[str] = (), *, asks_model: bool):
+    def __init__(
+        self, total: int, outputs: Iterable[str] = (), *, asks_model: bool, samples: int = 1
+    ):
         self.run_id = uuid.uuid4().hex
         self.started_at = datetime.now(UTC)
         self.total = total
+        self.samples = samples
         self.asks_model = asks_model
         self.status = [Status.NOT_STARTED] * total
         self.source = bytearray(total)
@@ -231,6 +237,11 @@ class Record:
             if self.status[row] is Status.NOT_STARTED:
                 self.status[row] = Status.ERROR
 
+    def name(self, row: int) -> str:
+        """What a row is called: ``row 3``, or ``row 3, sample 0`` where rows are repeated."""
+        number, sample = divmod(row, self.samples)
+        return f"row {number}" + (f", sample {sample}" if self.samples > 1 else "")
+
     def error(self, row: int) -> str | None:
         """What stands in the ``error`` column for ``row``: None exactly where it is ok."""
         status = self.status[row]
@@ -251,7 +262,7 @@ class Record:
         Args:
             again: the second run's record; its row ``i`` is row ``rows[i]`` here.
         """
-        both = Record(self.total, asks_model=self.asks_model)
+        both = Record(self.total, asks_model=self.asks_model, samples=self.samples)
         both.run_id, both.started_at = again.run_id, self.started_at
         both.status, both.source = list(self.status), bytearray(self.source)
         for name in [*self.values, *(name for name in again.values if name not in self.values)]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from . import metrics as figures
 from . import tables
-from .columns import snapshot
+from .columns import errors, snapshot
 from .errors import UsageError, nearest
 from .events import Status, StopKind
 from .forecast import WhatIf
@@ -27,6 +27,7 @@ from .work import Rows
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from .compare import Comparison
     from .evaluate import Evaluation
@@ -56,6 +57,9 @@ class ParallelResult:
             ``options`` and ``versions``. Never a key.
         model_name: the model's name, None for a callable.
         outputs: output name to its labels, or to None where it is not a class output.
+        repeat: how often each row was run, 1 where nothing else was asked for. Where it is more,
+            counts, ``rows``, ``errors`` and times are of samples, and the frame, ``completions``,
+            ``summary``, ``evaluate`` and ``compare`` of what they came to.
         stopped: why the run was stopped before its last row, in words; else None.
         store: path of the store that keeps the run's replies, None where there was none.
         store_problem: what the store could not do in this run; None where all is well.
@@ -69,6 +73,7 @@ class ParallelResult:
         task: ModelTask | CallableTask | None,
         rows: Rows,
         columns: Mapping[str, Hashable],
+        sampled: Mapping[str, Any] | None = None,
         model_name: str | None,
         find_price: Callable[[], Price | None] = lambda: None,
         provenance: Mapping[str, Any],
@@ -81,6 +86,7 @@ class ParallelResult:
         self.outputs: dict[str, tuple[Any, ...] | None] = {
             name: fields[name].labels if name in fields else None for name in record.values
         }
+        self.repeat = record.samples
         self.stopped = None if record.stopped is None else record.stopped.reason
         self.store = record.store
         self.store_problem = record.store_problem
@@ -93,41 +99,61 @@ class ParallelResult:
         # Of our own: the user may sort or filter ``frame``, and rows go by position.
         self._index = frame.index
         self._values = snapshot(frame[list(columns.values())])
+        # By output name, the values of each sample; the frame's own where there is one of each.
+        self._sampled = sampled or {
+            name: self._values[column].array for name, column in columns.items()
+        }
 
     # -- what became of the rows ---------------------------------------------------------------
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """One line for each row, with the frame's index.
+        """One line for each row, with the frame's index; with ``repeat=`` for each of its samples.
 
-        Columns: ``row`` (int64, position from 0); each output (as ``output_<name>`` where its
-        name is that of a column here); ``status`` (``ok``, ``error``,
-        ``cancelled``, ``not_started``); ``source`` (``model``, also for a function; ``store``:
-        its reply was kept; ``duplicate``: a row before it has the same prompt; ``none``);
-        ``attempts`` (int64, of its own); ``service_ms`` (float64, of the last attempt); ``wait_ms``
-        (float64, the time since the start of the run in which no attempt of the row was running,
-        until its last one ended), which is the sum of ``queue_ms``, ``limit_ms`` and
+        Columns: ``row`` (int64, position from 0); with ``repeat=`` ``sample`` (int64, from 0); each
+        output (as ``output_<name>`` where its name is that of a column here); ``status`` (``ok``,
+        ``error``, ``cancelled``, ``not_started``); ``source`` (``model``, also for a function;
+        ``store``: its reply was kept; ``duplicate``: a row before it has the same prompt;
+        ``none``); ``attempts`` (int64, of its own); ``service_ms`` (float64, of the last attempt);
+        ``wait_ms`` (float64, the time since the start of the run in which no attempt of the row was
+        running, until its last one ended), which is the sum of ``queue_ms``, ``limit_ms`` and
         ``backoff_ms`` (float64, what it waited for: see :attr:`waiting`); ``worker`` (Int64, of the
         last attempt); ``prompt_tokens``, ``completion_tokens`` (Int64, of all attempts);
-        ``finish_reason``, ``text`` (what the model said last); ``probabilities`` (a dict for each
-        row in which the model gave them); ``error_type``, ``error``.
+        ``cost_usd`` (Float64, of all attempts: 0 where none was made, NA where the price or the
+        tokens are not known); ``finish_reason``, ``text`` (what the model said last);
+        ``probabilities`` (a dict for each row in which the model gave them); ``error_type``,
+        ``error``.
         """
-        outputs = {name: self._values[column].array for name, column in self._columns.items()}
-        return tables.rows(self._record, outputs, self._waits, self._last, self._index)
+        index = self._index.repeat(self.repeat)
+        return tables.rows(
+            self._record, self._sampled, self._waits, self._last, index, self._find_price()
+        )
 
     @property
     def completions(self) -> pd.DataFrame:
         """The outputs of the rows that succeeded: dense, in row order, with the frame's index."""
+        named: pd.DataFrame = self._values.set_axis(list(self._columns), axis=1)
+        return named[self._ok]
+
+    @cached_property
+    def _ok(self) -> NDArray[np.bool_]:
+        """Which of the frame's rows have their values."""
         good = np.array([status is Status.OK for status in self._record.status], dtype=bool)
-        return self._values.set_axis(list(self._columns), axis=1)[good]
+        some: NDArray[np.bool_] = np.any(good.reshape(-1, self.repeat), axis=1)
+        return some
+
+    @cached_property
+    def _errors(self) -> list[Any]:
+        """For each of the frame's rows why it has no values; NA where it has."""
+        return list(errors(self._record))
 
     @cached_property
     def errors(self) -> pd.DataFrame:
         """One line for each row that failed, in row order.
 
-        Columns: ``row`` (position from 0), ``index`` (its label in the frame), ``item`` (its
-        inputs), ``error_type``, ``status`` (Int64, HTTP), ``message``, ``attempts``, ``text``
-        (what the model said, where it said something).
+        Columns: ``row`` (position from 0), with ``repeat=`` ``sample``, ``index`` (its label in the
+        frame), ``item`` (its inputs), ``error_type``, ``status`` (Int64, HTTP), ``message``,
+        ``attempts``, ``text`` (what the model said, where it said something).
         """
         return tables.errors(self._record, self._rows, self._index)
 
@@ -153,8 +179,8 @@ class ParallelResult:
         if name is None:
             classes = [known for known, labels in self.outputs.items() if labels is not None]
             return next(iter(classes or self.outputs))
-        if name not in self._columns:
-            raise UsageError(f'there is no output "{name}"; {nearest(name, self._columns)}')
+        if name not in self.outputs:
+            raise UsageError(f'there is no output "{name}"; {nearest(name, self.outputs)}')
         return name
 
     def compare(self, other: ParallelResult) -> Comparison:
@@ -400,7 +426,10 @@ class ParallelResult:
             of_row = np.array([place[status] for status in record.status], dtype=np.int64)
             return [*map(str, Status)], of_row[row], self._last[row] == np.arange(len(row))
         output = self._grouping(by)
-        groups = self.summary(output).index.tolist()
+        of_each = pd.Series(self._sampled[output])
+        status = np.array([status is Status.OK for status in record.status], dtype=bool)
+        told = tables.summary(of_each[status], self.outputs[output], name=output)
+        groups = told.index.tolist()
         if self.outputs[output] is None and len(groups) > _GROUPS:
             raise UsageError(
                 f'output "{output}" has {len(groups):,} different values, and latency_by() takes '
@@ -408,7 +437,7 @@ class ParallelResult:
                 "groups of your own"
             )
         places = {value: i for i, value in enumerate(groups)}
-        values = tables.countable(self._values[self._columns[output]])
+        values = tables.countable(of_each)
         of_row = np.array([places.get(value, -1) for value in values.tolist()], dtype=np.int64)
         return groups, of_row[row], good
 
@@ -488,12 +517,17 @@ class ParallelResult:
     def attempts(self) -> pd.DataFrame:
         """The timeline as a frame: one line for each attempt, in the order in which they ended.
 
-        Columns: ``row``, ``attempt`` (from 1), ``worker`` (from 0), ``start_s``, ``end_s``
-        (float64, seconds since the start of the run), ``service_ms``, ``outcome`` (``ok``,
-        ``retried``, ``failed``, ``cancelled``), ``error_type``, ``error``, ``prompt_tokens``,
-        ``completion_tokens`` (Int64).
+        Columns: ``row``, with ``repeat=`` ``sample``, ``attempt`` (from 1), ``worker`` (from 0),
+        ``start_s``, ``end_s`` (float64, seconds since the start of the run), ``service_ms``,
+        ``outcome`` (``ok``, ``retried``, ``failed``, ``cancelled``), ``error_type``, ``error``,
+        ``prompt_tokens``, ``completion_tokens`` (Int64).
         """
-        return tables.attempts(self._record)
+        table = tables.attempts(self._record)
+        if self.repeat > 1:
+            row, sample = np.divmod(table["row"].to_numpy(), self.repeat)
+            table["row"] = row
+            table.insert(1, "sample", sample)
+        return table
 
     def plot_timeline(self, *, ax: Axes | None = None) -> Axes:
         """Draw what each worker did: one lane a worker, one bar an attempt, coloured by outcome.
@@ -517,7 +551,7 @@ class ParallelResult:
         """
         from .plot import draw_timeline
 
-        return draw_timeline(self.attempts, ax=ax, **self._timeline())
+        return draw_timeline(tables.attempts(self._record), ax=ax, **self._timeline())
 
     def to_trace(self, path: str | PathLike[str]) -> Path:
         """Write the run as a trace, to be opened in https://ui.perfetto.dev: zoom, search, SQL.
@@ -579,7 +613,7 @@ class ParallelResult:
         """The timeline as a PNG."""
         from .plot import timeline_png
 
-        return timeline_png(self.attempts, **self._timeline())
+        return timeline_png(tables.attempts(self._record), **self._timeline())
 
     def plot_latency(
         self, *, ax: Axes | None = None, kind: Literal["ecdf", "hist"] = "ecdf"
@@ -613,7 +647,7 @@ class ParallelResult:
 
         classes = [name for name, labels in self.outputs.items() if labels is not None]
         return draw_panel(
-            self.attempts,
+            tables.attempts(self._record),
             service_ms=self._good_ms(),
             shares={name: self.summary(name)["count"].to_dict() for name in classes},
             errors=dict(Counter(self.errors["error_type"]).most_common()),
@@ -625,7 +659,7 @@ class ParallelResult:
 
     def _timeline(self) -> dict[str, Any]:
         """What the timeline shows beside the attempts, in seconds since the start of the run."""
-        from .display import plural
+        from .display import plural, rows_of
 
         record = self._record
         limits = [(max(0.0, at - record.began), limit) for at, limit in record.limits]
@@ -635,9 +669,14 @@ class ParallelResult:
         tried = len(set(record.row))
         attempted = "" if tried == record.total else f", {tried:,} attempted,"
         workers = max(record.worker, default=0) + 1 if limits else record.workers
+        row_labels: Any = self._index if named else None
+        if self.repeat > 1:
+            names = range(len(self._index)) if row_labels is None else row_labels
+            row_labels = [f"{name}/{sample}" for name in names for sample in range(self.repeat)]
+        counted = rows_of(record.total, self.repeat)
         return {
-            "row_labels": self._index if named else None,
-            "title": f"{plural(record.total, 'row')}{attempted} on {plural(workers, 'worker')}",
+            "row_labels": row_labels,
+            "title": f"{counted}{attempted} on {plural(workers, 'worker')}",
             # Of the workers that an adaptive run might have had, those that it has used.
             "workers": workers,
             "wall_s": self.metrics.wall_s,
@@ -677,7 +716,8 @@ def failure_message(result: ParallelResult) -> str:
     if done and record.store is not None and record.store_problem is None:
         told += " Run the same again to go on from there: replies that came are kept."
     left = record.total - done - failed
-    head = f"of {record.total} rows {done} are done, {failed} failed and {left} were not finished"
+    rows = "rows" if record.samples == 1 else "samples"
+    head = f"of {record.total} {rows} {done} are done, {failed} failed and {left} were not finished"
     if record.stopped is not None:
         first_of_all = "" if record.first_failure is None else str(record.first_failure[1])
         fatal = record.stopped.kind is StopKind.FATAL
@@ -688,10 +728,10 @@ def failure_message(result: ParallelResult) -> str:
         return f"{head}.\n{told}"
     row, first = record.first_failure
     if record.stopped is None and not done:
-        head = f"all {failed} rows failed" if failed > 1 else "the only row failed"
+        head = f"all {failed} {rows} failed" if failed > 1 else "the only row failed"
         if not len(record.row):
             head += ", and nothing was sent"
-    lines = [f"{head}. The first was row {row}: {first}"]
+    lines = [f"{head}. The first was {record.name(row)}: {first}"]
     groups = Counter(
         str(record.failures[i]) for i, status in enumerate(record.status) if status is Status.ERROR
     )

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,7 +55,15 @@ def _assemble(
         if store is not None:
             assert plan.client is not None
             assert isinstance(plan.task, ModelTask)
-            ahead = Lookahead(plan.task, plan.client, plan.rows, plan.todo, store, rendered)
+            ahead = Lookahead(
+                plan.task,
+                plan.client,
+                plan.rows,
+                plan.todo,
+                store,
+                rendered,
+                sample=lambda row: plan.place(row)[1],
+            )
         scheduler = Scheduler(
             plan.todo if ahead is None else (),
             more=ahead is not None,
@@ -346,7 +354,8 @@ async def aexecute(plan: Plan) -> Record:
         nonlocal asked
         if not asked:
             asked = True
-            loop.call_soon_threadsafe(woken.set)
+            with suppress(RuntimeError):  # closed: a thread that was given up ends after its run
+                loop.call_soon_threadsafe(woken.set)
 
     # Of the run's own: in the loop's, the user's calls may stand before ours.
     pool = ThreadPoolExecutor(1, "revkit-store")  # begins no thread before it has work

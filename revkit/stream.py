@@ -7,7 +7,7 @@ counts of the result, its attempts, and how many were running when.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -38,7 +38,7 @@ class EventStream:
 
     Args:
         send, send_all: take the events.
-        positions: the caller's number of each row; None: they are the run's own.
+        place: the caller's number of a row, and that of its sample.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class EventStream:
         send: Send,
         send_all: SendAll,
         record: Record,
-        positions: Sequence[int] | None = None,
+        place: Callable[[int], tuple[int, int]] = lambda row: (row, 0),
     ):
         self._send = send
         self._send_all = send_all
         self._record = record
-        self._positions: Sequence[int] = range(record.total) if positions is None else positions
+        self._place = place
         self._settled = bytearray(record.total)
         self._attempts: dict[int, int] = {}
 
@@ -71,11 +71,15 @@ class EventStream:
             if fact.again is not None:
                 self._send("worker.retry", fact.end, partial(self._retried, fact, fact.again))
 
+    def _item(self, row: int) -> dict[str, Any]:
+        number, sample = self._place(row)
+        return {"item_index": number} | ({"sample": sample} if self._record.samples > 1 else {})
+
     def _of(self, fact: Started | Attempted) -> dict[str, Any]:
         attempt = fact.attempt
         return {
             "worker_id": attempt.worker,
-            "item_index": self._positions[attempt.row],
+            **self._item(attempt.row),
             "total_items": self._record.total,
             "attempt": attempt.number,
         }
@@ -83,7 +87,7 @@ class EventStream:
     def _held(self, fact: Held) -> dict[str, Any]:
         return {
             "worker_id": fact.worker,
-            "item_index": self._positions[fact.row],
+            **self._item(fact.row),
             "reason": fact.kind.value,
             "delay_ms": (fact.until - fact.start) * 1e3,
         }
@@ -108,7 +112,7 @@ class EventStream:
         ended = self._ended(fact)
         return {
             "worker_id": ended["worker_id"],
-            "item_index": ended["item_index"],
+            **self._item(fact.attempt.row),
             "attempt": ended["attempt"] + 1,
             "delay_ms": (again - fact.end) * 1e3,
             "error": ended["error"],
@@ -128,7 +132,7 @@ class EventStream:
     def _row(self, row: int) -> dict[str, Any]:
         record = self._record
         return {
-            "item_index": self._positions[row],
+            **self._item(row),
             "status": record.status[row].value,
             "source": SOURCES[record.source[row]].value,
             "attempts": self._attempts.get(row, 0),

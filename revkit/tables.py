@@ -22,6 +22,8 @@ from .work import Rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .tokens import Price
+
 __all__ = ["attempts", "countable", "distributions", "errors", "rows", "summary"]
 
 
@@ -31,6 +33,7 @@ def rows(
     waits: Mapping[str, NDArray[np.float64]],
     last: NDArray[np.int64],
     index: pd.Index,
+    price: Price | None,
 ) -> pd.DataFrame:
     """One line for each row.
 
@@ -63,16 +66,23 @@ def rows(
         "worker": pd.array(of_last(record.worker), dtype="Int64"),
         "prompt_tokens": _summed(record.prompt_tokens, row, total),
         "completion_tokens": _summed(record.completion_tokens, row, total),
+        "cost_usd": _cost(record, price),
         "finish_reason": pd.array([r and r.finish_reason for r in replies], dtype=STRING),
         "text": pd.array([r and r.text for r in replies], dtype=STRING),
         "probabilities": pd.Series([r and r.probabilities for r in replies], dtype=object).array,
         "error_type": pd.array([f and f.type for f in failures], dtype=STRING),
         "error": pd.array([record.error(i) for i in range(total)], dtype=STRING),
     }
-    data: dict[Any, Any] = {"row": np.arange(total)}
+    data = _numbers(range(total), record.samples)
     for name, values in outputs.items():
-        data[f"output_{name}" if name in facts or name == "row" else name] = values
+        data[f"output_{name}" if name in facts or name in data else name] = values
     return pd.DataFrame(data | facts, index=index)
+
+
+def _numbers(rows: Sequence[int], samples: int) -> dict[Any, Any]:
+    """The caller's number of each row, and where rows are repeated that of its sample."""
+    row, sample = np.divmod(np.array(rows, dtype=np.int64), samples)
+    return {"row": row} | ({"sample": sample} if samples > 1 else {})
 
 
 def _summed(counts: Sequence[int], row: NDArray[np.int64], total: int) -> Any:
@@ -87,6 +97,17 @@ def _summed(counts: Sequence[int], row: NDArray[np.int64], total: int) -> Any:
     return pd.array(summed, dtype="Int64")
 
 
+def _cost(record: Record, price: Price | None) -> Any:
+    """US dollars for all attempts of each row; NA where the price or its tokens are not known."""
+    if price is None or not record.asks_model:
+        return pd.array([None] * record.total, dtype="Float64")
+    row, each = np.asarray(record.row, dtype=np.int64), figures.costs(record, price)
+    known = ~np.isnan(each)
+    cost = np.bincount(row[known], weights=each[known], minlength=record.total)
+    unknown = np.isin(np.arange(record.total), np.setdiff1d(row, row[known]))
+    return pd.Series(np.where(unknown, np.nan, cost), dtype="Float64").array
+
+
 def errors(record: Record, items: Rows, index: pd.Index) -> pd.DataFrame:
     """One line for each row that failed, in row order."""
     failed = [i for i, status in enumerate(record.status) if status is Status.ERROR]
@@ -94,8 +115,8 @@ def errors(record: Record, items: Rows, index: pd.Index) -> pd.DataFrame:
     counts = Counter(record.row)
     return pd.DataFrame(
         {
-            "row": np.array(failed, dtype=np.int64),
-            "index": pd.Series([index[i] for i in failed], dtype=object).array,
+            **_numbers(failed, record.samples),
+            "index": pd.Series([index[i // record.samples] for i in failed], dtype=object).array,
             "item": pd.Series([items.item(i) for i in failed], dtype=object).array,
             "error_type": pd.array([f.type for f in failures], dtype=STRING),
             "status": pd.array([f.status for f in failures], dtype="Int64"),

@@ -112,7 +112,10 @@ def _attempts(record: Record, spans: Spans) -> Iterator[Event]:
     columns = (record.row, record.number, record.worker, record.decision, spans)
     for place, (row, number, worker, code, (start, end)) in enumerate(zip(*columns, strict=True)):
         outcome = words[code]
-        args: dict[str, Any] = {"row": row, "attempt": number, "outcome": outcome}
+        of_row, sample = divmod(row, record.samples)
+        args: dict[str, Any] = {"row": of_row, "attempt": number, "outcome": outcome}
+        if record.samples > 1:
+            args["sample"] = sample
         failure = record.attempt_failures.get(place)
         if failure is not None:
             args["error_type"] = failure.type
@@ -126,7 +129,7 @@ def _attempts(record: Record, spans: Spans) -> Iterator[Event]:
             "tid": worker + 1,
             "ts": start,
             "dur": end - start,
-            "name": f"row {row}" if outcome == "ok" else f"row {row} {outcome}",
+            "name": record.name(row) + ("" if outcome == "ok" else f" {outcome}"),
             "cat": outcome,
             "cname": _COLOURS[outcome],
             "args": args,

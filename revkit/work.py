@@ -53,25 +53,40 @@ class Rows:
         names: the row's keys.
         columns: a list of values for each name.
         scalar: a callable gets the one value itself, not a mapping of it.
+        samples: rows that each line of the columns stands for.
     """
 
-    def __init__(self, names: Sequence[Any], columns: Sequence[list[Any]], *, scalar: bool = False):
+    def __init__(
+        self,
+        names: Sequence[Any],
+        columns: Sequence[list[Any]],
+        *,
+        scalar: bool = False,
+        samples: int = 1,
+    ):
         self.names = tuple(names)
         self.columns = list(columns)
         self.scalar = scalar
+        self.samples = samples
 
     def mapping(self, row: int) -> dict[Any, Any]:
         """The row as a new dict."""
-        return dict(zip(self.names, [column[row] for column in self.columns], strict=True))
+        line = row // self.samples
+        return dict(zip(self.names, [column[line] for column in self.columns], strict=True))
+
+    def repeated(self, samples: int) -> Rows:
+        """So many rows for each line."""
+        return Rows(self.names, self.columns, scalar=self.scalar, samples=samples)
 
     def only(self, rows: Sequence[int]) -> Rows:
         """Some of the rows, in the order given."""
-        columns = [[column[row] for row in rows] for column in self.columns]
+        lines = [row // self.samples for row in rows]
+        columns = [[column[line] for line in lines] for column in self.columns]
         return Rows(self.names, columns, scalar=self.scalar)
 
     def item(self, row: int) -> Any:
         """The row as a callable gets it."""
-        return self.columns[0][row] if self.scalar else self.mapping(row)
+        return self.columns[0][row // self.samples] if self.scalar else self.mapping(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +96,8 @@ class Context:
     Attributes:
         worker: number of the worker, from 0.
         row: position of the row, from 0.
-        attempt: number of the attempt at this row, from 1.
+        sample: number of the sample of the row, from 0 (``repeat=``).
+        attempt: number of the attempt at this row and sample, from 1.
         cancel: cancelled when the run is stopped and cancels what is running (an interrupt, a
             timeout, ``fail_fast``, the caller's own token). A thread cannot be ended from
             outside: a function that takes long should look at ``cancel.cancelled``, or wait with
@@ -91,6 +107,7 @@ class Context:
 
     worker: int
     row: int
+    sample: int
     attempt: int
     cancel: CancelToken
     state: Any = None
@@ -185,7 +202,7 @@ class CallableWork:
 
     Args:
         states: what its workers work with; None: nothing.
-        number: the caller's number of a row.
+        place: the caller's number of a row, and that of its sample.
     """
 
     def __init__(
@@ -193,14 +210,14 @@ class CallableWork:
         task: CallableTask,
         rows: Rows,
         states: States | None = None,
-        number: Callable[[int], int] = lambda row: row,
+        place: Callable[[int], tuple[int, int]] = lambda row: (row, 0),
     ):
         self._task = task
         self._call = self._call_with_context if task.wants_context else self._call_plainly
         self._item = rows.item
         self._failures = Failures()
         self._states = states
-        self._number = number
+        self._place = place
         self._cancel = CancelToken()
         self.replaceable = states is None or states.replaceable
 
@@ -251,8 +268,8 @@ class CallableWork:
         return self._task.fn(self._item(attempt.row))
 
     def _call_with_context(self, attempt: Attempt, state: Any) -> Any:
-        row = self._number(attempt.row)
-        context = Context(attempt.worker, row, attempt.number, self._cancel, state)
+        row, sample = self._place(attempt.row)
+        context = Context(attempt.worker, row, sample, attempt.number, self._cancel, state)
         return self._task.fn(self._item(attempt.row), context=context)
 
     def _values(self, value: Any) -> Mapping[str, Any]:

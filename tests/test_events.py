@@ -277,6 +277,7 @@ def test_first_a_wave_of_starts_then_pairs_then_a_wave_of_completions() -> None:
         "task": "review -> sentiment",
         "model": "fake",
         "provider": None,
+        "samples": 1,
         "has_progress": False,
         "store": False,
     }

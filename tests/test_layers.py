@@ -29,10 +29,12 @@ PURE = {
     "scheduler",
     "state",
     "record",
+    "samples",
     "stream",
     "metrics",
     "whatif",
     "keys",
+    "batch",
     "clients.base",
     "plot.raster",
 }

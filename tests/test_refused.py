@@ -243,9 +243,9 @@ def test_what_is_not_refused_reaches_the_same_server(
     assert frame["mood"].tolist() == ["good", "good"]
 
 
-@pytest.mark.parametrize("items", [None, "text", b"text", {"review": ["a"]}, 3, pd.DataFrame])
+@pytest.mark.parametrize("items", [None, "text", b"text", 3, pd.DataFrame])
 def test_what_is_not_a_list_or_a_frame(server: servers.Server, items: Any) -> None:
-    words = "items= takes a list of mappings, a list of values, a DataFrame or a Series; got"
+    words = "items= takes a list of mappings, .*, a DataFrame or a Series; got"
     with pytest.raises(UsageError, match=words):
         revkit.parallel_map(items, RATE, model="openai:m")
     with pytest.raises(UsageError, match=words):

@@ -1100,6 +1100,24 @@ def test_the_cost_of_trying_again_is_added() -> None:
     assert "$0.0040" in again.report()
 
 
+def test_the_cost_of_each_row() -> None:
+    price = revkit.Price(1, 10)
+    fake = FakeModel([COUNTED, ValueError("no"), COUNTED, COUNTED], clock="virtual")
+    fake.provider, fake.model, fake.max_tokens = "openai", "mine", 50
+    df = pd.DataFrame({"review": ["a", "b", None, "c"]})
+    run = df.llm.parallel_map(
+        "{review}",
+        model=fake,
+        max_workers=1,
+        budget=revkit.Budget(usd=1.0, prices=price),
+    )
+    cost = run.rows["cost_usd"]
+    assert cost.isna().tolist() == [False, True, False, False]  # the second one's are not known
+    assert cost.tolist()[2] == 0.0
+    assert cost.sum() == pytest.approx(run.usage.cost_usd)
+    assert pd.Series([1]).llm.parallel_map(str).rows["cost_usd"].isna().all()
+
+
 def test_the_price_list_is_not_loaded_before_the_cost_is_asked_for() -> None:
     script = """
 import sys
@@ -1182,6 +1200,7 @@ ROWS = [
     "worker",
     "prompt_tokens",
     "completion_tokens",
+    "cost_usd",
     "finish_reason",
     "text",
     "probabilities",
@@ -1222,7 +1241,8 @@ def test_columns_and_dtypes_of_the_tables(n: int) -> None:
             "attempts": "int64", "service_ms": "float64", "wait_ms": "float64",
             "queue_ms": "float64", "limit_ms": "float64", "backoff_ms": "float64",
             "worker": "Int64", "prompt_tokens": "Int64", "completion_tokens": "Int64",
-            "finish_reason": string, "text": string, "error_type": string, "error": string,
+            "cost_usd": "Float64", "finish_reason": string, "text": string, "error_type": string,
+            "error": string,
         },
         "attempts": {
             "row": "int64", "attempt": "int64", "worker": "int64", "start_s": "float64",

@@ -254,6 +254,15 @@ def timed_out() -> ParallelResult:
     )
 
 
+def repeated() -> ParallelResult:
+    """Samples of which some fail, and rows that lack their input."""
+    said = [{"label": x, "size": 3} for x in "ababbb"] + ["bad"] * 8 + [{"label": "b", "size": 4}]
+    df = questions(4, index=[3, 3, 7, 1]).set_index("index")
+    df.loc[7, "question"] = None
+    task = Signature("Rate.", inputs="question", outputs={"label": ["a", "b"], "size": int})
+    return df.llm.parallel_map(task, model=fake(said), repeat=3, max_workers=1)
+
+
 def limited() -> ParallelResult:
     return partial(
         lambda: questions(30).llm.parallel_map(
@@ -334,7 +343,7 @@ def one_row() -> ParallelResult:
 RUNS = [
     plain, typed, nested, retried, missing_inputs, all_failed, failed_fast, cancelled, interrupted,
     timed_out, limited, adaptive, with_probabilities, retry_of_failed, callable_rows,
-    series_of_scalars, list_of_mappings, empty, empty_callable, one_row,
+    series_of_scalars, list_of_mappings, repeated, empty, empty_callable, one_row,
 ]  # fmt: skip
 
 
@@ -716,7 +725,7 @@ def test_a_newer_format(path: Path) -> None:
         ParallelResult.read_parquet(path)
 
 
-@pytest.mark.parametrize("key", ["provenance", "run", "usage", "outputs", "inputs", "frame"])
+@pytest.mark.parametrize("key", ["provenance", "run", "price", "outputs", "inputs", "frame"])
 @pytest.mark.parametrize("value", [None, "x", 1, [[1, 2]]])
 def test_metadata_that_is_damaged(key: str, value: Any, path: Path) -> None:
     kept = told(path)

@@ -425,10 +425,14 @@ def test_the_slots_are_found_where_many_waited(
     work = np.random.default_rng(seed).lognormal(0, spread, 300)
     workers = times * slots
     run = attempts_of(*simulated(work, Server(slots), lambda done: workers))
-    assert fit(run) == Server(slots)
+    found = fit(run)
+    # About one run in 400 is as likely with one slot more; what is foreseen must be right.
+    assert found.slots is not None
+    assert abs(found.slots - slots) <= 1
+    assert not found.shares
     for other in (workers // 2, 2 * workers):
         expected = simulated(work, Server(slots), lambda done, other=other: other)[1].max()
-        assert replay(run, fit(run), other)[1].max() == pytest.approx(expected, rel=0.01)
+        assert replay(run, found, other)[1].max() == pytest.approx(expected, rel=0.01)
 
 
 @settings(max_examples=25, deadline=None)

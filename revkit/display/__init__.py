@@ -23,7 +23,7 @@ from .cell import html
 from .preview import preview_html, preview_text
 from .report import short, text
 from .sections import Section, sections_html, sections_text
-from .words import dollars, duration, harmless, number, plural, printable, wrapped
+from .words import dollars, duration, harmless, number, plural, printable, rows_of, wrapped
 
 __all__ = [
     "Section",
@@ -36,6 +36,7 @@ __all__ = [
     "preview_html",
     "preview_text",
     "printable",
+    "rows_of",
     "sections_html",
     "sections_text",
     "short",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from .words import NONE, dollars, duration, harmless, number, plural
+from .words import NONE, dollars, duration, harmless, number, plural, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +77,7 @@ def counts(metrics: Metrics) -> list[str]:
         "duplicates" if metrics.duplicates != 1 else "duplicate": metrics.duplicates,
     }
     return [
-        plural(metrics.total, "row"),
+        rows_of(metrics.total, metrics.samples),
         f"{metrics.succeeded:,} ok",
         *(f"{count:,} {name}" for name, count in optional.items() if count),
         *([f"{metrics.attempts:,} attempts"] if metrics.retries else []),

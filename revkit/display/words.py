@@ -19,6 +19,7 @@ __all__ = [
     "number",
     "plural",
     "printable",
+    "rows_of",
     "wrapped",
 ]
 
@@ -106,6 +107,16 @@ def plural(count: int, what: str) -> str:
     ('1 row', '1,200 rows')
     """
     return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def rows_of(total: int, samples: int) -> str:
+    """So many rows, and of how many samples each, where rows are repeated.
+
+    >>> rows_of(12, 1), rows_of(12, 4)
+    ('12 rows', '3 rows x 4 samples')
+    """
+    rows = plural(total // samples, "row")
+    return rows if samples == 1 else f"{rows} x {samples} samples"
 
 
 def columns_of(text: str) -> int:

@@ -46,6 +46,8 @@ _PROVIDERS = {
     "api.x.ai": "x_ai",
     "generativelanguage.googleapis.com": "gcp.gemini",
 }
+#: What a span has of its event.
+_ABOUT = ("worker_id", "item_index", "sample", "attempt", "outcome")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _Attributes = dict[str, Any]
@@ -114,7 +116,7 @@ class OpenTelemetry:
             error = {"error.type": "cancelled"}
         elif data["outcome"] != "ok":
             error = {"error.type": data["error_type"] or "_OTHER"}
-        about = {name: data[name] for name in ("worker_id", "item_index", "attempt", "outcome")}
+        about = {name: data[name] for name in _ABOUT if name in data}
         seen = {
             "http.response.status_code": data["http_status"],
             "gen_ai.usage.input_tokens": data["prompt_tokens"],

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 from ..clients.base import Reply
 from ..errors import UsageError, one_line
 from ..events import Decision, Failure, Hold, HoldKind, Source, Status, Stop, StopKind
-from ..metrics import Usage
 from ..record import DECISIONS, SOURCES, Record
 from ..result import ParallelResult
+from ..tokens import Price
 from ..work import Rows
 from .values import UNFIT, decoded
-from .write import ATTEMPTS, FORMAT, METADATA, PREFIX
+from .write import ATTEMPTS, FORMAT, METADATA, PREFIX, SAMPLED
 
 __all__ = ["read"]
 
@@ -64,14 +64,24 @@ def _result(place: Path, data: bytes, table: pa.Table, kept: dict[str, Any]) -> 
     bound_to = [(_label(name), column) for name, column in kept["inputs"]["bound_to"]]
     names = kept["frame"]["columns"]
     own = [column for _, column in bound_to if column not in names]
-    columns = pd.read_parquet(io.BytesIO(data), columns=[*names, *own])
+    samples, outputs = kept["run"]["samples"], kept["outputs"]
+    sampled = [SAMPLED.format(n) for n in range(len(outputs) if samples > 1 else 0)]
+    columns = pd.read_parquet(io.BytesIO(data), columns=[*names, *own, *sampled])
     places = list(columns.columns)
     for name, note in kept["frame"]["notes"].items():
         columns.isetitem(places.index(name), decoded(table[name], note, columns.index))
     columns.index.names = [_label(name) for name in kept["frame"]["index"]]
+    if table.num_rows % samples:
+        raise ValueError("a row lacks a sample")
+    whole, columns = columns, columns.iloc[::samples]
     frame = columns[names]
-    outputs = {_label(name): column for name, column, _ in kept["outputs"]}
-    record = _record(table, kept, {name: frame[column] for name, column in outputs.items()})
+    labels = {_label(name): column for name, column in kept["columns"]}
+    classes = {_label(name): known for name, known in outputs}
+    values = {
+        name: whole[sampled[n] if sampled else labels[name]] for n, name in enumerate(classes)
+    }
+    record = _record(table, kept, values)
+    price = None if kept["price"] is None else _price(kept["price"])
     result = ParallelResult(
         record,
         frame=frame,
@@ -80,14 +90,16 @@ def _result(place: Path, data: bytes, table: pa.Table, kept: dict[str, Any]) -> 
             [name for name, _ in bound_to],
             [columns[column].tolist() for _, column in bound_to],
             scalar=kept["inputs"]["scalar"],
+            samples=samples,
         ),
-        columns=outputs,
+        columns=labels,
+        sampled={name: column.array for name, column in values.items()},
         model_name=kept["model_name"],
+        find_price=lambda: price,  # that of its day
         provenance=kept["provenance"],
     )
-    for name, _, labels in kept["outputs"]:
-        result.outputs[_label(name)] = None if labels is None else tuple(labels)
-    result.usage = Usage(**kept["usage"])  # at the prices of its day
+    for name, known in classes.items():
+        result.outputs[name] = None if known is None else tuple(known)
 
     def retry() -> NoReturn:
         raise UsageError(
@@ -103,6 +115,11 @@ def _result(place: Path, data: bytes, table: pa.Table, kept: dict[str, Any]) -> 
     return result
 
 
+def _price(told: dict[str, Any]) -> Price:
+    tiers = tuple((tokens, _price(dearer)) for tokens, dearer in told["tiers"])
+    return Price(**{**told, "tiers": tiers})
+
+
 def _label(name: Any) -> Any:
     """A name out of JSON, which has no tuples."""
     return tuple(map(_label, name)) if isinstance(name, list) else name
@@ -116,7 +133,7 @@ def _record(table: pa.Table, kept: dict[str, Any], values: dict[Any, pd.Series])
         found: list[Any] = table[f"{PREFIX}{name}"].to_pylist()
         return found
 
-    record = Record(table.num_rows, asks_model=run["asks_model"])
+    record = Record(table.num_rows, asks_model=run["asks_model"], samples=run["samples"])
     record.run_id = kept["provenance"]["run_id"]
     record.started_at = datetime.fromisoformat(kept["provenance"]["started_at"])
     statuses = {status.value: status for status in Status}

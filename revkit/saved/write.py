@@ -27,10 +27,12 @@ FORMAT = 1
 METADATA = b"revkit"
 PREFIX = "revkit."
 ATTEMPTS = f"{PREFIX}attempts"
+#: The values of an output, by its number, in each sample of a row.
+SAMPLED = f"{PREFIX}output.{{}}"
 #: The facts of a row that are columns of ``run.rows``.
 _OF_ROWS = (
     *("status", "source", "service_ms", "wait_ms", "worker", "prompt_tokens", "completion_tokens"),
-    *("finish_reason", "text", "probabilities", "error_type", "error"),
+    *("cost_usd", "finish_reason", "text", "probabilities", "error_type", "error"),
 )
 
 
@@ -56,6 +58,10 @@ def _columns(result: ParallelResult) -> tuple[pd.DataFrame, dict[str, Any]]:
     frame = result.frame
     inputs, bound_to = _inputs(result)
     columns = pd.concat([frame, pd.DataFrame(inputs, index=frame.index, dtype=object)], axis=1)
+    if result.repeat > 1:
+        columns = columns.take(np.repeat(np.arange(len(columns)), result.repeat))
+        sampled = {SAMPLED.format(n): x for n, x in enumerate(result._sampled.values())}
+        columns = pd.concat([columns, pd.DataFrame(sampled, index=columns.index)], axis=1)
     notes: dict[str, Note] = {}
     for place, name in enumerate(columns.columns):
         values, note = encoded(columns.iloc[:, place])
@@ -76,7 +82,7 @@ def _columns(result: ParallelResult) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 def _told(result: ParallelResult) -> dict[str, Any]:
     """What is known of the run as a whole; times in seconds since its start."""
-    record = result._record
+    record, price = result._record, result._find_price()
 
     def since(seconds: float | None) -> float | None:
         return None if seconds is None else seconds - record.began
@@ -86,6 +92,7 @@ def _told(result: ParallelResult) -> dict[str, Any]:
         "provenance": result.provenance,
         "run": {
             "asks_model": record.asks_model,
+            "samples": record.samples,
             "engine": record.engine,
             "workers": record.workers,
             "wall_s": since(record.ended),
@@ -100,10 +107,9 @@ def _told(result: ParallelResult) -> dict[str, Any]:
             "weights": record.weights,
         },
         "model_name": result.model_name,
-        "usage": dataclasses.asdict(result.usage),
-        "outputs": [
-            (name, column, result.outputs[name]) for name, column in result._columns.items()
-        ],
+        "price": None if price is None else dataclasses.asdict(price),
+        "columns": list(result._columns.items()),
+        "outputs": list(result.outputs.items()),
     }
 
 
@@ -169,7 +175,8 @@ def _inputs(result: ParallelResult) -> tuple[dict[str, list[Any]], list[tuple[An
 def _facts(result: ParallelResult) -> pd.DataFrame:
     """What is known of each row, attempts apart."""
     record = result._record
-    facts = result.rows[[*_OF_ROWS]].copy(deep=False)
+    sample = ["sample"] if result.repeat > 1 else []
+    facts = result.rows[[*sample, *_OF_ROWS]].copy(deep=False)
     told = [None if p is None else json.dumps(p) for p in facts["probabilities"]]
     facts["probabilities"] = pd.array(told, dtype=STRING)
     failures = [
