@@ -43,6 +43,7 @@ A reading order, from what decides to what touches the world:
     limits      RateLimit and Budget, which runs share
     prices      what models cost, by a price list
     config      which model a task gets
+    conversation  a session that remembers what was said
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ from .clients.local import Local
 from .clients.ollama import Ollama
 from .clients.openai import OpenAICompatible
 from .config import load_agent, use
+from .conversation import Conversation
 from .data import data_file, load_reviews
 from .errors import (
     AccessDenied,
@@ -112,6 +114,7 @@ __all__ = [
     "ColumnExists",
     "ConnectionFailed",
     "Context",
+    "Conversation",
     "Event",
     "FactoryFailed",
     "Field",
