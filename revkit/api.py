@@ -191,7 +191,7 @@ def prepare(
     open_store = None
     if client is not None and len(frame) > len(binding.refused):
         open_store = config.store_of(store, client)
-    _check_repeat(repeat)
+    _check_repeat(repeat, task, client)
     if isinstance(task, CallableTask):
         names = [task.output]
     else:
@@ -311,9 +311,19 @@ def _price(
     return price
 
 
-def _check_repeat(repeat: Any) -> None:
+def _check_repeat(repeat: Any, task: ModelTask | CallableTask, client: Client | None) -> None:
+    """Refuse what is no number, and warn where all samples of a row will be the same."""
     if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
         raise UsageError(f"repeat={repeat!r}: give how often each row is run, 1 or more")
+    if repeat > 1 and client is not None and isinstance(task, ModelTask):
+        why = client.repeats_itself(task)
+        if why is not None:
+            warnings.warn(
+                f"repeat={repeat} asks {client.name} {repeat} times for what it will answer in the "
+                f"same way each time: {why}. Give it a temperature above 0 and no seed",
+                UserWarning,
+                stacklevel=6,
+            )
 
 
 def _check_state(
@@ -632,8 +642,9 @@ def parallel_map(
             it (Float64, 0 to 1; a failed sample agrees with none), and ``<output>_tied``
             (boolean), where another value was given as often: then the label that was declared
             first is taken, of other values the one that came first. One good sample is enough for
-            a row to be ok; ``run.rows`` has each sample, and limits and counts count samples. Give
-            the model a temperature above 0, or its samples will not differ.
+            a row to be ok; ``run.rows`` has each sample, and limits and counts count samples. A
+            model needs a temperature above 0 for it: with the default, 0, its samples are alike,
+            and a warning says so.
         factory: makes a state for each worker from its number (a session with history, a
             connection), which a function finds in ``context.state``. It is made on the worker's
             own thread, or in its task, where it is first needed; no other worker uses it; it is

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import serve
 
 import revkit
 from revkit import ColumnExists, Field, ModelError, RowResult, RunFailed, Signature, UsageError
@@ -289,3 +290,37 @@ def test_vote(said: list[str], failed: int) -> None:
 def test_true_is_not_one() -> None:
     assert vote([1, True, True], 3).value is True
     assert vote([[1], [2], [2]], 3).value == [2]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "its temperature is 0"),
+        ({"temperature": 0.7, "seed": 3}, "its seed is always 3"),
+        ({"temperature": 0.7}, None),
+        ({"temperature": None}, None),
+    ],
+)
+def test_a_model_that_repeats_itself_is_told_of(
+    options: dict[str, Any], why: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    def answer(messages: Any, body: Any) -> str:
+        return '{"mood": "good"}'
+
+    with serve(answer) as server:
+        for model in (
+            revkit.Ollama("m", host=server.url, **options),
+            revkit.OpenAICompatible("m", base_url=server.url + "/v1", api_key="k", **options),
+        ):
+            recwarn.clear()
+            revkit.parallel_map(["a"], MOOD, model=model, repeat=2)
+            told = [str(warning.message) for warning in recwarn.list]
+            if why is None:
+                assert told == []
+                continue
+            assert len(told) == 1
+            assert why in told[0]
+            assert recwarn.list[0].filename == __file__
+            recwarn.clear()
+            revkit.parallel_map(["a"], MOOD, model=model)
+            assert recwarn.list == []

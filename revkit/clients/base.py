@@ -33,6 +33,7 @@ __all__ = [
     "Response",
     "Session",
     "Transport",
+    "repeats",
 ]
 
 
@@ -162,6 +163,10 @@ class Client:
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     keeps_replies: bool = True
 
+    def repeats_itself(self, task: ModelTask) -> str | None:
+        """Why it gives one prompt the same reply again and again, in words; None: it need not."""
+        return None
+
     def ready(self, task: ModelTask, *, max_workers: int) -> None:
         """Do what must be done once before a run (the embedded model starts here).
 
@@ -193,3 +198,10 @@ class Client:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
+
+
+def repeats(temperature: Any, seed: Any) -> str | None:
+    """Why a model with these options gives one prompt the same reply, None where it need not."""
+    if temperature == 0:
+        return "its temperature is 0"
+    return None if seed is None else f"its seed is always {seed}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConnectionFailed, ModelError, ModelUnavailable, UsageError
-from .base import Aborted, AsyncTransport, Client, Request, Response, Session, Transport
+from .base import Aborted, AsyncTransport, Client, Request, Response, Session, Transport, repeats
 from .label_scores import VERSION, Frame, LabelSession, can_score
 from .local_process import Child, ModelProcess, Settings, find_llama, shared_process
 from .model_file import SHA256, cached_model, fetch_model
@@ -142,6 +142,11 @@ class Local(Client):
 
     async def async_transport(self, *, max_workers: int) -> AsyncTransport:
         return _AsyncLocalTransport(self._process(), max_workers)
+
+    def repeats_itself(self, task: ModelTask) -> str | None:
+        if can_score(task):
+            return "it scores the labels, which leaves nothing to chance"
+        return repeats(self.temperature, None)
 
     def settings(self) -> dict[str, Any]:
         model: Any = SHA256

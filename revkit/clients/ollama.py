@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadOutput, BadReply, UsageError
-from .base import Exchange, Message, Reply, Request, Response
+from .base import Exchange, Message, Reply, Request, Response, repeats
 from .protocol import HttpClient, count, encode, error_message, public, static_body
 
 if TYPE_CHECKING:
@@ -91,6 +91,9 @@ class Ollama(HttpClient):
             "model": self.model,
             "options": public(self.options),
         }
+
+    def repeats_itself(self, task: ModelTask) -> str | None:
+        return repeats(self.options.get("temperature"), self.options.get("seed"))
 
     def weights(self) -> str | None:
         """The digest that the server gives for the model; None where it gives none."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..errors import BadOutput, BadReply, UsageError
-from .base import Exchange, Message, Reply, Request, Response
+from .base import Exchange, Message, Reply, Request, Response, repeats
 from .protocol import HttpClient, count, encode, error_message, public, static_body
 
 if TYPE_CHECKING:
@@ -115,6 +115,10 @@ class OpenAICompatible(HttpClient):
             "seed": self.seed,
             "extra_body": public(self.extra_body),
         }
+
+    def repeats_itself(self, task: ModelTask) -> str | None:
+        said = {"temperature": self.temperature, "seed": self.seed, **self.extra_body}
+        return repeats(said["temperature"], said["seed"])
 
     def is_model_missing(self, response: Response, status: int) -> bool:
         if _error(response.body).get("code") == "model_not_found":
