@@ -7,6 +7,9 @@
     server.connections     # how many connections were made
     server.highest         # most requests that were in flight at the same time
 
+After the block these hold all that clients have sent. Within it, what is not answered may be on
+its way still: wait for it with ``server.await_requests(2)``.
+
 What it answers is decided by a rule: a text, or ``rule(messages, body)`` that returns
 
 - a ``str``: what the model says;
@@ -23,6 +26,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import select
 import socket
 import ssl
 import struct
@@ -152,11 +157,13 @@ class Listener:
         self.closing = threading.Event()
         self._tls = tls
         self._lock = threading.Lock()
+        self._came_in = threading.Condition(self._lock)
+        self._last: Any = None  # where the connection comes from after which no other is accepted
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port: int = self._listener.getsockname()[1]
-        self._start(self._accept)
+        self._accepting = self._start(self._accept)
 
     @property
     def url(self) -> str:
@@ -167,48 +174,54 @@ class Listener:
         raise NotImplementedError
 
     def close(self) -> None:
+        """Close it, and what is open; all that has come in until now is read before."""
         self.closing.set()
-        with suppress(OSError):  # a connection of our own wakes accept() on every system
-            socket.create_connection(("127.0.0.1", self.port)).close()
-        self.hang_up()
+        with socket.socket() as last:  # connections are accepted in order
+            last.bind(("127.0.0.1", 0))
+            self._last = last.getsockname()
+            last.connect(("127.0.0.1", self.port))
+            self._accepting.join()
+        self.hang_up()  # what they have sent can still be read
         for thread in self._threads:
             thread.join()
         self._listener.close()
 
+    def await_requests(self, count: int) -> None:
+        """Wait until so many have come in, answered or not."""
+        with self._came_in:
+            assert self._came_in.wait_for(lambda: len(self.requests) >= count, GATE_LIMIT)
+
     def await_hang_ups(self) -> bool:
         """Wait until every client has closed its connection, also where a reply is withheld.
 
-        False where one of them has not; what it still sent is lost.
+        False where one of them has not. Nothing is read: that is left to the connection's thread.
         """
-        with self._lock:
-            waiting = list(self._open)
-        for connection in waiting:
-            try:
-                connection.settimeout(GATE_LIMIT)
-                while socket.socket.recv(connection, 4096):  # below TLS, if there is any
-                    pass
-            except TimeoutError:
-                return False
-            except OSError:  # a reset; or its own thread has seen the end first, and has closed it
-                pass
-        return True
+        with self._lock:  # copies, because their own threads may close them meanwhile
+            open_now = [connection.fileno() for connection in self._open]
+            waiting = [os.dup(number) for number in open_now if number >= 0]
+        try:
+            return all(_hangs_up(connection) for connection in waiting)
+        finally:
+            for connection in waiting:
+                os.close(connection)
 
     def hang_up(self) -> None:
         """Close the connections that are open now."""
         with self._lock:
             for connection in self._open:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # below TLS, if there is any
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
-    def _start(self, target: Callable[..., None], *args: Any) -> None:
+    def _start(self, target: Callable[..., None], *args: Any) -> threading.Thread:
         thread = threading.Thread(target=target, args=args, daemon=True)
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
-            if self.closing.is_set():
+            connection, origin = self._listener.accept()
+            if origin == self._last:
                 connection.close()
                 return
             with self._lock:
@@ -221,16 +234,20 @@ class Listener:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
-                connection = self._tls.wrap_socket(connection, server_side=True)
-                with self._lock:
-                    self._open = {c for c in self._open if c is not plain} | {connection}
+                with self._lock:  # what is open has a file descriptor at any time
+                    connection = self._tls.wrap_socket(
+                        plain, server_side=True, do_handshake_on_connect=False
+                    )
+                    self._open = self._open - {plain} | {connection}
+                connection.do_handshake()
             with connection.makefile("rb") as stream:
                 if stream.peek(1)[:1] == b"\x16":  # a TLS hello; answered as Go's server does
                     connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\nThis is HTTP.\n")
                     return
                 while (seen := _read_request(stream)) is not None:
-                    with self._lock:
+                    with self._came_in:
                         self.requests.append(seen)
+                        self._came_in.notify_all()
                     if not self.answer(seen, connection):
                         break
         except (OSError, ValueError):  # the client went away, or this listener is closing
@@ -366,6 +383,13 @@ class Server(Listener):
         if isinstance(found, str):
             found = reply(found, body)
         return Status(200, found) if isinstance(found, dict) else found
+
+
+def _hangs_up(connection: int) -> bool:
+    """Wait until the client has closed a connection, given by its file descriptor."""
+    poll = select.poll()
+    poll.register(connection, getattr(select, "POLLRDHUP", select.POLLHUP))  # Linux, or others
+    return bool(poll.poll(GATE_LIMIT * 1000))
 
 
 def _hung_up(connection: socket.socket) -> bool:

@@ -17,16 +17,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from calls import Run, awaited, awaited_in_threads, by_loop, by_thread
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from workers import join_workers
 
 import revkit
 from revkit import CancelToken, Event, Interrupted, Retry, RunFailed
 from revkit.engines.threads import ThreadEngine
 from revkit.scheduler import Scheduler
 from revkit.testing import FakeModel
-
-Run = Callable[..., revkit.ParallelResult]
 
 
 class Ear:
@@ -46,22 +46,6 @@ class Ear:
     @property
     def types(self) -> list[str]:
         return [event.type for event in self.events]
-
-
-def by_thread(df: pd.DataFrame, *args: Any, **options: Any) -> revkit.ParallelResult:
-    return df.llm.parallel_map(*args, engine="thread", **options)
-
-
-def by_loop(df: pd.DataFrame, *args: Any, **options: Any) -> revkit.ParallelResult:
-    return df.llm.parallel_map(*args, engine="async", **options)
-
-
-def awaited(df: pd.DataFrame, *args: Any, **options: Any) -> revkit.ParallelResult:
-    return asyncio.run(df.llm.aparallel_map(*args, **options))
-
-
-def awaited_in_threads(df: pd.DataFrame, *args: Any, **options: Any) -> revkit.ParallelResult:
-    return asyncio.run(df.llm.aparallel_map(*args, engine="thread", **options))
 
 
 ENGINES = [by_thread, by_loop, awaited, awaited_in_threads]
@@ -445,7 +429,10 @@ def test_a_run_that_never_starts_says_so(run_on: Run) -> None:
     assert ear.of("parallel.complete")[0]["error"] == "ModelUnavailable: it does not start"
 
 
-def test_a_reply_that_could_not_be_written_is_not_said_to_be(tmp_path: Path) -> None:
+def test_a_reply_that_could_not_be_written_is_not_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("revkit.store.file._PATIENCE", 0.0)
     place, ear = tmp_path / "replies.sqlite", Ear()
     reviews("a").llm.parallel_map(model=FakeModel(lambda text: "positive"), store=place)
     other = sqlite3.connect(place, isolation_level=None)
@@ -470,8 +457,7 @@ def test_a_run_ends_when_its_last_worker_does(monkeypatch: pytest.MonkeyPatch) -
 
     def much_later(done: int, total: int, row: object) -> None:
         nonlocal now
-        while any(thread.name.startswith("revkit-worker") for thread in threading.enumerate()):
-            pass
+        join_workers()
         now += 100.0
 
     run = pd.DataFrame({"n": [1, 2, 3]}).llm.parallel_map(lambda row: 1, progress=much_later)

@@ -18,6 +18,7 @@ import httpx
 import pandas as pd
 import pytest
 from servers import CERTIFICATE, GATE_LIMIT, Server, serve
+from workers import join_workers
 
 import revkit
 from revkit import CancelToken, Interrupted, ParallelResult, RunCancelled
@@ -127,14 +128,6 @@ def check_stopped(result: ParallelResult, df: pd.DataFrame, server: Server) -> N
     assert len(server.requests) == DONE + WORKERS
     join_workers()
     assert not any(task.get_name().startswith("revkit-worker") for task in tasks())
-
-
-def join_workers() -> None:
-    """The last of them may still be on its way out."""
-    for thread in threading.enumerate():
-        if thread.name.startswith("revkit-worker"):
-            thread.join(GATE_LIMIT)
-            assert not thread.is_alive()
 
 
 def tasks() -> set[asyncio.Task[Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import html.parser
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Page
 
 import revkit
 import revkit.plot
@@ -35,32 +35,6 @@ from revkit.testing import FakeModel
 
 PNG = b"\x89PNG of a timeline"
 HOSTILE = '<script>alert("1")</script> \x1b[31mred {braces} %s \u202eturned\nnew line'
-
-
-class Page(html.parser.HTMLParser):
-    """Reads HTML as a browser would: which tags there are, and what text stands outside them."""
-
-    def __init__(self, source: str):
-        super().__init__()
-        self.tags: list[str] = []
-        self.text = ""
-        self._open: list[str] = []
-        self.feed(source)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        assert not any(name.startswith("on") for name, _ in attrs)
-        if tag != "img":
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open[-1] != "style":
-            self.text += data
 
 
 class Cell:

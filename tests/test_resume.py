@@ -5,32 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from calls import Run, awaited, by_loop, by_thread
 from servers import serve
 
 import revkit
 from revkit import Reply, RunFailed, Signature, UsageError, store
 from revkit.testing import FakeModel
-
-Run = Callable[..., revkit.ParallelResult]
-
-
-def by_thread(df: pd.DataFrame, *args: Any, **options: Any) -> revkit.ParallelResult:
-    return df.llm.parallel_map(*args, engine="thread", **options)
-
-
-def by_loop(df: pd.DataFrame, *args: Any, **options: Any) -> revkit.ParallelResult:
-    return df.llm.parallel_map(*args, engine="async", **options)
-
-
-def awaited(df: pd.DataFrame, *args: Any, **options: Any) -> revkit.ParallelResult:
-    return asyncio.run(df.llm.aparallel_map(*args, **options))
-
 
 every_engine = pytest.mark.parametrize("run_on", [by_thread, by_loop, awaited])
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
+from workers import join_workers
 
 import revkit
 from revkit import BadOutput, Interrupted, RunFailed, Signature, UsageError
@@ -696,10 +697,7 @@ def test_no_thread_of_a_run_stays() -> None:
     run_with("thread", abs)
     fake = FakeModel(lambda text: text, clock="virtual")
     reviews().llm.parallel_map("{review}", model=fake)
-    for thread in threading.enumerate():
-        if thread.name.startswith(("revkit-worker", "revkit-loop-of-a-run")):
-            thread.join(30)
-            assert not thread.is_alive()
+    join_workers("revkit-loop-of-a-run")
 
 
 # -- on the caller's own loop --------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from workers import join_workers
 
 import revkit
 from revkit import CancelToken, ParallelResult, Retry, RunCancelled, RunFailed, RunTimeout
@@ -128,10 +129,7 @@ def release() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith("revkit-worker"):
-            thread.join(30)
-            assert not thread.is_alive()
+    join_workers()
 
 
 @pytest.fixture
