@@ -23,3 +23,9 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     revkit.use(None)
     yield
     revkit.use(None)
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what a run's HTML says: its picture, which takes longer, is left empty."""
+    monkeypatch.setattr(revkit.ParallelResult, "timeline_png", lambda self: b"")

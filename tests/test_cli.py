@@ -79,7 +79,7 @@ def test_it_does_real_work_on_a_file(
 def test_what_is_done_is_written_even_where_every_row_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serve(lambda messages, body: Status(500, {"error": "no"})) as server:
+    with serve(lambda messages, body: Status(400, {"error": "no"})) as server:
         assert demo(server.url, "--output", "done.csv", monkeypatch=monkeypatch) == 1
     assert "all 12 rows failed" in capsys.readouterr().err
     assert pd.read_csv("done.csv")["error"].str.startswith("ServerError").all()

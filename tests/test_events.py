@@ -20,7 +20,7 @@ import pytest
 from calls import Run, awaited, awaited_in_threads, by_loop, by_thread
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from workers import join_workers
+from threads import join_workers
 
 import revkit
 from revkit import CancelToken, Event, Interrupted, Retry, RunFailed
@@ -391,8 +391,9 @@ def test_an_observer_that_blocks_is_left_behind() -> None:
     assert blocked.types == ["parallel.start"]
 
 
-def test_an_attempt_that_does_not_end_counts_as_cancelled() -> None:
+def test_an_attempt_that_does_not_end_counts_as_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """An async function that holds on to its place when it is cancelled."""
+    monkeypatch.setattr("revkit.run._GRACE", 0.1)
     ear, release, token = Ear(), threading.Event(), CancelToken()
     begun: list[str] = []
 

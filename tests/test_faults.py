@@ -111,6 +111,7 @@ def test_exactly_the_rows_fail_whose_faults_outlast_the_retries(
     assert run.metrics.attempts == len(server.chats) == sum(plan.asked.values())
 
 
+@pytest.mark.parametrize(("client", "engine"), [(ollama, "thread"), (openai, "async")])
 def test_rows_whose_replies_never_end_fail_and_hold_up_no_other(
     client: MakeClient, engine: str
 ) -> None:

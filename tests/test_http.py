@@ -19,6 +19,7 @@ import pytest
 import servers
 from proxies import proxy
 from servers import Raw, Status, serve
+from threads import abort
 
 from revkit.clients.base import Aborted, Request, Response
 from revkit.clients.http import (
@@ -616,16 +617,6 @@ HEAD, BODY = "receive_response_headers.started", "receive_response_body.started"
 def in_a_thread(send: Callable[[], Response]) -> Iterator[Future[Response]]:
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(send)
-
-
-def abort(transport: HttpxTransport, sent: Future[Response]) -> None:
-    """Abort until the request is through, as the engine does: it may be between two waits."""
-    for _ in range(200):
-        transport.abort()
-        with contextlib.suppress(TimeoutError):
-            assert type(sent.exception(0.05)) is Aborted
-            return
-    raise AssertionError("the request was not aborted")
 
 
 def _trusting() -> ssl.SSLContext:

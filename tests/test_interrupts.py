@@ -18,7 +18,7 @@ import httpx
 import pandas as pd
 import pytest
 from servers import CERTIFICATE, GATE_LIMIT, Server, serve
-from workers import join_workers
+from threads import join_workers
 
 import revkit
 from revkit import CancelToken, Interrupted, ParallelResult, RunCancelled

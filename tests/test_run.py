@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
-from workers import join_workers
+from threads import join_workers
 
 import revkit
 from revkit import BadOutput, Interrupted, RunFailed, Signature, UsageError
@@ -29,6 +29,7 @@ from revkit.testing import FakeModel
 
 NUMBER = Signature("Count.", inputs="review", outputs={"n": int})
 ENGINES = ["thread", "async"]
+SOON = revkit.Retry(initial=0.001)
 
 
 def reviews(n: int = 3) -> pd.DataFrame:
@@ -66,7 +67,7 @@ def test_engines_agree() -> None:
         fake = FakeModel(scenario)
         df = reviews(23)
         df.loc[4, "review"] = None
-        run = df.llm.parallel_map(NUMBER, model=fake, engine=engine, max_workers=4)
+        run = df.llm.parallel_map(NUMBER, model=fake, engine=engine, max_workers=4, retry=SOON)
         assert run.metrics.engine == engine
         frames.append(df)
         timeline = run.attempts.sort_values(["row", "attempt"], ignore_index=True)
@@ -580,7 +581,9 @@ def test_progress_tells_each_settled_row_once(engine: str) -> None:
     df = reviews(12)
     df.loc[3, "review"] = None
     fake = FakeModel(scenario)
-    df.llm.parallel_map(NUMBER, model=fake, engine=engine, max_workers=3, progress=progress)
+    df.llm.parallel_map(
+        NUMBER, model=fake, engine=engine, max_workers=3, progress=progress, retry=SOON
+    )
     assert [done for done, _, _ in told] == list(range(1, 13))
     assert {total for _, total, _ in told} == {12}
     assert sorted(row.row for _, _, row in told) == list(range(12))
@@ -1279,7 +1282,7 @@ def test_probabilities_reach_the_rows() -> None:
 
 
 def test_the_result_shows_itself() -> None:
-    run = reviews(5).llm.parallel_map(NUMBER, model=FakeModel(scenario))
+    run = reviews(5).llm.parallel_map(NUMBER, model=FakeModel(scenario), retry=SOON)
     assert "5 rows" in repr(run)
     for text in (run.report(), run._repr_html_()):
         assert "ConnectionFailed" in text

@@ -175,6 +175,7 @@ def assert_hushed(shown: dict[str, str]) -> None:
             assert part not in text, f"the key stands in {where}"
 
 
+@pytest.mark.usefixtures("no_picture")  # no text can be found in one
 @pytest.mark.parametrize("way", WAYS)
 def test_a_key_is_shown_nowhere(
     way: str,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from workers import join_workers
+from threads import join_workers
 
 import revkit
 from revkit import CancelToken, ParallelResult, Retry, RunCancelled, RunFailed, RunTimeout

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from revkit import SENTIMENT, Reply, UsageError
+from revkit import SENTIMENT, Reply, Retry, UsageError
 from revkit.errors import ConnectionFailed, ServerError
 from revkit.testing import NBVAL_SANITIZE, FakeModel
 from revkit.testing.clock import VirtualClockLoop
@@ -56,7 +56,8 @@ def test_a_rule_may_return_or_raise_its_fault(engine: str) -> None:
         return ConnectionFailed("returned") if text == "r1" else "good"
 
     df = frame(3)
-    df.llm.parallel_map("{review}", model=FakeModel(rule), engine=engine)
+    retry = Retry(initial=0.001)
+    df.llm.parallel_map("{review}", model=FakeModel(rule), engine=engine, retry=retry)
     assert df["error"].tolist()[:2] == ["ConnectionFailed: raised", "ConnectionFailed: returned"]
     assert df["response"].iloc[2] == "good"
 

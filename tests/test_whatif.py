@@ -412,27 +412,22 @@ def test_a_row_that_waits_to_be_tried_again_holds_no_worker() -> None:
 # -- the fit ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    slots=st.integers(1, 12),
-    spread=st.floats(0.2, 0.8),
-    times=st.sampled_from([2, 3, 4]),
-)
-def test_the_slots_are_found_where_many_waited(
-    seed: int, slots: int, spread: float, times: int
-) -> None:
-    work = np.random.default_rng(seed).lognormal(0, spread, 300)
-    workers = times * slots
-    run = attempts_of(*simulated(work, Server(slots), lambda done: workers))
-    found = fit(run)
-    # About one run in 400 is as likely with one slot more; what is foreseen must be right.
-    assert found.slots is not None
-    assert abs(found.slots - slots) <= 1
-    assert not found.shares
-    for other in (workers // 2, 2 * workers):
-        expected = simulated(work, Server(slots), lambda done, other=other: other)[1].max()
-        assert replay(run, found, other)[1].max() == pytest.approx(expected, rel=0.01)
+@pytest.mark.parametrize("times", [2, 3, 4])
+def test_the_slots_are_found_where_many_waited(times: int) -> None:
+    """An estimate: about one in 300 is off, mostly by one, so these are always the same runs."""
+    wrong = []
+    for slots in range(1, 13):
+        chance = np.random.default_rng(slots)
+        work = chance.lognormal(0, chance.uniform(0.2, 0.8), 300)
+        workers = times * slots
+        run = attempts_of(*simulated(work, Server(slots), lambda done, workers=workers: workers))
+        if fit(run) != Server(slots):
+            wrong.append(slots)
+            continue
+        for other in (workers // 2, 2 * workers):
+            expected = simulated(work, Server(slots), lambda done, other=other: other)[1].max()
+            assert replay(run, Server(slots), other)[1].max() == pytest.approx(expected, rel=0.01)
+    assert len(wrong) <= 1
 
 
 @settings(max_examples=25, deadline=None)
