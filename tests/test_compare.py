@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_display import Page, sanitized
+from pages import Page
+from test_display import sanitized
 
 import revkit
 from revkit import BadReply, Field, ParallelResult, Price, RunCancelled, Signature, UsageError

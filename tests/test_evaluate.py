@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from pages import Page
 from sklearn import metrics
-from test_display import Page
 
 import revkit
 from revkit import BadReply, MissingColumn, MissingExtra, ParallelResult, Signature, UsageError

@@ -77,10 +77,10 @@ def test_no_row_is_lost_where_a_third_of_all_attempts_fails(
     timeouts = (run.attempts["error_type"] == "AttemptTimeout").sum()
     late = timeouts - plan.hits["hang"] - plan.hits["drip"]
     assert late >= 0
-    attempts = ROWS + sum(plan.hits.values()) + late
-    assert run.metrics.attempts == attempts == run.metrics.retries + ROWS
-    # One that was late may have been given up before it was sent.
-    assert attempts - late <= len(server.chats) <= attempts
+    # One that was late may have met what was planned all the same, or was never sent.
+    asked = sum(plan.asked.values())
+    assert ROWS + sum(plan.hits.values()) <= asked == len(server.chats)
+    assert asked <= run.metrics.attempts == run.metrics.retries + ROWS <= asked + late
 
 
 def test_exactly_the_rows_fail_whose_faults_outlast_the_retries(

@@ -204,6 +204,8 @@ class LastWord(FakeModel):
         super().__init__(lambda text: "said")
         self.entered = entered
         self.aborted = threading.Event()
+        self.may_close = threading.Event()
+        self.may_close.set()
 
     def transport(self, *, max_workers: int) -> Any:
         transport = super().transport(max_workers=max_workers)
@@ -218,7 +220,8 @@ class LastWord(FakeModel):
             def abort(self) -> None:
                 model.aborted.set()
 
-            def close(self) -> None: ...
+            def close(self) -> None:
+                assert model.may_close.wait(GATE_LIMIT)
 
         return Transport()
 
@@ -232,6 +235,20 @@ def test_a_reply_that_has_arrived_is_kept() -> None:
         )
     assert caught.value.result.rows["status"].tolist() == ["ok", "not_started"]
     assert df["response"].tolist()[0] == "said"
+
+
+def test_a_thread_that_ends_after_the_loop_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run has waited for its grace, and the caller's loop is closed."""
+    monkeypatch.setattr("revkit.run._GRACE", 0.1)
+    token = CancelToken()
+    model = LastWord(token.cancel)
+    model.may_close.clear()
+    df = pd.DataFrame({"text": ["a", "b"]})
+    with pytest.raises(RunCancelled):
+        go(df, "aparallel_map", "{text}", model=model, engine="thread", max_workers=1, cancel=token)
+    assert df["response"].tolist()[0] == "said"
+    model.may_close.set()
+    join_workers()  # pytest takes an exception in a thread for a failure
 
 
 def test_a_fake_models_threads_are_woken() -> None:
