@@ -39,6 +39,7 @@ A reading order, from what decides to what touches the world:
     saved/      a whole result in one Parquet file
     batch       the ways to give parallel_map its rows
     api         parallel_map; accessor is its door for frames
+    chain       steps in sequence
     preview     a look before a run: what would be sent, and what it may cost
     limits      RateLimit and Budget, which runs share
     prices      what models cost, by a price list
@@ -54,6 +55,7 @@ from .accessor import register_accessor
 from .adaptive import Adaptive
 from .api import aparallel_map, last_result, parallel_map
 from .cancel import CancelToken
+from .chain import Chain, ChainResult, Step, chain
 from .clients.base import Client, Reply
 from .clients.local import Local
 from .clients.ollama import Ollama
@@ -110,6 +112,8 @@ __all__ = [
     "Budget",
     "BudgetReached",
     "CancelToken",
+    "Chain",
+    "ChainResult",
     "Client",
     "ColumnExists",
     "ConnectionFailed",
@@ -144,10 +148,12 @@ __all__ = [
     "RunTimeout",
     "ServerError",
     "Signature",
+    "Step",
     "UsageError",
     "__version__",
     "aparallel_map",
     "apreview",
+    "chain",
     "data_file",
     "last_result",
     "load_agent",

@@ -125,7 +125,7 @@ def _check_columns(frame: pd.DataFrame, bound: Mapping[Any, Hashable]) -> None:
             what = f'no column "{one_line(str(column))}"'
             if name != column:
                 what += f' for the input "{one_line(str(name))}"'
-            raise MissingColumn(f"there is {what}; {close.rstrip('.')}{hint}")
+            raise MissingColumn(f"there is {what}; {close.rstrip('.')}{hint}", column=column)
         if isinstance(frame[column], pd.DataFrame):
             raise UsageError(
                 f'the column label "{column}" stands for {frame[column].shape[1]} columns; give '

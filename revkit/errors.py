@@ -34,10 +34,11 @@ name of its own type.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .chain import ChainResult
     from .clients.base import Reply
     from .result import ParallelResult
 
@@ -80,7 +81,15 @@ class UsageError(RevkitError, ValueError):
 
 
 class MissingColumn(UsageError):
-    """An input is bound to a column that does not exist."""
+    """An input is bound to a column that does not exist.
+
+    Attributes:
+        column: its label.
+    """
+
+    def __init__(self, message: str, *, column: Hashable = None):
+        super().__init__(message)
+        self.column = column
 
 
 class ColumnExists(UsageError):
@@ -214,7 +223,10 @@ class RunFailed(RevkitError):
 
     Attributes:
         result: the whole partial result of the run.
+        results: of a chain: the result of each step so far, the partial one last; else None.
     """
+
+    results: ChainResult | None = None
 
     def __init__(self, message: str, result: ParallelResult):
         super().__init__(message)
@@ -236,8 +248,11 @@ class RunCancelled(RunFailed):
 class Interrupted(KeyboardInterrupt):
     """The run was interrupted; what was done is in the columns and in ``result``.
 
-    A ``KeyboardInterrupt``, so that "run all cells" and scripts stop too.
+    A ``KeyboardInterrupt``, so that "run all cells" and scripts stop too. ``results`` is that of
+    :class:`RunFailed`.
     """
+
+    results: ChainResult | None = None
 
     def __init__(self, message: str, result: ParallelResult):
         super().__init__(message)
