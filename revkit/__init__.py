@@ -40,6 +40,9 @@ A reading order, from what decides to what touches the world:
     batch       the ways to give parallel_map its rows
     api         parallel_map; accessor is its door for frames
     chain       steps in sequence
+    totals      what many runs come to, in memory that does not grow
+    chunks      one task over chunk after chunk
+    parquet/    the same from one Parquet file into another
     preview     a look before a run: what would be sent, and what it may cost
     limits      RateLimit and Budget, which runs share
     prices      what models cost, by a price list
@@ -56,6 +59,7 @@ from .adaptive import Adaptive
 from .api import aparallel_map, last_result, parallel_map
 from .cancel import CancelToken
 from .chain import Chain, ChainResult, Step, chain
+from .chunks import map_chunks
 from .clients.base import Client, Reply
 from .clients.local import Local
 from .clients.ollama import Ollama
@@ -92,6 +96,7 @@ from .errors import (
 from .limits import Budget, RateLimit
 from .observers import Event, register_observer
 from .outputs import Field
+from .parquet import ParquetResult, map_parquet
 from .policy import Retry
 from .preview import Preview, apreview, preview
 from .record import RowResult
@@ -134,6 +139,7 @@ __all__ = [
     "Ollama",
     "OpenAICompatible",
     "ParallelResult",
+    "ParquetResult",
     "Preview",
     "Price",
     "QuotaUsedUp",
@@ -158,6 +164,8 @@ __all__ = [
     "last_result",
     "load_agent",
     "load_reviews",
+    "map_chunks",
+    "map_parquet",
     "parallel_map",
     "preview",
     "register_accessor",

@@ -60,6 +60,7 @@ __all__ = [
     "map_any",
     "parallel_map",
     "prepare_any",
+    "refuse_unknown",
     "shows_options",
 ]
 
@@ -545,16 +546,21 @@ def prepare_any(
         door: name of the function that was called.
         leave_out: arguments of :func:`prepare` that it does not have.
     """
+    refuse_unknown(door, options, leave_out=leave_out)
+    if "inplace" in leave_out:
+        options["inplace"] = False
+    return prepare(source, task, **options)
+
+
+def refuse_unknown(door: str, options: Iterable[str], *, leave_out: Iterable[str]) -> None:
+    """Refuse arguments that a door does not have, as Python does, and with the nearest name."""
     awaited = door.startswith("a")
     if awaited and "loop" in options:
         raise UsageError(f"loop= is for {door[1:]}; {door} runs on the loop that awaits it")
     known = [name for name in _OPTIONS if name not in leave_out]
-    for name in options:  # as Python does, and with the nearest name
+    for name in options:
         if name not in known:
             raise TypeError(f"{door} has no argument {name}=; {nearest(name, known)}")
-    if "inplace" in leave_out:
-        options["inplace"] = False
-    return prepare(source, task, **options)
 
 
 def map_any(

@@ -20,14 +20,20 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .record import Record
+from typing import Any, Protocol
 
 __all__ = ["Bar", "bar", "in_kernel", "is_disabled"]
 
 _INTERVAL_S = 0.1  # between two redraws: smooth to the eye, nothing to the run
+
+
+class HowFar(Protocol):
+    """Counts of what is done; a run's record has them."""
+
+    settled: int
+    failed: int
+    from_store: int
+    tokens: int
 
 
 class Bar:
@@ -40,9 +46,9 @@ class Bar:
         self._drawn = drawn  # a tqdm, or None
         self._clock = clock
         self._next_s = 0.0
-        self._record: Record | None = None
+        self._record: HowFar | None = None
 
-    def update(self, record: Record) -> None:
+    def update(self, record: HowFar) -> None:
         """Note how far the run is, and redraw if it is time to."""
         if self._drawn is None:
             return
@@ -67,18 +73,18 @@ class Bar:
             self._drawn.close()  # draws
             self._drawn = None
 
-    def _note(self, record: Record) -> None:
+    def _note(self, record: HowFar) -> None:
         parts = [f"{record.failed:,} failed"]
         parts += [f"{record.from_store:,} from the store"] if record.from_store else []
         parts += [f"{record.tokens:,} tokens"] if record.tokens else []
         self._drawn.set_postfix_str(", ".join(parts), refresh=False)
 
 
-def bar(total: int, *, label: str = "rows") -> Bar:
+def bar(total: int | None, *, label: str = "rows") -> Bar:
     """A bar for ``total`` rows, of the kind that fits where the process runs.
 
     Args:
-        total: rows of the run.
+        total: rows of the run; None: not known.
         label: what is counted, in the plural; stands before the bar.
 
     >>> shown = bar(12)  # in a test nobody looks at a terminal: none is drawn

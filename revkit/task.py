@@ -267,13 +267,17 @@ class CallableTask:
         return f"CallableTask({self.name})"
 
 
-def _identity(fn: Any) -> str:
-    """A name for what a callable does: the same when its cell is run again, if that can be told."""
+def _identity(fn: Any, depth: int = 4) -> str:
+    """A name for what a callable does: the same when its cell is run again, if that can be told.
+
+    Args:
+        depth: how far to look into what it is made of; a function may be part of itself.
+    """
     if isinstance(fn, functools.partial):
         made_of: tuple[Any, ...] = (fn.args, fn.keywords)
-        return f"{_identity(fn.func)}:{_digest(_plain(made_of).encode())}"
+        return f"{_identity(fn.func, depth)}:{_digest(_plain(made_of, depth).encode())}"
     if inspect.ismethod(fn):
-        return f"{_identity(fn.__func__)}:{_digest(_plain(fn.__self__).encode())}"
+        return f"{_identity(fn.__func__, depth)}:{_digest(_plain(fn.__self__, depth).encode())}"
     code = getattr(fn, "__code__", None)
     if code is None:
         return _plain(fn) if not inspect.isbuiltin(fn) else f"{fn.__module__}.{fn.__qualname__}"
@@ -287,7 +291,7 @@ def _identity(fn: Any) -> str:
             made_of = (*made_of, cell.cell_contents)
         except ValueError:  # not filled yet
             continue
-    return f"{name}:{_digest(_plain(made_of).encode())}" if made_of else name
+    return f"{name}:{_digest(_plain(made_of, depth).encode())}" if made_of else name
 
 
 def _plain(value: Any, depth: int = 4) -> str:
@@ -302,7 +306,7 @@ def _plain(value: Any, depth: int = 4) -> str:
     if depth and isinstance(value, Mapping):
         return str({_plain(k, 0): _plain(v, depth - 1) for k, v in value.items()})
     if depth and inspect.isfunction(value):
-        return _identity(value)
+        return _identity(value, depth - 1)
     return f"{type(value).__module__}.{type(value).__qualname__}@{id(value):x}"
 
 

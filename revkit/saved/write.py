@@ -19,7 +19,7 @@ from ..files import replacing
 from ..result import ParallelResult
 from .values import UNFIT, Note, encoded, same, through_parquet
 
-__all__ = ["ATTEMPTS", "FORMAT", "METADATA", "PREFIX", "write"]
+__all__ = ["ATTEMPTS", "FORMAT", "METADATA", "PREFIX", "readable", "write"]
 
 #: Goes up when an older revkit could not read the file rightly.
 FORMAT = 1
@@ -44,7 +44,7 @@ def write(result: ParallelResult, path: str | os.PathLike[str]) -> None:
         try:
             table = pa.Table.from_pandas(columns).append_column(ATTEMPTS, _attempts(result))
             metadata = table.schema.metadata | {METADATA: _json(_told(result) | described)}
-            metadata[b"pandas"] = _readable(metadata[b"pandas"])
+            metadata[b"pandas"] = readable(metadata[b"pandas"])
             if columns.attrs:
                 metadata[b"PANDAS_ATTRS"] = _json(columns.attrs)
             table = table.replace_schema_metadata(metadata)
@@ -235,7 +235,7 @@ def _unfit(columns: pd.DataFrame, result: ParallelResult, error: Exception) -> E
     return error
 
 
-def _readable(metadata: bytes) -> bytes:
+def readable(metadata: bytes) -> bytes:
     """pandas' metadata without names of types that pandas writes and cannot read (lists)."""
     known = json.loads(metadata)
     for column in known["columns"]:
