@@ -14,7 +14,7 @@ from typing import Any, TypedDict, Unpack, overload
 
 import pandas as pd
 
-from . import columns
+from . import columns, samples
 from .adaptive import Adaptive
 from .api import (
     Options,
@@ -36,6 +36,10 @@ from .task import CallableTask, ModelTask
 __all__ = ["Chain", "ChainResult", "Step", "chain"]
 
 
+#: Arguments of a run that a step does not have.
+_LEAVE_OUT = ("inplace", "batch_key")
+
+
 class Step:
     """One step of a :func:`chain`: a task, and how it is run.
 
@@ -52,7 +56,7 @@ class Step:
     Step('summary')
     """
 
-    @shows_options("inplace")
+    @shows_options(*_LEAVE_OUT)
     def __init__(self, task: TaskLike, *, name: str | None = None, **options: Unpack[Options]):
         self.task = task
         self.options: dict[str, Any] = dict(options)
@@ -63,7 +67,9 @@ class Step:
         #: its task is a function, so that options about models are none of its own
         self.is_callable = callable(task) and not names_its_own
         #: the columns that it writes are known before it has run
-        self.is_open = self.is_callable and "output" not in self.options
+        self.is_open = self.is_callable and (
+            "output" not in self.options or self.options.get("repeat", 1) != 1
+        )
         if not names_its_own:
             self.options.setdefault("output", self.name)
         self.options.setdefault("error", f"{self.name}_error")
@@ -99,6 +105,7 @@ class ChainOptions(TypedDict, total=False):
     budget: Budget | None
 
 
+_NOT_SHARED = [*_LEAVE_OUT, *(Options.__annotations__.keys() - ChainOptions.__annotations__)]
 #: What goes with tasks that ask a model only.
 _OF_MODELS = frozenset({"model", "store", "rate_limit", "budget"})
 
@@ -228,7 +235,7 @@ class Chain:
                 if work.partial is not None:
                     result = work.partial.retry_failed()
                 else:
-                    result = map_any(work.input, step.task, leave_out=("inplace",), **options)
+                    result = map_any(work.input, step.task, leave_out=_LEAVE_OUT, **options)
             self._took(work, result)
         return self._end(work)
 
@@ -245,9 +252,7 @@ class Chain:
                 if work.partial is not None:
                     result = await work.partial.aretry_failed()
                 else:
-                    result = await amap_any(
-                        work.input, step.task, leave_out=("inplace",), **options
-                    )
+                    result = await amap_any(work.input, step.task, leave_out=_LEAVE_OUT, **options)
             self._took(work, result)
         return self._end(work)
 
@@ -355,7 +360,7 @@ def _prepared(
     while True:
         try:
             call = prepare_any(
-                "parallel_map", like, step.task, leave_out=("inplace",), options=dict(options)
+                "parallel_map", like, step.task, leave_out=_LEAVE_OUT, options=dict(options)
             )
         except MissingColumn as error:
             if not is_open or error.column is None or error.column in like.columns:
@@ -370,9 +375,11 @@ def _labels(
     step: Step, task: ModelTask | CallableTask, options: Mapping[str, Any]
 ) -> list[Hashable]:
     """The columns that a step writes, as far as that is known before it has run."""
-    names = list(task.outputs) if isinstance(task, ModelTask) else [task.output]
-    if step.is_open:
-        names = []
+    if isinstance(task, CallableTask):
+        names = [] if step.is_open else [task.output]
+    else:
+        repeated = options.get("repeat", 1) > 1
+        names = samples.columns_of(task.outputs) if repeated else list(task.outputs)
     error = options["error"]
     labels = columns.output_columns(names, options.get("prefix", ""), error).values()
     return [*labels, *([error] if error is not None else [])]
@@ -395,7 +402,20 @@ def _is_of(result: ParallelResult, step: Step, source: Any) -> bool:
 
 
 @shows_options(
-    *("inplace", "on", "output", "instructions", "engine", "loop", "prefix", "error"),
+    *(
+        "inplace",
+        "batch_key",
+        "repeat",
+        "factory",
+        "instances",
+        "on",
+        "output",
+        "instructions",
+        "engine",
+        "loop",
+        "prefix",
+        "error",
+    ),
     *("overwrite", "timeout"),
 )
 def chain(steps: Iterable[Step | TaskLike], **options: Unpack[ChainOptions]) -> Chain:

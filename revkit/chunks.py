@@ -26,7 +26,8 @@ __all__ = ["Whole", "check_chunk_rows", "map_chunks"]
 
 #: Rows of a Parquet file that make a chunk where nothing else is asked for.
 CHUNK_ROWS = 10_000
-LEAVE_OUT = ("inplace",)
+#: Arguments of a run that one over chunks does not have.
+LEAVE_OUT = ("inplace", "batch_key")
 
 
 class Whole:
@@ -37,13 +38,15 @@ class Whole:
         total: rows of all chunks; None: not known.
     Attributes:
         settled, failed, from_store, tokens: how far it is; for a progress bar.
-        succeeded: rows that are ok.
+        succeeded: rows that are ok. With ``repeat=`` each sample is counted as one, as in a run.
     """
 
     def __init__(self, task: Any, options: Mapping[str, Any], *, total: int | None):
         self._task = task
         self._options = dict(options)
-        self._total = total
+        repeat = self._options.get("repeat", 1)
+        self._samples = repeat if isinstance(repeat, int) and repeat > 0 else 1
+        self._total = None if total is None else total * self._samples
         self._fail_fast = bool(self._options.get("fail_fast", False))
         self._max_failures = self._options.pop("max_failures", None)
         self._timeout: Any = self._options.pop("timeout", None)
@@ -54,7 +57,7 @@ class Whole:
                 "are is not known; give a number of rows"
             )
         self._limit = failure_limit(
-            self._max_failures, fail_fast=self._fail_fast, rows=0 if total is None else total
+            self._max_failures, fail_fast=self._fail_fast, rows=self._total or 0
         )
         if self._timeout is not None and not (
             isinstance(self._timeout, int | float) and self._timeout > 0
@@ -101,10 +104,11 @@ class Whole:
         self.from_store += row.source == "store"
         self._bar.update(self)
 
-    @property
-    def rows(self) -> tuple[int, int | None]:
-        """Rows that lie before the chunk at hand, and all of them."""
-        return self._done, self._total
+    def told(self, completed: int, total: int, row: RowResult) -> tuple[int, int, RowResult]:
+        """What a chunk tells of one of its rows, as told of all."""
+        every = self._done + total if self._total is None else self._total
+        number = self._done // self._samples + row.row
+        return self._done + completed, every, dataclasses.replace(row, row=number)
 
     def run(self, chunk: Any) -> ParallelResult:
         """Run the task over the next chunk.
@@ -161,15 +165,17 @@ class Whole:
         lines = [self._told(reason)]
         if record.first_failure is not None:
             row, failure = record.first_failure
-            lines.append(f"The first failure of this chunk was row {first + row:,}: {failure}")
+            number = (first + row) // self._samples
+            lines.append(f"The first failure of this chunk was row {number:,}: {failure}")
         lines.append("The partial result of this chunk is in .result of this error.")
         return type(error)("\n".join(lines), error.result)
 
     def _told(self, reason: str) -> str:
         all_rows = "" if self._total is None else f" of {self._total:,}"
+        what = "rows" if self._samples == 1 else "samples"
         return (
             f"the run was stopped in chunk {self._chunks}: {reason}; {self.succeeded:,}{all_rows} "
-            f"rows are done and {self.failed:,} failed"
+            f"{what} are done and {self.failed:,} failed"
         )
 
     def end(self) -> None:
@@ -199,19 +205,14 @@ class _Told:
     def __call__(self, completed: int, total: int, row: RowResult) -> None:
         if self._callback is None:
             return
-        done, every = self._whole.rows
         try:
-            self._callback(
-                done + completed,
-                done + total if every is None else every,
-                dataclasses.replace(row, row=done + row.row),
-            )
+            self._callback(*self._whole.told(completed, total, row))
         except BaseException:
             self._callback = None  # the run tells the user; later chunks do not call it again
             raise
 
 
-@shows_options("inplace")
+@shows_options(*LEAVE_OUT)
 def map_chunks(
     source: Any,
     task: TaskLike = SENTIMENT,

@@ -35,6 +35,7 @@ class Totals:
     Attributes:
         total, succeeded, failed, from_store, duplicates, attempts, retries: as in
             :class:`revkit.metrics.Metrics`.
+        samples: of each row; where it is more than 1 they are what is counted.
         runs: how many there were.
         wall_s: seconds that they took, one after the other.
         busy_s: sum of the service times of all attempts.
@@ -54,6 +55,7 @@ class Totals:
     duplicates: int = 0
     attempts: int = 0
     retries: int = 0
+    samples: int = 1
     runs: int = 0
     wall_s: float = 0.0
     busy_s: float = 0.0
@@ -89,6 +91,7 @@ class Totals:
             duplicates=counts.duplicates,
             attempts=counts.attempts,
             retries=counts.retries,
+            samples=counts.samples,
             runs=1,
             wall_s=counts.wall_s,
             busy_s=float(service.sum()),
@@ -96,7 +99,11 @@ class Totals:
             completion_tokens=usage.completion_tokens,
             cost_usd=usage.cost_usd,
             errors=[
-                (first + row, record.failures[row].type, record.failures[row].message)
+                (
+                    first + row // record.samples,
+                    record.failures[row].type,
+                    record.failures[row].message,
+                )
                 for row in failed[:ERRORS]
             ],
             error_types=dict(Counter(record.failures[row].type for row in failed)),
@@ -122,6 +129,7 @@ class Totals:
         self.cost_usd = (self.cost_usd or 0) + (other.cost_usd or 0) if known else None
         self.errors = [*self.errors, *other.errors][:ERRORS]
         self.error_types = dict(Counter(self.error_types) + Counter(other.error_types))
+        self.samples = other.samples
         self.least_s = min(self.least_s, other.least_s)
         self.most_s = max(self.most_s, other.most_s)
         self.bins = dict(Counter(self.bins) + Counter(other.bins))

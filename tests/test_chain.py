@@ -300,3 +300,15 @@ def test_what_is_given_to_the_chain_is_shared_and_a_step_may_differ() -> None:
     used = [result.usage.total_tokens for result in results[:2]]
     assert budget.spent_tokens == sum(tokens or 0 for tokens in used)
     assert [result.metrics.workers for result in results] == [2, 2, 2]
+
+
+def test_a_step_may_repeat_its_rows_and_the_next_sees_how_far_the_samples_agree() -> None:
+    said = iter(["billing", "billing", "delivery"] * 2)
+    model = FakeModel(lambda text: next(said))
+    unsure = Step(lambda row: 1 - row["topic_agreement"], name="doubt")
+    results = chain([Step(TRIAGE, repeat=3, max_workers=1), unsure], model=model).run(tickets(2))
+    assert results.frame["topic"].tolist() == ["billing"] * 2
+    assert results.frame["doubt"].tolist() == pytest.approx([1 / 3] * 2)
+    needs = Step("{topic_agreement} {ticket}", name="x")
+    with pytest.raises(revkit.MissingColumn, match="topic_agreement"):
+        chain([TRIAGE, needs], model=model).run(tickets(2))

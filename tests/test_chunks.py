@@ -248,3 +248,21 @@ def test_totals_of_parts_are_those_of_the_whole() -> None:
         close = 1e-9 if name in ("min", "mean", "max") else 0.02
         assert parts.latency[str(name)] == pytest.approx(value, rel=close)
     assert Totals.from_json(Totals().to_json()).latency["p50"] != 0
+
+
+def test_samples_of_repeated_rows_are_counted_over_all_chunks() -> None:
+    told: list[tuple[int, int, int, int]] = []
+
+    def note(completed: int, total: int, row: revkit.RowResult) -> None:
+        told.append((completed, total, row.row, row.sample))
+
+    results = list(
+        map_chunks(numbers(3), double, chunk_rows=2, repeat=2, progress=note, max_workers=1)
+    )
+    assert told == [(n + 1, 6, n // 2, n % 2) for n in range(6)]
+    assert [len(result.frame) for result in results] == [2, 1]
+    with pytest.raises(revkit.RunFailed, match="row 1: ValueError: odd") as stopped:
+        list(map_chunks(numbers(4), odd_fails, chunk_rows=1, repeat=2, max_failures=0.2))
+    assert "2 of 8 samples are done" in str(stopped.value)
+    with pytest.raises(TypeError, match="batch_key"):
+        map_chunks(numbers(3), double, chunk_rows=1, batch_key="n")  # type: ignore[call-arg]

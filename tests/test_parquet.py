@@ -147,6 +147,20 @@ def test_labels_that_are_numbers_stay_so(source: Path, sink: Path) -> None:
     assert pd.read_parquet(sink)["stars"].tolist() == [1] * 10
 
 
+def test_repeated_rows_are_combined_and_another_number_of_samples_is_another_run(
+    source: Path, sink: Path
+) -> None:
+    task = revkit.Signature("Sort.", inputs="n", outputs={"label": ["a", "b"]})
+    options: dict[str, Any] = {"model": FakeModel(lambda text: "b"), "chunk_rows": 4}
+    done = map_parquet(source, task, sink, repeat=3, **options)
+    assert repr(done) == "ParquetResult: 10 rows x 3 samples, 30 ok, in sink.parquet"
+    after = pd.read_parquet(sink)
+    assert after["label"].tolist() == ["b"] * 10
+    assert after["label_agreement"].tolist() == [1.0] * 10
+    with pytest.raises(UsageError, match="another repeat="):
+        map_parquet(source, task, sink, repeat=5, **options)
+
+
 def test_a_function_gets_types_that_hold_the_values_of_all_chunks(source: Path, sink: Path) -> None:
     def outputs(row: Any) -> dict[str, Any]:
         n = int(row["n"])
@@ -255,7 +269,11 @@ def test_a_finished_sink_is_not_made_again_and_another_tasks_is_refused(
     for task, options, what in (
         (double, {"output": "even"}, "another task"),
         (odd_fails, {"output": "odd"}, "another task"),
-        (odd_fails, {"output": "even", "prefix": "x"}, "another binding or column name"),
+        (
+            odd_fails,
+            {"output": "even", "prefix": "x"},
+            "another prefix=",
+        ),
     ):
         with pytest.raises(UsageError, match=what):
             map_parquet(source, task, sink, **options)  # type: ignore[arg-type]

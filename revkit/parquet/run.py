@@ -70,15 +70,17 @@ class ParquetResult:
         )
 
     def __repr__(self) -> str:
+        from ..display.words import rows_of
+
         told = self.metrics
-        parts = [f"{told.total:,} rows", f"{told.succeeded:,} ok"]
+        parts = [rows_of(told.total, told.samples), f"{told.succeeded:,} ok"]
         parts += [f"{told.failed:,} failed"] if told.failed else []
         lines = [f"ParquetResult: {', '.join(parts)}, in {self.path.name}"]
         lines += [f"  {count:,} x {kind}" for kind, count in told.error_types.items()]
         return "\n".join(lines)
 
 
-@shows_options("inplace")
+@shows_options(*LEAVE_OUT)
 def map_parquet(
     source: str | os.PathLike[str],
     task: TaskLike,
@@ -158,8 +160,8 @@ def map_parquet(
         {
             "task": made_by["task"],
             "model": made_by["model"],
-            "binding or column name": {name: made_by["options"].get(name) for name in _DECIDE},
             "source": read.identity,
+            **{f"{name}=": made_by["options"][name] for name in _DECIDE},
         },
     )
     if kept.path.is_relative_to(read.path):
