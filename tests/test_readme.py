@@ -26,7 +26,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_python_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # they write files
-    main, *setup, api, time = blocks("python")
+    main, *setup, api, more, time = blocks("python")
     names: dict[str, Any] = {}
     with serve() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
@@ -38,6 +38,8 @@ def test_the_python_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch, tmp_pat
             exec(block, names)
         revkit.use("openai:loopback")
         exec(api, names)
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        exec(more, names)
         exec(time, names)
     tickets = names["tickets"]
     assert tickets["topic"].tolist()[:2] == ["billing", "billing"]
@@ -45,6 +47,7 @@ def test_the_python_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert tickets["error"].str.startswith("MissingInput").tolist()[2:] == [True]
     assert tickets["country"].tolist()[0] == "Which country is Oslo in?"
     assert tickets["length"].tolist() == [4, 4, 5]
+    assert tickets["nearer"].tolist()[0] == "Is Oslo nearer to us than the last one?"
 
 
 @pytest.mark.embedded
