@@ -264,7 +264,10 @@ def _unified(schemas: list[pa.Schema]) -> pa.Schema:
         theirs = json.loads(schema.metadata.get(_ATTRS, b"{}"))
         noted = {**attrs.get(ATTRS, {}), **theirs.get(ATTRS, {})}
         attrs = {**theirs, ATTRS: noted}
-    unified = pa.schema([(name, _common_type(name, list(types))) for name, types in fields.items()])
+    common: list[tuple[str, pa.DataType]] = []
+    for name, types in fields.items():  # in a comprehension, Python 3.11 has one frame more
+        common.append((name, _common_type(name, list(types))))  # noqa: PERF401
+    unified = pa.schema(common)
     described = json.loads(schemas[0].metadata[_PANDAS])
     entries: dict[str, Any] = {}
     for schema in schemas:
@@ -288,7 +291,7 @@ def _common_type(name: str, types: list[pa.DataType]) -> pa.DataType:
             f'the values of the output "{name}" are of different types in different chunks '
             f"({told}), so all of them were written as text",
             UserWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
         return pa.string()
     return pa.string() if pa.types.is_null(common) else common
