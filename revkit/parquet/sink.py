@@ -266,7 +266,7 @@ def _unified(schemas: list[pa.Schema]) -> pa.Schema:
         attrs = {**theirs, ATTRS: noted}
     common: list[tuple[str, pa.DataType]] = []
     for name, types in fields.items():  # in a comprehension, Python 3.11 has one frame more
-        common.append((name, _common_type(name, list(types))))  # noqa: PERF401
+        common.append((name, _common_type(name, list(types))))
     unified = pa.schema(common)
     described = json.loads(schemas[0].metadata[_PANDAS])
     entries: dict[str, Any] = {}
