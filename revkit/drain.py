@@ -55,6 +55,7 @@ class Drain:
 
     Attributes:
         has_work: there is a row for an engine to run.
+        is_awaited: rows wait for the drain: a good reply holds its place until it is committed.
         tell: takes a change of the scheduler to where the engine makes it.
     """
 
@@ -77,8 +78,9 @@ class Drain:
         self.tell: Callable[[Callable[[], object]], object] = lambda change: change()
         self._plan = plan
         self._scheduler = scheduler
-        self._wake = wake
+        self.wake = wake
         self._ahead = ahead
+        self.is_awaited = ahead is not None
         self._facts: deque[Started | Held | Attempted | Ended] = deque()
         #: what was collected and is to be reported: rows that were settled, and good replies
         self._settled: list[Attempted] = []
@@ -113,7 +115,7 @@ class Drain:
         chosen = self._plan.observers
         self._observers = Observers(chosen) if self._may_wait else Observers(chosen, patience=0)
         self._stream = EventStream(self._send, self._send_all, self.record, self._plan.place)
-        self._scheduler.tell = self.emit
+        self._scheduler.tell = self._hear
 
     def _send(self, kind: str, at: float, data: Data | Callable[[], Data]) -> None:
         assert self._observers is not None
@@ -134,9 +136,12 @@ class Drain:
         return Event(kind, timestamp, SOURCE, self.record.run_id, made)
 
     def emit(self, fact: Started | Held | Attempted | Ended) -> None:
-        """Called by workers, from any thread."""
+        """Called by workers, from any thread; who emits also wakes the drain in time."""
         self._facts.append(fact)
-        self._wake()
+
+    def _hear(self, fact: Started | Held) -> None:
+        self._facts.append(fact)
+        self.wake()
 
     def begin(self) -> None:
         """Settle the rows that failed before anything was sent."""
@@ -306,7 +311,7 @@ class Drain:
 
         self.tell(change)
         if self._wants_rows:
-            self._wake()
+            self.wake()
 
     def open_display(self) -> None:
         """Show how far the run is, if the user wants to see it."""

@@ -316,6 +316,8 @@ def _threads(plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered
         plan.work(rendered, drain.record.warnings.append),
         workers=plan.workers,
         emit=drain.emit,
+        wake=drain.wake,
+        awaited=drain.is_awaited,
         attempt_timeout=plan.attempt_timeout,
     )
 
@@ -328,6 +330,8 @@ def _tasks(plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered) 
         plan.work(rendered, drain.record.warnings.append),
         workers=plan.workers,
         emit=drain.emit,
+        wake=drain.wake,
+        awaited=drain.is_awaited,
         attempt_timeout=plan.attempt_timeout,
         timeout=None if plan.timeout is None else (plan.timeout, _timed_out(plan.timeout)),
     )
@@ -459,6 +463,7 @@ async def aexecute(plan: Plan) -> Record:
         drain.break_off(error)
         raise
     finally:
+        asked = True  # a thread that lives on finds a loop that may be closed
         drain.put_away()
         pool.shutdown(wait=False)
 

@@ -283,9 +283,14 @@ class Scheduler:
         """What is running, in the order in which it was started."""
         return [Started(attempt, start) for attempt, start in list(self._running.values())]
 
-    def _has_room(self) -> bool:
+    @property
+    def room(self) -> int:
+        """How many attempts more might run, 0 or fewer where there is no place for another one."""
         limit = self._max_workers if self._throttle is None else self._throttle.limit
-        return len(self._running) + self._uncommitted < limit
+        return limit - len(self._running) - self._uncommitted
+
+    def _has_room(self) -> bool:
+        return self.room > 0
 
     def _has_next(self) -> bool:
         """Whether there is a row that was never started; looks at it."""

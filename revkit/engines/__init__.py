@@ -1,8 +1,8 @@
 """The two ways to run workers: ``threads.py`` and ``loop.py``.
 
 Both are thin: a worker takes an attempt from the scheduler, does the work, settles it with the
-scheduler, and emits the fact. ``engine.emit`` is called from a worker's thread or loop; the last
-thing that an engine emits is :class:`Ended`.
+scheduler, emits the fact and wakes the drain. Both functions are called from a worker's thread or
+loop; the last thing that an engine emits is :class:`Ended`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from dataclasses import dataclass
 
 from ..events import Attempted, Failure, Held, Started
 
-__all__ = ["Emit", "Ended", "overran"]
+__all__ = ["OFTEN", "Emit", "Ended", "overran"]
+
+#: A drain for which no row waits is woken at most so often (seconds), and when all is done; it
+#: looks up by itself now and then.
+OFTEN = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,19 +19,24 @@ from typing import Any
 from ..events import CANCELLED, Attempt, Failure, Outcome, Stop, StopKind
 from ..scheduler import DONE, WAIT, Scheduler, Step
 from ..work import AsyncAttempts, Work
-from . import Emit, Ended, overran
+from . import OFTEN, Emit, Ended, overran
 
 __all__ = ["LoopEngine", "LoopThread", "background", "runs_here", "submit"]
 
 #: Attempts that never wait would keep the loop to themselves; at least so often (seconds) a
 #: worker lets others run.
 _BREATH = 0.001
+#: Where rows wait for the drain it is woken when so many turns of the loop have brought it nothing
+#: new, or after so many seconds. A reply takes two turns from its socket to its worker.
+_QUIET, _BUSY = 3, 0.005
 
 
 class LoopEngine:
     """Runs ``workers`` tasks over ``scheduler`` on the running loop.
 
     Args:
+        wake: wakes the drain, for which there are facts.
+        awaited: rows wait for the drain; else it is in no hurry.
         attempt_timeout: seconds that one attempt may take; None: any time.
         timeout: seconds for the whole run, and the stop that comes then; None: any time.
     """
@@ -45,6 +50,8 @@ class LoopEngine:
         *,
         workers: int,
         emit: Emit,
+        wake: Callable[[], None],
+        awaited: bool,
         attempt_timeout: float | None = None,
         timeout: tuple[float, Stop] | None = None,
     ):
@@ -53,6 +60,13 @@ class LoopEngine:
         self._work = work
         self._workers = workers
         self._emit = emit
+        self._wake = wake
+        self._awaited = awaited
+        #: facts so far; and whether it is watched when the loop has no more for now
+        self._facts = 0
+        self._watching = False
+        #: when the drain was last woken that is in no hurry, on the loop's clock
+        self._woke = float("-inf")
         self._attempt_timeout = attempt_timeout
         self._tasks: list[asyncio.Task[None]] = []
         #: when a worker last let others run, on the loop's clock
@@ -99,6 +113,7 @@ class LoopEngine:
             if timer is not None:
                 timer.cancel()
             self._emit(Ended(crash, at))
+            self._wake()
 
     def stop(self, stop: Stop) -> None:
         """Start nothing more, and cancel what runs if the stop says so. Call it on the loop."""
@@ -128,7 +143,35 @@ class LoopEngine:
         if self._scheduler.stopped is not None:
             self._obey()
         elif self._waiting:
-            self._wake_next(asyncio.get_running_loop().time())
+            now = asyncio.get_running_loop().time()
+            if self._scheduler.due() > now:
+                self._wake_next(now)
+            # All at once: each of them that saw to the next one would take a turn of the loop.
+            for _ in range(min(self._scheduler.room, len(self._waiting))):
+                self._wake_one()
+
+    def _wake_drain(self, now: float) -> None:
+        """Let the drain know of a fact, though not of each: threads that take turns cost more.
+
+        Where rows wait for it, as soon as the loop has nothing else to do.
+        """
+        self._facts += 1
+        if not self._awaited:
+            if now - self._woke >= OFTEN:
+                self._woke = now
+                self._wake()
+        elif not self._watching:
+            self._watching = True
+            asyncio.get_running_loop().call_soon(self._watch, self._facts, _QUIET, now)
+
+    def _watch(self, seen: int, turns: int, since: float) -> None:
+        loop = asyncio.get_running_loop()
+        turns = turns - 1 if self._facts == seen else _QUIET
+        if turns and loop.time() - since < _BUSY:
+            loop.call_soon(self._watch, self._facts, turns, since)
+        else:
+            self._watching = False
+            self._wake()
 
     def _wake_next(self, now: float) -> None:
         """Let one waiting worker ask again as soon as there is something for it."""
@@ -203,6 +246,9 @@ class LoopEngine:
             self._emit(scheduler.account(step, start, outcome, end))
             if scheduler.stopped is not None:
                 self._obey()
+                self._wake()
+            else:
+                self._wake_drain(end)
             if outcome is CANCELLED:
                 return
             if end - self._breathed >= _BREATH:

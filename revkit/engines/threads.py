@@ -11,9 +11,16 @@ from collections.abc import Callable
 from ..events import CANCELLED, Attempt, Stop, StopKind
 from ..scheduler import DONE, WAIT, Scheduler
 from ..work import Attempts, Work
-from . import Emit, Ended, overran
+from . import OFTEN, Emit, Ended, overran
 
 __all__ = ["ThreadEngine"]
+
+#: Seconds: an attempt shorter than this costs less than to let another thread have the lock and
+#: the interpreter.
+_SHORT = 2e-5
+#: So many short attempts, less so many for each that was not, and one worker does the work; so long
+#: an attempt of its (seconds), and the others come back.
+_ENOUGH, _SET_BACK, _REST = 32, 32, 0.002
 
 
 class ThreadEngine:
@@ -24,7 +31,12 @@ class ThreadEngine:
     ``attempt_timeout`` is abandoned: its late result is ignored, and another thread takes the
     worker's place, as often as there are workers; then the run is stopped.
 
+    Workers whose attempts are so short that taking turns costs more than the attempts do would only
+    stand in each other's way: then all but one rest, as long as that one is quick.
+
     Args:
+        wake: wakes the drain, for which there are facts.
+        awaited: rows wait for the drain; else it is in no hurry.
         attempt_timeout: seconds that one attempt may take; None: any time.
     """
 
@@ -38,16 +50,24 @@ class ThreadEngine:
         *,
         workers: int,
         emit: Emit,
+        wake: Callable[[], None],
+        awaited: bool,
         attempt_timeout: float | None = None,
     ):
         self._scheduler = scheduler
         self._work = work
         self._workers = workers
         self._emit = emit
+        self._wake = wake
+        self._awaited = awaited
         self._attempt_timeout = attempt_timeout
         #: guards all below and the scheduler; notified when a worker that waits should ask again
         self._changed = threading.Condition(threading.Lock())
         self._waiting = 0
+        #: how many short attempts there were of late; see ``_ENOUGH``
+        self._short = 0
+        #: when the drain was last woken that is in no hurry
+        self._woke = -math.inf
         #: until when the one waits that asks again in time; the others wait to be notified
         self._alarm: float | None = None
         self._left = workers
@@ -64,6 +84,7 @@ class ThreadEngine:
             self._work.open(self._workers)
         except Exception as error:  # noqa: BLE001 - the run ends with it, as on the loop
             self._emit(Ended(error, self.clock()))
+            self._wake()
             return
         for worker in range(self._workers):
             try:
@@ -127,6 +148,7 @@ class ThreadEngine:
         attempt, start = mine
         outcome = overran(self._attempt_timeout)
         self._emit(self._scheduler.account(attempt, start, outcome, now))
+        self._wake()
         self._changed.notify_all()
         if not self._work.replaceable:
             self._lose_a_worker()
@@ -200,6 +222,13 @@ class ThreadEngine:
                 del at_work[worker]
                 # A row that is not running any more has been reported.
                 self._emit(scheduler.account(step, start, outcome, end))
+                if end - start < _SHORT:
+                    self._short += self._short < 2 * _ENOUGH
+                else:
+                    self._short = max(0, self._short - _SET_BACK)
+                if self._awaited or end - self._woke >= OFTEN or scheduler.stopped is not None:
+                    self._woke = end
+                    self._wake()
                 step = self._take(worker, end)
         return False
 
@@ -207,9 +236,10 @@ class ThreadEngine:
         """The next attempt, waited for if need be; None when there is none. Holds the lock."""
         scheduler, changed = self._scheduler, self._changed
         while True:
-            step = scheduler.take(worker, now)
+            rests = self._short >= _ENOUGH and self._rests(now)
+            step = now + _REST if rests else scheduler.take(worker, now)
             if isinstance(step, Attempt):
-                if self._waiting:
+                if self._waiting and self._short < _ENOUGH:
                     self._wake_next(now)
                 return step
             if step is DONE:
@@ -228,6 +258,15 @@ class ThreadEngine:
             self._waiting -= 1
             now = self.clock()
 
+    def _rests(self, now: float) -> bool:
+        """Whether the worker leaves the work to one that is quick. Holds the lock."""
+        if not self._at_work or self._scheduler.stopped is not None:
+            return False
+        if all(now - start < _REST for _, start in self._at_work.values()):
+            return True
+        self._short = 0
+        return False
+
     def _wake_next(self, now: float) -> None:
         """Let one waiting worker ask again, now or, by its alarm, in time. Holds the lock."""
         when = self._scheduler.due()
@@ -240,3 +279,4 @@ class ThreadEngine:
             self._work.close()
         finally:
             self._emit(Ended(self._crash, at))
+            self._wake()
