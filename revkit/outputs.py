@@ -26,6 +26,9 @@ __all__ = ["Field", "Outputs"]
 #: that follows it: a reply of a million braces would keep a loop busy for minutes.
 _TRIES = 100
 
+#: Replies that are remembered with their values, and how many characters these may have.
+_KNOWN, _SHORT = 1_000, 200
+
 _WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
@@ -102,6 +105,11 @@ class Field:
             if len(inner) == 1:
                 return inner[0]
         return self.type
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its values are labels, or of a plain type that nobody can change."""
+        return self.labels is not None or self.scalar in _WORDS
 
     def words(self) -> str:
         """What the field may hold, in words for a prompt."""
@@ -204,6 +212,12 @@ class Outputs(Mapping[str, Field]):
         else:
             self._fields = as_fields(given, what="outputs")
         self.free_text = free_text
+        #: Replies that were read, with their values: rows of a class output share a few replies,
+        #: and to validate one again costs more than all else that is done to it. Not where a
+        #: validator of the user's might tell two apart, or where values can be changed.
+        self._known: dict[str, dict[str, Any]] | None = None
+        if self._user_model is None and all(field.is_plain for field in self.values()):
+            self._known = {}
         if free_text and (len(self) != 1 or next(iter(self.values())).type is not str):
             raise UsageError("free text is one output of type str")
 
@@ -282,6 +296,17 @@ class Outputs(Mapping[str, Field]):
             raise BadOutput("the reply is empty", text=text)
         if self.free_text:
             return {next(iter(self)): text.strip()}
+        known = self._known
+        if known is None or len(text) > _SHORT:
+            return self._validated(text)
+        values = known.get(text)
+        if values is None:
+            values = self._validated(text)
+            if len(known) < _KNOWN:
+                known[text] = values
+        return values.copy()
+
+    def _validated(self, text: str) -> dict[str, Any]:
         import pydantic
 
         try:

@@ -418,6 +418,60 @@ def test_leniency_about_what_stands_around(type_: Any, text: str, value: Any) ->
         assert outputs(type_).parse(wrapped) == {"x": value}
 
 
+@given(
+    texts=st.lists(
+        st.builds(
+            lambda label, score, sure, around: (
+                f'{around}{{"label": {json.dumps(label)}, "score": {score}, "sure": {sure}}}'
+            ),
+            st.sampled_from(["good", "bad", "GOOD", "other", 1, None]),
+            st.sampled_from(["1", "1.0", "1.5", '"1"', "true", "1e3", "null", "NaN"]),
+            st.sampled_from(["true", "false", "1", "0", '"true"', '"yes"', "null"]),
+            st.sampled_from(["", " ", "so: ", "[", "{}"]),
+        ),
+        max_size=12,
+    )
+)
+def test_a_reply_read_before_is_read_as_if_for_the_first_time(texts: list[str]) -> None:
+    def outputs() -> Outputs:
+        return Outputs({"label": ["good", "bad"], "score": float, "sure": bool | None})
+
+    def read(outputs: Outputs, text: str) -> Any:
+        try:
+            values = outputs.parse(text)
+        except BadOutput as error:
+            return str(error), error.text
+        return [(name, type(value), repr(value)) for name, value in values.items()]
+
+    known = outputs()
+    for text in texts + texts:
+        assert read(known, text) == read(outputs(), text)
+
+
+def test_values_of_a_reply_are_the_rows_own() -> None:
+    outputs = Outputs({"label": ["good", "bad"]})
+    outputs.parse('{"label": "good"}')["label"] = "changed"
+    assert outputs.parse('{"label": "good"}') == {"label": "good"}
+
+
+def test_a_validator_of_the_users_is_asked_about_every_reply() -> None:
+    asked: list[str] = []
+
+    class Judged(pydantic.BaseModel):
+        label: Literal["good", "bad"]
+
+        @pydantic.field_validator("label")
+        @classmethod
+        def count(cls, label: str) -> str:
+            asked.append(label)
+            return label
+
+    outputs = as_task(Signature("Judge.", inputs="text", outputs=Judged)).outputs
+    for _ in range(3):
+        outputs.parse('{"label": "good"}')
+    assert len(asked) == 3
+
+
 def test_an_object_is_looked_for_in_so_many_places_and_no_more() -> None:
     """Each brace may start what is read to the end of the reply: a loop would stand still."""
     assert outputs(int).parse("{ " * 99 + '{"x": 3}') == {"x": 3}
