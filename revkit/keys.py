@@ -11,6 +11,7 @@ weights is kept beside a reply, and not hashed: it may be that nobody can be ask
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -71,8 +72,7 @@ class ReplyKeys:
             messages = messages[shared:]
         else:
             hashed = self._bare.copy()
-        hashed.update(b"".join(map(_turn, messages)))
-        hashed.update(b"s%d" % sample)
+        hashed.update(b"%bs%d" % (b"".join(map(_turn, messages)), sample))
         return hashed.digest()
 
 
@@ -100,7 +100,13 @@ def _asked(task: ModelTask, settings: Mapping[str, Any]) -> bytes:
 
 
 def _turn(message: Message) -> bytes:
-    return b"m" + _sized(message["role"]) + _sized(message["content"])
+    data = message["content"].encode("utf-8", "surrogatepass")
+    return b"%b%d:%b" % (_begin_turn(message["role"]), len(data), data)
+
+
+@functools.cache  # there are three roles
+def _begin_turn(role: str) -> bytes:
+    return b"m" + _sized(role)
 
 
 def _sized(text: str) -> bytes:

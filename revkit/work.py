@@ -66,13 +66,14 @@ class Rows:
     ):
         self.names = tuple(names)
         self.columns = list(columns)
+        self._pairs = list(zip(self.names, self.columns, strict=True))
         self.scalar = scalar
         self.samples = samples
 
     def mapping(self, row: int) -> dict[Any, Any]:
         """The row as a new dict."""
         line = row // self.samples
-        return dict(zip(self.names, [column[line] for column in self.columns], strict=True))
+        return {name: column[line] for name, column in self._pairs}
 
     def repeated(self, samples: int) -> Rows:
         """So many rows for each line."""

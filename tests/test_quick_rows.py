@@ -1,4 +1,4 @@
-"""Rows that take no time: one thread does them all, and the others are there when it is not enough."""
+"""Rows that take no time: one thread does them, and the others are there when it is needed."""
 
 from __future__ import annotations
 

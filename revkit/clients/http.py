@@ -398,19 +398,25 @@ class AiohttpTransport:
 
             url = self._urls[request.url] = yarl.URL(request.url)
         try:
-            async with self._session.request(
+            response = await self._session.request(
                 "GET" if request.body is None else "POST",
                 url,
                 data=_payload(request.body),
                 headers=request.headers,
                 allow_redirects=False,
                 proxy=self._proxy,
-            ) as response:
+            )
+            try:
                 headers = lower_headers(response.headers.items())
                 body = BoundedBody(headers, limit=self._max_body, where=self._peer.where)
-                while chunk := await response.content.readany():
-                    body.feed(chunk)
-                return Response(response.status, headers, body.end())
+                content = response.content
+                body.feed(await content.readany())
+                while not content.at_eof():
+                    body.feed(await content.readany())
+            except BaseException:
+                response.release()  # at its end it is released by itself, and this costs time
+                raise
+            return Response(response.status, headers, body.end())
         except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
             raise from_aiohttp(error, self._peer) from None
 
