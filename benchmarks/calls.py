@@ -1,0 +1,144 @@
+"""What a client adds to a call: revkit beside the others, against a server on loopback.
+
+    python benchmarks/calls.py [--peers PYTHON] [--repeat 3] [--case 50]
+
+Each figure is the median of runs that take turns, each in a process of its own and against a server
+of its own. A run is void unless every reply stands at its row and the server has counted as many
+requests as rows. The clients that are not revkit's (``requirements-peers.txt``) may live in another
+environment; ``--peers`` names its interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+from clients import CLIENTS
+from server import label, prompt, serving, stats
+
+#: As long as a review.
+REVIEW = "I bought this for my mother and it broke twice within a month but they were kind"
+TEXT = " ".join((REVIEW.split() * 4)[:64])
+#: Rows with which each process gets everything ready before it is measured, and their numbers.
+WARM_UP, OTHER_ROWS = 64, 10_000_000
+OURS = ("revkit", "revkit, threads")
+BARE = "bare aiohttp workers"
+#: Seconds for one run.
+PATIENCE = 300
+
+
+class Case(NamedTuple):
+    """So many rows, at a server that takes so long for each."""
+
+    latency_ms: int
+    workers: int
+    rows: int
+    clients: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.latency_ms} ms, {self.workers:,} workers"
+
+
+FAST = ("revkit", BARE)
+CASES = (
+    *(Case(0, workers, 5_000, FAST) for workers in (1, 16, 64)),
+    Case(50, 64, 2_560, tuple(CLIENTS)),
+    *(Case(200, workers, 20 * workers, FAST) for workers in (256, 1_000)),
+)
+
+
+def measure(name: str, url: str, workers: int, rows: int) -> dict[str, float]:
+    """One client in this process."""
+    run = CLIENTS[name](url, workers)
+    run([prompt(TEXT, OTHER_ROWS + row) for row in range(WARM_UP)])
+    prompts = [prompt(TEXT, row) for row in range(rows)]
+    cpu, wall = time.process_time(), time.perf_counter()
+    found = run(prompts)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    wrong = sum(one != label(row) for row, one in enumerate(found))
+    if wrong or len(found) != rows:
+        raise SystemExit(f"void: {wrong} of {rows} replies are not those of their rows")
+    return {
+        "cpu_us_per_row": cpu / rows * 1e6,
+        "rows_per_s": rows / wall,
+        "wall_s": wall,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def run_one(case: Case, name: str, python: str) -> dict[str, float] | str:
+    """One client in a process of its own; why there is no figure, where there is none."""
+    with serving(case.latency_ms / 1e3) as url:
+        command = [python, __file__, "--one", name, url, str(case.workers), str(case.rows)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            return f"void: it took more than {PATIENCE} s"
+        counted = stats(url)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        return said[-1] if said else f"it ended with {done.returncode}"
+    if counted["requests"] != case.rows + WARM_UP:
+        return f"void: {counted['requests'] - WARM_UP} requests for {case.rows} rows"
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found["efficiency"] = case.rows * case.latency_ms / 1e3 / case.workers / found["wall_s"]
+    found["most_in_flight"] = counted["most_running"]
+    found["connections"] = counted["most_open"]
+    return found
+
+
+def run_all(cases: tuple[Case, ...], repeat: int, peers: str) -> list[dict[str, Any]]:
+    """Every client of every case, taking turns; medians."""
+    lines = []
+    for case in cases:
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in case.clients}
+        why: dict[str, str] = {}
+        for turn in range(repeat):
+            for name in case.clients:
+                if name in why:
+                    continue
+                found = run_one(case, name, sys.executable if name in (*OURS, BARE) else peers)
+                if isinstance(found, str):
+                    why[name] = found
+                else:
+                    runs[name].append(found)
+                print(f"{case.name}, turn {turn + 1}: {name}: {found}", file=sys.stderr)
+        for name in case.clients:
+            line: dict[str, Any] = {**case._asdict(), "client": name, "why": why.get(name)}
+            del line["clients"]
+            if name not in why:
+                columns = runs[name][0]
+                line |= {key: statistics.median(run[key] for run in runs[name]) for key in columns}
+            lines.append(line)
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", default=sys.executable, help="interpreter that has the peers")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--case", type=int, nargs="*", help="only those of these latencies in ms")
+    parser.add_argument("--client", nargs="*", help="only these clients")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        name, url, workers, rows = options.one
+        print(json.dumps(measure(name, url, int(workers), int(rows))))
+        return
+    cases = tuple(c for c in CASES if not options.case or c.latency_ms in options.case)
+    if options.client:
+        cases = tuple(c._replace(clients=tuple(options.client)) for c in cases)
+    from report import calls_table
+
+    print(calls_table(run_all(cases, options.repeat, options.peers)))
+
+
+if __name__ == "__main__":
+    main()
