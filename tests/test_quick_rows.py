@@ -8,8 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from test_stops import Clock, clock
 
 import revkit
+
+__all__ = ["clock"]  # a fixture
 
 QUICK = 2_000  #: rows after which one worker does the work
 WORKERS = 8
@@ -68,18 +71,21 @@ def test_quick_rows_leave_the_number_in_flight_at_or_below_max_workers() -> None
     assert 1 <= most <= WORKERS
 
 
-def test_a_row_that_overruns_among_quick_ones_is_abandoned_and_the_rest_is_done() -> None:
+def test_a_row_that_overruns_among_quick_ones_is_abandoned_and_the_rest_is_done(
+    clock: Clock,
+) -> None:
     over = threading.Event()
 
     def function(row: Any) -> int:
         if row["x"] == QUICK:
+            clock.now += 100.0
             over.wait(PATIENCE)
         return int(row["x"])
 
     df = frame(QUICK + 500)
     try:
         run = df.llm.parallel_map(
-            function, max_workers=WORKERS, attempt_timeout=0.05, retry=revkit.Retry(attempts=1)
+            function, max_workers=WORKERS, attempt_timeout=99.0, retry=revkit.Retry(attempts=1)
         )
     finally:
         over.set()
