@@ -52,6 +52,8 @@ A reading order, from what decides to what touches the world:
 
 from __future__ import annotations
 
+import sys
+
 from . import accessor as _accessor
 from ._version import __version__
 from .accessor import register_accessor
@@ -64,6 +66,7 @@ from .clients.base import Client, Reply
 from .clients.local import Local
 from .clients.ollama import Ollama
 from .clients.openai import OpenAICompatible
+from .clients.secret import Secret
 from .config import load_agent, use
 from .conversation import Conversation
 from .data import data_file, load_reviews
@@ -152,6 +155,7 @@ __all__ = [
     "RunCancelled",
     "RunFailed",
     "RunTimeout",
+    "Secret",
     "ServerError",
     "Signature",
     "Step",
@@ -175,8 +179,15 @@ __all__ = [
 
 _accessor.register_default()
 
+if "dask.dataframe" in sys.modules:  # else ``import revkit.dask`` does it
+    from . import dask as _dask  # noqa: F401
+
 
 def __getattr__(name: str) -> object:
+    if name == "collect":  # imports Dask
+        from .dask import collect
+
+        return collect
     if name == "store":  # imported when it is used: it needs SQLite, and most of a session does not
         import importlib
 

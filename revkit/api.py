@@ -1,7 +1,7 @@
 """The function behind every door: ``parallel_map`` and ``aparallel_map``.
 
 A call has three steps: :func:`prepare` decides everything and refuses what cannot be done,
-``run.execute`` carries it out, and :func:`_finish` makes the result of its record.
+``run.execute`` carries it out, and :func:`finish` makes the result of its record.
 """
 
 from __future__ import annotations
@@ -399,7 +399,7 @@ _STOPPED = {
 }
 
 
-def _finish(call: Prepared, record: Record) -> ParallelResult:
+def finish(call: Prepared, record: Record) -> ParallelResult:
     """Make the result, write the columns, and raise what the run came to.
 
     Raises:
@@ -483,7 +483,7 @@ def _go_on(record: Record) -> str:
 def _retry(call: Prepared, record: Record) -> ParallelResult:
     again, rows = _what_is_left(call, record)
     with noted_interrupts() as press:
-        result = _finish(_once_more(call), record.continued(execute(again, press), rows))
+        result = finish(_once_more(call), record.continued(execute(again, press), rows))
     return _unless_pressed(result, press)
 
 
@@ -496,7 +496,7 @@ def _unless_pressed(result: ParallelResult, press: Press) -> ParallelResult:
 
 async def _aretry(call: Prepared, record: Record) -> ParallelResult:
     again, rows = _what_is_left(call, record)
-    return _finish(_once_more(call), record.continued(await aexecute(again), rows))
+    return finish(_once_more(call), record.continued(await aexecute(again), rows))
 
 
 def _what_is_left(call: Prepared, record: Record) -> tuple[Plan, list[int]]:
@@ -573,7 +573,7 @@ def map_any(
     """
     call = prepare_any("parallel_map", source, task, leave_out=leave_out, options=options)
     with noted_interrupts() as press:
-        result = _finish(call, execute(call.plan, press))
+        result = finish(call, execute(call.plan, press))
     return _unless_pressed(result, press)
 
 
@@ -582,7 +582,7 @@ async def amap_any(
 ) -> ParallelResult:
     """:func:`map_any` on the running loop."""
     call = prepare_any("aparallel_map", source, task, leave_out=leave_out, options=options)
-    return _finish(call, await aexecute(call.plan))
+    return finish(call, await aexecute(call.plan))
 
 
 #: The arguments that doors have in common, with their defaults.

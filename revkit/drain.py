@@ -210,7 +210,7 @@ class Drain:
     def _wants_rows(self) -> bool:
         if not self._more or self._ahead is None or self._scheduler.stopped is not None:
             return False
-        return self._ahead.pending < 2 * self._plan.workers + _AHEAD
+        return self._ahead.ready and self._ahead.pending < 2 * self._plan.workers + _AHEAD
 
     def visit_store(self) -> None:
         """Put good replies away, in one commit, and look up the next rows. May block."""

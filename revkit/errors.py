@@ -222,15 +222,18 @@ class RunFailed(RevkitError):
     """The run failed as a whole; every row that was done is in ``result``.
 
     Attributes:
-        result: the whole partial result of the run.
+        result: the whole partial result of the run; None where it is on a Dask worker.
         results: of a chain: the result of each step so far, the partial one last; else None.
     """
 
     results: ChainResult | None = None
 
-    def __init__(self, message: str, result: ParallelResult):
+    def __init__(self, message: str, result: ParallelResult | None = None):
         super().__init__(message)
-        self.result = result
+        self.result: ParallelResult = result  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (str(self),)  # the result stays where it is
 
 
 class RunTimeout(RunFailed):
@@ -254,9 +257,12 @@ class Interrupted(KeyboardInterrupt):
 
     results: ChainResult | None = None
 
-    def __init__(self, message: str, result: ParallelResult):
+    def __init__(self, message: str, result: ParallelResult | None = None):
         super().__init__(message)
-        self.result = result
+        self.result: ParallelResult = result  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (str(self),)  # the result stays where it is
 
 
 def one_line(text: str) -> str:

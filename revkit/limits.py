@@ -7,8 +7,10 @@ object: several runs, on several threads, may hold it. Nothing under a lock wait
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Mapping
 from threading import Lock
+from typing import Any
 
 from .buckets import PICO, Account, Refusal, Reservation, TokenBucket
 from .errors import UsageError
@@ -59,6 +61,8 @@ class RateLimit:
         self._tokens = TokenBucket(tokens_per_minute or math.inf)
         self._now = -math.inf  #: the latest time that any run has told
         self._lock = Lock()
+        #: what it goes by where copies of it are one limit: on the machines of a cluster
+        self.identity = uuid.uuid4().hex
 
     def reserve(self, tokens: int, now: float) -> float | None:
         """Let a request of about so many tokens start.
@@ -84,6 +88,15 @@ class RateLimit:
         """``now``, unless another run was here later: the lock is not taken in order of time."""
         self._now = max(self._now, now)
         return self._now
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_now": -math.inf}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy counts for itself; on a Dask cluster, all copies of one are one limit."""
+        self.__dict__.update(state, _lock=Lock())
+        self._requests = TokenBucket(self.requests_per_minute or math.inf)
+        self._tokens = TokenBucket(self.tokens_per_minute or math.inf)
 
     def __repr__(self) -> str:
         return _call(
@@ -141,6 +154,8 @@ class Budget:
         self._usd = Account(None if usd is None else round(usd * PICO))
         self._in_flight: set[Reservation] = set()
         self._lock = Lock()
+        #: what it goes by where copies of it are one budget: on the machines of a cluster
+        self.identity = uuid.uuid4().hex
 
     def check(self, model: str, max_tokens: int | None, price: Price | None) -> None:
         """Refuse, before anything is sent, what the budget cannot be kept for.
@@ -257,6 +272,21 @@ class Budget:
     def reserved_usd(self) -> float:
         """US dollars that attempts in flight hold."""
         return self._usd.reserved / PICO
+
+    def count(self, tokens: int, pico: int) -> None:
+        """Set what is spent, where somebody else has counted it: tokens and picodollars."""
+        with self._lock:
+            self._tokens.spent, self._usd.spent = tokens, pico
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {**self.__dict__, "_lock": None, "_in_flight": set()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy counts for itself, from what was spent; on a Dask cluster, all are one budget."""
+        self.__dict__.update(state, _lock=Lock())
+        self._tokens = Account(self._tokens.limit, self._tokens.spent)
+        self._usd = Account(self._usd.limit, self._usd.spent)
 
     def __repr__(self) -> str:
         return _call(

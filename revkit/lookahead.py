@@ -91,6 +91,11 @@ class Lookahead:
         """Rows that need the model and are not settled."""
         return len(self._key)
 
+    @property
+    def ready(self) -> bool:
+        """Whether it is time to look at the next rows."""
+        return True
+
     def look(self) -> Seen:
         """Look at the next rows. Reads the store, and may block."""
         seen = Seen()

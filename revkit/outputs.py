@@ -233,6 +233,10 @@ class Outputs(Mapping[str, Field]):
     def __repr__(self) -> str:
         return f"Outputs({list(self._fields)})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Not the model class that was made of the fields: where they go, it is made again.
+        return {name: self.__dict__[name] for name in ("_user_model", "_fields", "free_text")}
+
     @cached_property
     def model(self) -> type[pydantic.BaseModel]:
         """The pydantic model that validates a reply."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -13,8 +13,9 @@ from .adaptive import Adaptive, AdaptiveLimit
 from .cancel import CancelToken
 from .clients.base import Client
 from .errors import UsageError
-from .events import Failure
+from .events import Failure, Stop
 from .limits import Budget, RateLimit
+from .lookahead import Lookahead
 from .policy import Retry
 from .prices import known_price
 from .record import Record, RowResult
@@ -164,6 +165,31 @@ class Plan:
             max_tokens=None if self.client is None else self.client.max_tokens,
             price=self.price,
         )
+
+    def lookahead(self, store: Store, rendered: MutableMapping[int, list[Message]]) -> Lookahead:
+        """What looks rows up in the store, and puts the prompts of the others into ``rendered``."""
+        assert self.client is not None
+        assert isinstance(self.task, ModelTask)
+        return Lookahead(
+            self.task,
+            self.client,
+            self.rows,
+            self.todo,
+            store,
+            rendered,
+            sample=lambda row: self.place(row)[1],
+        )
+
+    def started(
+        self, stop: Callable[[Stop], object], tell: Callable[[Callable[[], object]], object]
+    ) -> None:
+        """The run's engine is at work; for who steers it from outside.
+
+        Args:
+            stop: starts nothing more, and cancels what runs if the stop says so.
+            tell: makes a change where the engine makes its own, and lets a worker that waits ask
+                again.
+        """
 
     def prepare(self) -> None:
         """What the client does once before a run; may block."""

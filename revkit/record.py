@@ -98,6 +98,7 @@ class Record:
         store: path of the store that the run used, None where there was none.
         store_problem: what the store could not do, else None.
         weights: digest of the model's weights, where it was asked for and is known.
+        places: where each worker was, by its number, in a run on a cluster; None: in this process.
         ended_by: the exception that ended it (an interrupt, a fault of revkit), else None.
     """
 
@@ -131,6 +132,7 @@ class Record:
         self.store: str | None = None
         self.store_problem: str | None = None
         self.weights: str | None = None
+        self.places: Sequence[tuple[str, str]] | None = None
         self.ended_by: BaseException | None = None
         self.workers = 0
         self.engine = ""

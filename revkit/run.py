@@ -22,11 +22,9 @@ from .engines import Ended
 from .errors import UsageError
 from .events import Stop, StopKind
 from .interrupt import Press, noted_interrupts
-from .lookahead import Lookahead
 from .plan import Plan
 from .record import Record
 from .scheduler import Scheduler
-from .task import ModelTask
 
 if TYPE_CHECKING:
     import asyncio
@@ -53,17 +51,7 @@ def _assemble(
     ahead = None
     try:
         if store is not None:
-            assert plan.client is not None
-            assert isinstance(plan.task, ModelTask)
-            ahead = Lookahead(
-                plan.task,
-                plan.client,
-                plan.rows,
-                plan.todo,
-                store,
-                rendered,
-                sample=lambda row: plan.place(row)[1],
-            )
+            ahead = plan.lookahead(store, rendered)
         scheduler = Scheduler(
             plan.todo if ahead is None else (),
             more=ahead is not None,
@@ -133,6 +121,7 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
             engine = stack.enter_context(_started(plan, scheduler, drain, rendered))
             drain.starts(engine.clock, engine.began, looked=looking.seconds)
             drain.tell = engine.tell
+            plan.started(engine.stop, engine.tell)
             watch = _Watch(plan, scheduler, engine, press)
             try:
                 while drain.ended is None and not watch.is_over():
@@ -432,6 +421,7 @@ async def aexecute(plan: Plan) -> Record:
                 running = asyncio.create_task(tasks.run())
             drain.starts(engine.clock, engine.began, looked=looking.seconds)
             drain.tell = engine.tell
+            plan.started(engine.stop, engine.tell)
             watch = _Watch(plan, scheduler, engine, lambda: interrupted)
             while drain.ended is None and not watch.is_over():
                 # A kernel delivers an interrupt only at the next event of the loop: here it is.

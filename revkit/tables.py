@@ -137,11 +137,22 @@ def attempts(record: Record) -> pd.DataFrame:
         known = np.asarray(counts if len(counts) else [-1] * count, dtype=float)
         return pd.array(np.where(known < 0, np.nan, known), dtype="Int64")
 
+    worker = np.asarray(record.worker, dtype=np.int64)
+    places = record.places
+    where = (
+        {}
+        if places is None
+        else {
+            name: pd.array([places[lane][at] for lane in worker], dtype=STRING)
+            for at, name in enumerate(("host", "process"))
+        }
+    )
     return pd.DataFrame(
         {
             "row": np.asarray(record.row, dtype=np.int64),
             "attempt": np.asarray(record.number, dtype=np.int64),
-            "worker": np.asarray(record.worker, dtype=np.int64),
+            "worker": worker,
+            **where,
             "start_s": np.asarray(record.start, dtype=float) - record.began,
             "end_s": np.asarray(record.end, dtype=float) - record.began,
             "service_ms": figures.service_times(record) * 1e3,

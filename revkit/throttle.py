@@ -8,7 +8,7 @@ about its prompts, is here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from .buckets import Refusal, Reservation
 from .events import CANCELLED, Attempt, Failure, HoldKind, Outcome, Stop, StopKind
@@ -16,9 +16,8 @@ from .tokens import Price, TokenEstimate
 
 if TYPE_CHECKING:
     from .adaptive import AdaptiveLimit
-    from .limits import Budget, RateLimit
 
-__all__ = ["Refused", "Throttle"]
+__all__ = ["Purse", "Refused", "Starts", "Throttle", "as_load"]
 
 #: Seconds after which a budget is asked again that attempts in flight hold in full.
 _LATER = 0.05
@@ -39,6 +38,30 @@ class _Reserved(NamedTuple):
     budget: Reservation | None
 
 
+class Starts(Protocol):
+    """Says when attempts may start: a :class:`~revkit.RateLimit`, or a part of one."""
+
+    def reserve(self, tokens: int, now: float) -> float | None: ...
+    def correct(self, estimated: int, used: int, now: float) -> None: ...
+
+
+class Purse(Protocol):
+    """What attempts may use: a :class:`~revkit.Budget`, or a part of one."""
+
+    def reserve(
+        self, prompt: int, completion: int, price: Price | None = None
+    ) -> Reservation | Refusal: ...
+
+    def settle(
+        self,
+        reservation: Reservation,
+        prompt_used: int | None = None,
+        completion_used: int | None = None,
+    ) -> None: ...
+
+    def release(self, reservation: Reservation) -> None: ...
+
+
 class Throttle:
     """The limits of one run.
 
@@ -55,8 +78,8 @@ class Throttle:
         self,
         max_workers: int,
         *,
-        rate_limit: RateLimit | None = None,
-        budget: Budget | None = None,
+        rate_limit: Starts | None = None,
+        budget: Purse | None = None,
         adaptive: AdaptiveLimit | None = None,
         size: Callable[[int], int] | None = None,
         max_tokens: int | None = None,
@@ -156,7 +179,7 @@ class Throttle:
                 start=start,
                 end=end,
                 running=running,
-                outcome=_as_load(outcome),
+                outcome=as_load(outcome),
             )
 
     def close(self) -> None:
@@ -175,7 +198,7 @@ def _is_unbilled(outcome: Outcome) -> bool:
     return not outcome.sent or (status >= 400 and status not in _MAY_BE_BILLED)
 
 
-def _as_load(outcome: Outcome) -> Literal["ok", "overloaded", "other"]:
+def as_load(outcome: Outcome) -> Literal["ok", "overloaded", "other"]:
     """What an outcome says of the server's load."""
     if not isinstance(outcome, Failure) or outcome.reply is not None:
         return "ok"

@@ -38,6 +38,8 @@ PURE = {
     "batch",
     "clients.base",
     "plot.raster",
+    "cluster.shares",
+    "cluster.coordinator",
 }
 #: Each touches one part of the world, and knows nothing of the others.
 EDGES = {
@@ -76,6 +78,8 @@ ABOVE = {
     "parquet",
     "preview",
     "accessor",
+    "cluster",
+    "dask",
     "live",
     "config",
     "conversation",
@@ -249,6 +253,7 @@ def test_no_edge_knows_what_stands_above_it() -> None:
                 "testing",
                 "saved",
                 "provenance",
+                "cluster",
             },
         ),
         ("pyarrow", {"columns", "parquet", "saved", "store"}),
@@ -266,6 +271,8 @@ def test_no_edge_knows_what_stands_above_it() -> None:
         ("genai_prices", {"prices"}),
         ("opentelemetry", {"observers"}),
         ("sklearn", {"evaluate"}),
+        ("dask", {"dask", "cluster"}),
+        ("distributed", {"cluster"}),
     ],
 )
 def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
@@ -282,6 +289,8 @@ LATE = [
     "IPython",
     "PIL",
     "aiohttp",
+    "dask",
+    "distributed",
     "genai_prices",
     "httpcore",
     "httpx",
@@ -355,6 +364,7 @@ PUBLIC = [
     "RunCancelled",
     "RunFailed",
     "RunTimeout",
+    "Secret",
     "ServerError",
     "Signature",
     "Step",

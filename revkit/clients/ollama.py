@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadOutput, BadReply, UsageError
 from .base import Exchange, Message, Reply, Request, Response, repeats
 from .protocol import HttpClient, count, encode, error_message, public, static_body
+from .secret import Secret
 
 if TYPE_CHECKING:
     from ..limits import RateLimit
@@ -33,7 +34,8 @@ class Ollama(HttpClient):
         temperature: 0, the default, makes replies as repeatable as the server can; None leaves it
             to the model.
         seed: of the sampling.
-        headers: sent with every request, for a server behind a gateway.
+        headers: sent with every request, for a server behind a gateway; a value that is a key may
+            be a :class:`~revkit.Secret`.
         http: an ``httpx.Client``, ``httpx.AsyncClient`` or transport to send with.
         timeout: seconds for one whole reply. The first one includes loading the model.
         rate_limit: a :class:`~revkit.RateLimit` of all runs that use this client.
@@ -57,15 +59,29 @@ class Ollama(HttpClient):
         max_tokens: int | None = None,
         temperature: float | None = 0.0,
         seed: int | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | Secret] | None = None,
         http: UserHttp | None = None,
         timeout: float = 120.0,
         rate_limit: RateLimit | None = None,
     ):
+        url = read_host(os.environ.get("OLLAMA_HOST") if host is None else host)
+        self._arguments = {
+            "model": model,
+            "host": url,
+            "options": options,
+            "keep_alive": keep_alive,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "headers": headers,
+            "http": http,
+            "timeout": timeout,
+            "rate_limit": rate_limit,
+        }
         super().__init__(
             name=f"ollama:{model}",
             model=model,
-            url=read_host(os.environ.get("OLLAMA_HOST") if host is None else host),
+            url=url,
             headers=headers or {},
             body=options,
             http=http,
@@ -80,6 +96,9 @@ class Ollama(HttpClient):
         self.provider = "ollama"
         self.max_tokens = self.options.get("num_predict")
         self.keep_alive = keep_alive
+
+    def arguments(self) -> dict[str, Any]:
+        return dict(self._arguments)
 
     def session(self, task: ModelTask) -> OllamaSession:
         return OllamaSession(self, task)

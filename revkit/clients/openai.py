@@ -18,6 +18,7 @@ import orjson
 from ..errors import BadOutput, BadReply, UsageError
 from .base import Exchange, Message, Reply, Request, Response, repeats
 from .protocol import HttpClient, count, encode, error_message, public, static_body
+from .secret import Secret
 
 if TYPE_CHECKING:
     from ..limits import RateLimit
@@ -35,7 +36,8 @@ class OpenAICompatible(HttpClient):
     Args:
         model: its name at the server.
         base_url: the URL up to and with ``/v1``; by default ``OPENAI_BASE_URL``, else OpenAI's.
-        api_key: by default ``OPENAI_API_KEY``; a server of your own needs none.
+        api_key: the key, or a :class:`~revkit.Secret` that says where it stands; by default
+            ``OPENAI_API_KEY``; a server of your own needs none.
         max_tokens: most tokens of one reply.
         temperature: 0, the default, makes replies as repeatable as the server can, and is left
             out where a model takes no temperature; None leaves it to the server.
@@ -60,22 +62,38 @@ class OpenAICompatible(HttpClient):
         model: str,
         *,
         base_url: str | None = None,
-        api_key: str | None = None,
+        api_key: str | Secret | None = None,
         max_tokens: int | None = None,
         temperature: float | None = 0.0,
         seed: int | None = None,
         extra_body: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | Secret] | None = None,
         http: UserHttp | None = None,
         timeout: float = 120.0,
         rate_limit: RateLimit | None = None,
     ):
         if base_url is None:
             base_url = os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
-        if api_key is None:
-            api_key = os.environ.get("OPENAI_API_KEY")
         # A key read from a file ends in a newline, which no header may hold.
-        key = (api_key or "").strip()
+        own = (os.environ.get("OPENAI_API_KEY") or "").strip()
+        if api_key is None:
+            key = own
+        else:
+            key = api_key.read() if isinstance(api_key, Secret) else api_key.strip()
+        self._arguments = {
+            "model": model,
+            "base_url": base_url,
+            # That of the environment is read where the client goes.
+            "api_key": Secret(env="OPENAI_API_KEY") if own and api_key in (None, own) else api_key,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "extra_body": extra_body,
+            "headers": headers,
+            "http": http,
+            "timeout": timeout,
+            "rate_limit": rate_limit,
+        }
         super().__init__(
             name=f"openai:{model}",
             model=model,
@@ -101,6 +119,9 @@ class OpenAICompatible(HttpClient):
                 "OPENAI_API_KEY is not set; set it, pass api_key=, or name a server of your own "
                 "with base_url= or OPENAI_BASE_URL"
             )
+
+    def arguments(self) -> dict[str, Any]:
+        return dict(self._arguments)
 
     def session(self, task: ModelTask) -> OpenAISession:
         return OpenAISession(self, task)
@@ -137,7 +158,7 @@ class OpenAICompatible(HttpClient):
         return f"OpenAICompatible({self.model!r}, base_url={self.endpoint!r})"
 
 
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+def _lower(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
     return {name.lower(): value for name, value in headers.items()}
 
 

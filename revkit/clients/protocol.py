@@ -35,6 +35,7 @@ from ..errors import (
 )
 from .base import AsyncTransport, Client, Message, Request, Response, Transport
 from .network import display_url
+from .secret import Secret
 
 if TYPE_CHECKING:
     from ..limits import RateLimit
@@ -111,7 +112,7 @@ class HttpClient(Client):
         name: str,
         model: str,
         url: str,
-        headers: Mapping[str, str],
+        headers: Mapping[str, str | Secret],
         body: Mapping[str, Any] | None,
         http: UserHttp | None,
         timeout: float,
@@ -146,7 +147,8 @@ class HttpClient(Client):
             login = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
             self._headers["authorization"] = f"Basic {login}"
         for key, value in headers.items():
-            self._headers[key.lower()] = _header(key, value)
+            read = value.read() if isinstance(value, Secret) else value
+            self._headers[key.lower()] = _header(key, read)
         secrets = {
             *_of_url(parts),
             *_of_headers(self._headers.items()),
@@ -157,6 +159,40 @@ class HttpClient(Client):
         self._secrets, self._keys = _spellings(secrets), _spellings(keys)
         #: Without any of these words in it, a response holds no key.
         self._words = [_longest_word(key).encode() for key in keys]
+
+    def arguments(self) -> dict[str, Any]:
+        """What another process needs to make the same client; may hold keys."""
+        raise TypeError(f"{type(self).__name__} does not implement arguments()")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A client travels by its arguments, and without a key: what reads one travels.
+
+        Raises:
+            UsageError: an argument holds a key in the clear, or connections of this process.
+        """
+        arguments = self.arguments()
+        if arguments.pop("http", None) is not None:
+            raise UsageError(
+                f"{self!r} was given http=, which holds connections of this process and cannot be "
+                "sent to another one; leave http= out"
+            )
+        for name, value in arguments.items():
+            if _in_clear(name, value, self._parameter):
+                raise UsageError(
+                    f"{self!r} was given a key in {name}=, and keys are not sent to other "
+                    'processes: say where each finds it, with revkit.Secret(env="…") or '
+                    'revkit.Secret(file="…") in api_key= or headers=; OPENAI_API_KEY is read '
+                    "where it is used anyway"
+                )
+        return _made_again, (type(self), arguments)
+
+    def __copy__(self) -> HttpClient:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: Any) -> HttpClient:
+        return self.__copy__()
 
     def url(self, path: str) -> str:
         """Absolute URL of a path under the endpoint."""
@@ -321,6 +357,21 @@ class HttpClient(Client):
     def access_hint(self) -> str:
         """What to do where access is denied."""
         return "pass what the server asks for in headers="
+
+
+def _made_again(kind: type[HttpClient], arguments: dict[str, Any]) -> HttpClient:
+    return kind(**arguments)
+
+
+def _in_clear(name: str, value: Any, url: str) -> bool:
+    """Whether an argument of a client holds a key itself."""
+    if name == url:
+        return any(_of_url(_split(value, name)))
+    if name == "api_key":
+        return isinstance(value, str) and bool(value)
+    if isinstance(value, Mapping):
+        return any(_of_fields({k: v for k, v in value.items() if not isinstance(v, Secret)}))
+    return False
 
 
 def _advice(status: int) -> str:

@@ -87,6 +87,13 @@ class FakeModel(Client):
 
             self.loop_factory = VirtualClockLoop
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has calls of its own from here on."""
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def session(self, task: ModelTask) -> _Session:
         return _Session()
 

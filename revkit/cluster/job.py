@@ -1,0 +1,319 @@
+"""What ``ddf.llm.parallel_map`` was asked for: decided where it is called, and sent to workers."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+import typing
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .. import columns
+from ..api import Prepared, prepare_any
+from ..buckets import PICO
+from ..clients.base import Client
+from ..errors import UsageError
+from ..limits import Budget
+from ..observers import Chosen
+from ..plan import Plan
+from ..record import Record
+from ..store import is_off
+from ..store.shared import MARK
+from ..task import CallableTask, ModelTask
+from ..tokens import Price
+
+__all__ = ["LEFT_OUT", "Job", "make_job"]
+
+#: Arguments of ``parallel_map`` that belong to one process, or to lists.
+LEFT_OUT = ("inplace", "loop", "progress", "cancel", "instances", "repeat", "batch_key")
+
+#: What a worker hands on to its own run, as it was given.
+_HANDED_ON = (
+    "on",
+    "engine",
+    "factory",
+    "prefix",
+    "error",
+    "fail_fast",
+    "max_failures",
+    "attempt_timeout",
+    "retry",
+)
+
+
+@dataclass
+class Job:
+    """One call of ``ddf.llm.parallel_map``.
+
+    Attributes:
+        id: a name that no other has.
+        name: what Dask's dashboard calls its tasks.
+        options: of ``parallel_map``, for a partition's own run.
+        client: None for a function.
+        terms: what the partitions share, as plain JSON: see :func:`terms_of`.
+        price: of the model's tokens, for a budget in dollars.
+        store: the directory that all workers see, None where none was named.
+        meta: the empty frame that is computed.
+        dtypes: of a function's outputs.
+        observed: somebody wants its events.
+        made_in: host and process of the call.
+    """
+
+    id: str
+    name: str
+    task: ModelTask | CallableTask
+    options: dict[str, Any]
+    client: Client | None
+    terms: dict[str, Any]
+    price: Price | None
+    store: str | None
+    meta: pd.DataFrame
+    dtypes: dict[str, Any] | None
+    observed: bool
+    made_in: tuple[str, int]
+    #: what stays with the client
+    budget: Budget | None = field(default=None, repr=False)
+    observers: Sequence[Chosen] = field(default=(), repr=False)
+    graph: Any = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "budget": None, "observers": (), "graph": None}
+
+    def prepare(self, frame: pd.DataFrame) -> Prepared:
+        """The call over some of the rows, without what the partitions share."""
+        task: Any = self.task
+        options = dict(self.options)
+        if isinstance(task, CallableTask):
+            task, options["output"] = task.fn, task.output
+        return prepare_any(
+            "parallel_map",
+            frame,
+            task,
+            leave_out=("inplace",),
+            options={
+                **options,
+                "model": self.client,
+                "max_workers": 10**6,
+                "overwrite": True,  # whether it may was decided for all of them
+                **({} if self.client is None else {"store": False}),
+            },
+        )
+
+    @property
+    def error(self) -> Any:
+        return self.options.get("error", "error")
+
+    @property
+    def prefix(self) -> str:
+        return str(self.options.get("prefix", ""))
+
+    def finished(self, frame: pd.DataFrame, record: Record) -> pd.DataFrame:
+        """A frame with the columns of its record, of the types that were promised."""
+        if self.dtypes is not None:
+            _fit(record, self.dtypes, self.task)
+        labels = columns.result_labels(
+            record.values,
+            record,
+            self.task,
+            frame,
+            prefix=self.prefix,
+            error=self.error,
+            overwrite=True,
+        )
+        fields = self.task.outputs if isinstance(self.task, ModelTask) else {}
+        arrays = columns.finished(record.values, fields)
+        for name, dtype in (self.dtypes or {}).items():
+            arrays[name] = _as(arrays[name], dtype, name, self.task)
+        made: dict[Any, Any] = {labels[name]: array for name, array in arrays.items()}
+        if self.error is not None:
+            made[self.error] = columns.errors(record)
+        frame = columns.snapshot(frame)
+        columns.write(frame, made, self.task.fingerprint)
+        return frame
+
+
+def _fit(record: Record, dtypes: Mapping[str, Any], task: ModelTask | CallableTask) -> None:
+    """Let a function's record have the outputs that were promised, in their order."""
+    assert isinstance(task, CallableTask)
+    unknown = [name for name in record.values if name not in dtypes and record.status]
+    if unknown and any(value is not None for value in record.values[unknown[0]]):
+        raise UsageError(
+            f'{task.name} returned the output "{unknown[0]}", which Dask was not told of; name '
+            f'every output with its dtype: meta={{"{unknown[0]}": "string", …}}'
+        )
+    nothing = [None] * record.total
+    record.values = {name: record.values.get(name, list(nothing)) for name in dtypes}
+
+
+def _as(values: Any, dtype: Any, name: str, task: ModelTask | CallableTask) -> Any:
+    try:
+        return pd.Series(values).astype(dtype).array
+    except (TypeError, ValueError) as error:
+        assert isinstance(task, CallableTask)
+        raise UsageError(
+            f'what {task.name} returned as "{name}" is not {dtype}, as meta= says: {error}'
+        ) from error
+
+
+def make_job(
+    meta: pd.DataFrame, task: Any, options: dict[str, Any], *, dtypes: Any, stacklevel: int
+) -> Job:
+    """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing.
+
+    Args:
+        meta: the collection's empty frame.
+        dtypes: as the user gave them.
+    """
+    store = options.pop("store", None)
+    if options.pop("repeat", 1) != 1:
+        raise UsageError(
+            "repeat= is not there on Dask: sample on one machine, with df.llm.parallel_map(…)"
+        )
+    if isinstance(options.get("max_failures"), float):
+        raise UsageError(
+            f"max_failures={options['max_failures']!r}: how many rows a Dask frame has is not "
+            "known before it is computed; give a number of rows"
+        )
+    call = prepare_any("parallel_map", meta, task, leave_out=LEFT_OUT, options=dict(options))
+    plan = call.plan
+    if plan.client is not None and plan.client.loop_factory is not None:
+        raise UsageError(f"{plan.client!r} keeps a clock of its own, which no cluster shares")
+    known = None
+    if isinstance(plan.task, CallableTask):
+        if store not in (None, False):
+            raise UsageError(f"store= keeps replies of models; {plan.task.name} is a function")
+        known = _dtypes(plan.task, dtypes)
+    elif dtypes is not None:
+        raise UsageError(f"meta= is for functions; the outputs of {plan.task!r} say what they are")
+    directory = None
+    if plan.client is not None:
+        directory = _directory(store)
+        if directory is None and store is None and plan.client.keeps_replies:
+            warnings.warn(
+                "no shared store is named, so each compute() asks the model for every row anew, "
+                "and so does a partition whose worker dies: name a directory that all workers "
+                'see, store="/shared/replies" (store=False says that this is meant)',
+                UserWarning,
+                stacklevel=stacklevel + 1,
+            )
+    identity = uuid.uuid4().hex
+    job = Job(
+        id=identity,
+        name=_name(plan),
+        task=plan.task,
+        options={name: options[name] for name in _HANDED_ON if name in options},
+        client=plan.client,
+        terms=terms_of(identity, plan, options),
+        price=plan.price,
+        store=directory,
+        meta=meta,
+        dtypes=known,
+        observed=bool(plan.observers),
+        made_in=(socket.gethostname(), os.getpid()),
+        budget=plan.budget,
+        observers=plan.observers,
+    )
+    job.meta = job.finished(meta, _empty(plan))
+    return job
+
+
+def terms_of(job: str, plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the partitions of a job share, as plain JSON."""
+    adaptive, rate, budget = plan.adaptive, plan.rate_limit, plan.budget
+    asked = options.get("max_workers")
+    terms: dict[str, Any] = {
+        "job": job,
+        "max_workers": asked if isinstance(asked, int) else None,
+        "worker_cap": options.get("worker_cap", 16),
+        "max_failures": plan.max_failures,
+        "fail_fast": plan.fail_fast,
+        "timeout": plan.timeout,
+    }
+    if adaptive is not None:
+        terms |= {"adaptive": [adaptive.minimum, adaptive.maximum], "max_workers": adaptive.maximum}
+    if rate is not None:
+        terms["rate_limit"] = {
+            "id": rate.identity,
+            "requests": rate.requests_per_minute,
+            "tokens": rate.tokens_per_minute,
+        }
+    if budget is not None:
+        terms["budget"] = {
+            "id": budget.identity,
+            "tokens": budget.tokens,
+            "pico": None if budget.usd is None else round(budget.usd * PICO),
+            "spent": [budget.spent_tokens, round(budget.spent_usd * PICO)],
+        }
+    return terms
+
+
+def _empty(plan: Plan) -> Record:
+    names = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
+    return Record(0, names, asks_model=plan.client is not None)
+
+
+def _name(plan: Plan) -> str:
+    """What the dashboard calls the job's tasks: of words only, or Dask cuts it off."""
+    told = (
+        plan.task.name
+        if isinstance(plan.task, CallableTask)
+        else "-".join(map(str, plan.task.outputs))
+    )
+    words = "".join(c if c.isascii() and c.isalpha() else "_" for c in told).strip("_")
+    return f"revkit-{words[:40] or 'rows'}"
+
+
+def _directory(store: Any) -> str | None:
+    """The directory that ``store=`` or ``REVKIT_STORE`` names for all workers; None: none."""
+    named = os.environ.get("REVKIT_STORE", "").strip() or None
+    if store is None and named is not None and not is_off(None) and (Path(named) / MARK).exists():
+        return str(Path(named).expanduser().absolute())
+    if store is None or is_off(store):
+        return None
+    if store is True or not isinstance(store, str | os.PathLike):
+        raise UsageError(
+            f"store={store!r}: on Dask, name a directory that all workers see, such as "
+            'store="/shared/replies"'
+        )
+    path = Path(store).expanduser().absolute()
+    if path.is_file() or path.suffix in (".sqlite", ".sqlite3", ".db"):
+        raise UsageError(
+            f"store={str(store)!r} is the file of one machine's store, which several cannot write "
+            "safely; on Dask, name a directory"
+        )
+    return str(path)
+
+
+_PLAIN = {int: "Int64", float: "Float64", bool: "boolean", str: columns.STRING}
+
+
+def _dtypes(task: CallableTask, given: Any) -> dict[str, Any]:
+    """The dtype of each output of a function: as given, or as its annotation says."""
+    if given is None:
+        try:
+            returned = typing.get_type_hints(task.fn).get("return")
+        except Exception:  # noqa: BLE001 - an annotation may say anything
+            returned = None
+        origin = typing.get_origin(returned) or returned
+        if inspect.isclass(origin) and issubclass(origin, Mapping):
+            raise UsageError(
+                f"{task.name} returns several outputs, and Dask has to know them before it is "
+                'called: meta={"name": "string", "count": "Int64"}'
+            )
+        return {task.output: _PLAIN.get(returned, "object")}  # type: ignore[arg-type]
+    if not isinstance(given, Mapping):
+        given = {task.output: given}
+    known = {}
+    for name, dtype in given.items():
+        try:
+            known[str(name)] = pd.api.types.pandas_dtype(_PLAIN.get(dtype, dtype))
+        except TypeError:
+            raise UsageError(f"meta={given!r}: {dtype!r} is no dtype") from None
+    return known

@@ -1,0 +1,245 @@
+"""``ddf.llm.parallel_map`` on a distributed cluster of two processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask.dataframe as dd
+import pandas as pd
+import pytest
+from distributed import Client, LocalCluster
+from failing import TASK, number_in, right, right_answer, said
+from hypothesis import given
+from hypothesis import strategies as st
+from servers import Answer, serve
+
+import revkit
+import revkit.dask
+from revkit.cluster.coordinator import Coordinator
+
+ROWS = 24
+ASKED = list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Client]:
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        ) as made,
+        Client(made) as client,
+    ):
+        yield client
+
+
+def reviews(names: list[str], npartitions: int = 4) -> Any:
+    return dd.from_pandas(pd.DataFrame({"review": names}), npartitions=npartitions)
+
+
+def many() -> Any:
+    return reviews([f"review {row}" for row in range(ROWS)])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what is going to be so, or fail."""
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came to be so")
+
+
+class Gate:
+    """A rule for a server that holds some rows' replies back until it is opened."""
+
+    def __init__(self, holds: Callable[[int], bool]):
+        self._holds = holds
+        self._lock = threading.Lock()
+        self.opened = threading.Event()
+        self.asked: Counter[int] = Counter()
+        self.held: set[int] = set()
+        self.running = self.most = 0
+        self.at: Callable[[], object] = lambda: None
+
+    def __call__(self, messages: ASKED, body: dict[str, Any]) -> Answer:
+        row = number_in(messages)
+        with self._lock:
+            self.asked[row] += 1
+            self.running += 1
+            self.most = max(self.most, self.running)
+            held = self._holds(row) and not self.opened.is_set()
+            if held:
+                self.held.add(row)
+        if held:
+            self.at()
+            self.opened.wait(30)
+        with self._lock:
+            self.running -= 1
+        return said(row)
+
+
+def test_it_gives_what_one_machine_gives_and_collects_from_all(cluster: Client) -> None:
+    heard: list[revkit.Event] = []
+
+    class Hears:
+        def on_event(self, event: revkit.Event) -> None:
+            heard.append(event)
+
+    gate = Gate(lambda row: row % 6 == 0)
+    gate.at = lambda: gate.opened.set() if len(gate.held) == 2 else None
+    with serve(gate) as server:
+        model = revkit.Ollama("m", host=server.url)
+        out = many().llm.parallel_map(
+            TASK, model=model, store=False, max_workers=3, observer=Hears()
+        )
+        run = revkit.collect(out)
+    assert all(right(run.frame))
+    assert run.frame["review"].tolist() == [f"review {row}" for row in range(ROWS)]
+    assert gate.most <= 3
+    assert run.metrics.workers == 3
+    assert run.attempts["process"].nunique() == 2
+    assert (run.attempts["start_s"] >= 0).all()
+    assert (run.attempts["end_s"] <= run.metrics.wall_s + 1e-6).all()
+    assert {event.data["partition"] for event in heard} == {0, 1, 2, 3}
+
+
+def test_a_worker_that_is_killed_costs_its_calls_in_flight(cluster: Client, tmp_path: Path) -> None:
+    store = tmp_path / "replies"
+    gate = Gate(lambda row: row % 6 > 1)
+    with serve(gate) as server:
+        model = revkit.Ollama("m", host=server.url)
+        out = many().llm.parallel_map(TASK, model=model, store=store, max_workers=4)
+        future = cluster.compute(out)
+
+        def parts() -> list[Path]:
+            return sorted(store.glob("*.jsonl"))
+
+        def stands_still() -> bool:
+            kept = sum(len(part.read_bytes().splitlines()) for part in parts())
+            return len(gate.held) == 4 and kept > 0 and kept == len(gate.asked) - 4
+
+        until(stands_still)  # four calls are in flight, and all other replies are on the disk
+        kept = set(gate.asked) - gate.held
+        os.kill(int(parts()[0].name.split("-")[-2]), signal.SIGKILL)
+        gate.opened.set()
+        frame = future.result(60)
+        assert all(right(frame))
+        asked = gate.asked.copy()
+        assert set(asked) == set(range(ROWS))
+        repeated = {row for row, times in asked.items() if times > 1}
+        assert repeated <= gate.held
+        assert repeated.isdisjoint(kept)
+        assert max(asked.values()) <= 2
+        out.compute()
+        assert gate.asked == asked  # nothing is paid for again
+
+
+def test_two_workers_do_not_pay_for_the_same_row(cluster: Client, tmp_path: Path) -> None:
+    gate = Gate(lambda row: True)
+    gate.at = lambda: gate.opened.set()
+    with serve(gate) as server:
+        model = revkit.Ollama("m", host=server.url)
+        names = [f"review {row % 3}" for row in range(ROWS)]
+        frame = (
+            reviews(names).llm.parallel_map(TASK, model=model, store=tmp_path / "replies").compute()
+        )
+    assert frame["number"].tolist() == [row % 3 for row in range(ROWS)]
+    assert gate.asked == {0: 1, 1: 1, 2: 1}
+
+
+def test_one_budget_and_one_rate_for_all_processes(cluster: Client) -> None:
+    budget = revkit.Budget(tokens=800)
+    with serve(right_answer) as server:
+        model = revkit.Ollama("m", host=server.url, max_tokens=20)
+        out = many().llm.parallel_map(
+            TASK,
+            model=model,
+            store=False,
+            budget=budget,
+            rate_limit=revkit.RateLimit(requests_per_minute=3_000),
+        )
+        with pytest.raises(revkit.BudgetReached, match="more than is left of Budget") as caught:
+            revkit.collect(out)
+    run = caught.value.result
+    assert 0 < run.usage.total_tokens == budget.spent_tokens <= 800
+    assert len(server.chats) == run.metrics.succeeded < ROWS
+
+
+def test_an_interrupt_stops_the_run_and_not_the_cluster(cluster: Client) -> None:
+    gate = Gate(lambda row: True)
+    gate.at = lambda: os.kill(os.getpid(), signal.SIGINT) if len(gate.held) == 2 else None
+    with serve(gate) as server:
+        model = revkit.Ollama("m", host=server.url)
+        out = many().llm.parallel_map(TASK, model=model, store=False, max_workers=2)
+        with pytest.raises(KeyboardInterrupt):
+            out.compute()
+        until(lambda: cluster.run_on_scheduler(open_seats) == 0)
+        gate.opened.set()
+        assert len(gate.asked) == 2
+    assert cluster.submit(len, "four").result(30) == 4
+    assert len(cluster.scheduler_info()["workers"]) == 2
+
+
+def open_seats(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.plugins["revkit"].coordinator._seats)
+
+
+# -- what decides --------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(
+        st.tuples(
+            st.integers(0, 3), st.sampled_from(["open", "report", "lost"]), st.integers(0, 9)
+        ),
+        max_size=40,
+    ),
+)
+def test_no_share_is_given_twice(workers: int, steps: list[tuple[int, str, int]]) -> None:
+    coordinator = Coordinator()
+    run = coordinator.begin("k", {"job": "j", "max_workers": workers}, threads=4, now=0.0)["run"]
+    seats: dict[int, tuple[str, int]] = {}
+    for now, (worker, what, amount) in enumerate(steps):
+        if what == "open" and worker not in seats:
+            told = coordinator.open(
+                run, worker=str(worker), partition=worker, rows=amount + 1, now=float(now)
+            )
+            seats[worker] = told["seat"], told["limit"]
+        elif what == "report" and worker in seats:
+            name, limit = seats[worker]
+            told = coordinator.exchange(
+                name,
+                {"limit": limit, "running": min(limit, amount), "demand": amount},
+                now=float(now),
+            )
+            seats[worker] = name, max(told["limit"], min(limit, amount))
+        elif what == "lost":
+            coordinator.lost(str(worker))
+            seats.pop(worker, None)
+        assert sum(limit for _, limit in seats.values()) <= workers
+    if seats and max(limit for _, limit in seats.values()) == 0:
+        assert any(step[1] == "report" and step[2] == 0 for step in steps)
+
+
+def test_the_leases_of_a_worker_that_is_gone_are_free_at_once() -> None:
+    coordinator = Coordinator()
+    run = coordinator.begin("k", {"job": "j", "max_workers": 2}, threads=4, now=0.0)["run"]
+    coordinator.open(run, worker="dead", partition=0, rows=9, now=0.0)
+    alive = coordinator.open(run, worker="alive", partition=1, rows=9, now=0.0)
+    assert alive["limit"] == 0
+    coordinator.lost("dead")
+    told = coordinator.exchange(alive["seat"], {"limit": 0, "running": 0, "demand": 9}, now=0.1)
+    assert told["limit"] == 2
