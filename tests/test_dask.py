@@ -280,6 +280,7 @@ def test_what_cannot_be_carried_out_is_refused_at_the_call(tmp_path: Path) -> No
         ({"max_failures": 0.5}, revkit.UsageError, "give a number of rows"),
         ({"repeat": 3}, revkit.UsageError, "repeat= is not there on Dask"),
         ({"meta": {"a": int}}, revkit.UsageError, "meta= is for functions"),
+        ({"store": "s3://bucket/replies"}, revkit.UsageError, "is a URL"),
         ({"store": True}, revkit.UsageError, "name a directory"),
         ({"store": tmp_path / "x.sqlite"}, revkit.UsageError, "name a directory"),
         ({"model": FakeModel(lambda text: "x", clock="virtual")}, revkit.UsageError, "clock"),

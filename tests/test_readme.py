@@ -26,7 +26,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_python_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # they write files
-    main, *setup, api, more, time = blocks("python")
+    main, *setup, api, more, time, cluster = blocks("python")
     names: dict[str, Any] = {}
     with serve() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
@@ -41,6 +41,8 @@ def test_the_python_blocks_run_in_order(monkeypatch: pytest.MonkeyPatch, tmp_pat
         monkeypatch.setenv("OLLAMA_HOST", server.url)
         exec(more, names)
         exec(time, names)
+        exec(cluster, names)
+        assert names["run"].frame["topic"].isna().tolist() == [False, False, True]
     tickets = names["tickets"]
     assert tickets["topic"].tolist()[:2] == ["billing", "billing"]
     assert tickets["topic"].isna().tolist() == [False, False, True]

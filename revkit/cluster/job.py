@@ -282,6 +282,8 @@ def _directory(store: Any) -> str | None:
             f"store={store!r}: on Dask, name a directory that all workers see, such as "
             'store="/shared/replies"'
         )
+    if "://" in str(store):
+        raise UsageError(f"store={store!r} is a URL; name a directory that all workers see")
     path = Path(store).expanduser().absolute()
     if path.is_file() or path.suffix in (".sqlite", ".sqlite3", ".db"):
         raise UsageError(
