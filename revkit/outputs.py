@@ -235,7 +235,8 @@ class Outputs(Mapping[str, Field]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Not the model class that was made of the fields: where they go, it is made again.
-        return {name: self.__dict__[name] for name in ("_user_model", "_fields", "free_text")}
+        state = {name: self.__dict__[name] for name in ("_user_model", "_fields", "free_text")}
+        return state | {"_known": None if self._known is None else {}}
 
     @cached_property
     def model(self) -> type[pydantic.BaseModel]:
