@@ -68,7 +68,7 @@ def cluster(processes: int) -> LocalCluster:
     return LocalCluster(
         n_workers=processes,
         threads_per_worker=1,
-        dashboard_address=None,
+        dashboard_address=":0",
         silence_logs=logging.CRITICAL,
     )
 
