@@ -505,7 +505,7 @@ def _sentence(server: Server, most: int, idle: float, slots: int | None) -> str:
         )
     if server.slots is None:
         seen = f"with up to {most} attempts at once" if most > 1 else "with one attempt at a time"
-        return f"None was seen to wait at the server {seen}; its slots cannot be told."
+        return f"No wait at the server can be made out {seen}; its slots cannot be told."
     how = "as given" if slots is not None else "fitted to how service times grew"
     if server.shares:
         return (
