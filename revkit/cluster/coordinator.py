@@ -15,7 +15,6 @@ it is not, or is gone. So never more attempts are running than the run may have,
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,9 +179,13 @@ class Coordinator:
         self._claims: dict[str, dict[bytes, str]] = {}
         #: store -> names of its part files that were written to, in order
         self._parts: dict[str, list[str]] = {}
-        self._numbers = itertools.count()
+        self._named = 0  #: runs and tasks that were given a number
 
     # -- runs ----------------------------------------------------------------------------------
+
+    def _number(self) -> int:
+        self._named += 1
+        return self._named
 
     def begin(
         self, key: str, terms: Mapping[str, Any], *, threads: int, now: float
@@ -201,7 +204,7 @@ class Coordinator:
         bounds = terms.get("adaptive")
         job = str(terms["job"])
         run = _Run(
-            name=f"{job}-{next(self._numbers)}",
+            name=f"{job}-{self._number()}",
             key=key,
             terms=terms,
             began=now,
@@ -268,7 +271,7 @@ class Coordinator:
         found = self._runs.get(run)
         if found is None:
             return {"error": "nobody waits for this run any more"}
-        name = f"{run}/{next(self._numbers)}"
+        name = f"{run}/{self._number()}"
         seat = self._seats[name] = found.seats[name] = _Seat(found, worker, partition, rows)
         found.shares = None
         timeout = found.terms.get("timeout")
