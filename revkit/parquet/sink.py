@@ -212,11 +212,13 @@ def joined(table: pa.Table, result: ParallelResult) -> pa.Table:
     metadata = dict(table.schema.metadata or {})
     described = json.loads(metadata.get(_PANDAS, _UNDESCRIBED))
     noted = result.frame.attrs.get(ATTRS, {})
+    error = result.provenance["options"]["error"]
     made = [label for label in result.frame.columns if noted.get(str(label)) == task.fingerprint]
     for label in made:
         column = _column(result.frame[label])
         values = column.column(0)
-        if isinstance(task, CallableTask) and values.null_count == len(values):
+        is_open = isinstance(task, CallableTask) and label != error
+        if is_open and values.null_count == len(values):
             values = pa.nulls(len(values))  # of what type they are, other chunks may tell
         if label in table.column_names:
             table = table.set_column(table.column_names.index(label), label, values)
