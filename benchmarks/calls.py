@@ -120,12 +120,78 @@ def run_all(cases: tuple[Case, ...], repeat: int, peers: str) -> list[dict[str, 
     return lines
 
 
+PEERS = [
+    "openai",
+    "httpx",
+    "dspy",
+    "langchain-openai",
+    "litellm",
+    "distribatch",
+    "silkloom-core",
+    "openaivec",
+]
+
+
+def versions_of(python: str) -> dict[str, str]:
+    """Versions of the peers in that environment; without those that are not there."""
+    ask = (
+        "import importlib.metadata as m, json, sys\n"
+        "have = {d.name.lower(): d.version for d in m.distributions()}\n"
+        "print(json.dumps({n: have[n] for n in sys.argv[1:] if n in have}))"
+    )
+    said = subprocess.run([python, "-c", ask, *PEERS], capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(said.stdout)
+    return found
+
+
+def ceiling(connections: int = 64, requests: int = 50_000) -> float:
+    """Requests per second that the server takes from a client that costs next to nothing."""
+    import asyncio
+
+    import orjson
+    import uvloop
+    from clients import body
+
+    said = orjson.dumps(body(prompt(TEXT, 1)))
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: "
+    request = b"%s%d\r\n\r\n%s" % (head.encode(), len(said), said)
+
+    class Asker(asyncio.Protocol):
+        left = requests
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+            transport.write(request)
+
+        def data_received(self, data: bytes) -> None:
+            Asker.left -= 1  # a reply is short: it comes in one piece
+            if Asker.left > 0:
+                self.transport.write(request)
+            elif not done.done():
+                done.set_result(None)
+
+    async def ask(port: int) -> float:
+        nonlocal done
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        began = time.perf_counter()
+        for _ in range(connections):
+            await loop.create_connection(Asker, "127.0.0.1", port)
+        await done
+        return requests / (time.perf_counter() - began)
+
+    done: Any = None
+    with serving(0) as url:
+        return uvloop.run(ask(int(url.rsplit(":", 1)[1])))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", default=sys.executable, help="interpreter that has the peers")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--case", type=int, nargs="*", help="only those of these latencies in ms")
     parser.add_argument("--client", nargs="*", help="only these clients")
+    parser.add_argument("--write", action="store_true", help="write README.md and its plot")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -135,9 +201,18 @@ def main() -> None:
     cases = tuple(c for c in CASES if not options.case or c.latency_ms in options.case)
     if options.client:
         cases = tuple(c._replace(clients=tuple(options.client)) for c in cases)
-    from report import calls_table
+    from report import calls_table, write_readme
 
-    print(calls_table(run_all(cases, options.repeat, options.peers)))
+    lines = run_all(cases, options.repeat, options.peers)
+    print(calls_table(lines))
+    if options.write:
+        write_readme(
+            lines,
+            repeat=options.repeat,
+            peers=versions_of(options.peers),
+            ceiling=f"The server's ceiling: {ceiling():,.0f} requests/s, asked over 64 connections "
+            "by a client that does nothing but write the same bytes and count what comes back.",
+        )
 
 
 if __name__ == "__main__":

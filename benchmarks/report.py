@@ -1,7 +1,9 @@
-"""Tables, plots and ``README.md`` out of what was measured: see ``run.py``."""
+"""Tables, plots and ``README.md`` out of what ``calls.py`` measured."""
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 BARE = "bare aiohttp workers"
@@ -46,3 +48,79 @@ def calls_table(lines: list[dict[str, Any]]) -> str:
         head = ["client", "CPU, µs a row", "rows/s", "efficiency", "peak MiB", "in flight", "conns"]
         parts.append(f"**{latency} ms, {workers:,} workers, {rows:,} rows**\n\n{table(head, told)}")
     return "\n\n".join(parts)
+
+
+def machine(clients: dict[str, str]) -> str:
+    """What it was measured on, in a sentence; ``clients``: versions of the peers."""
+    import importlib.metadata
+    import os
+    import platform
+
+    ours = ("revkit", "aiohttp", "pydantic", "pandas")
+    versions = {name: importlib.metadata.version(name) for name in ours} | clients
+    load = os.getloadavg()[1]
+    return (
+        f"Python {platform.python_version()}, {platform.system()} on {os.cpu_count()} cores "
+        f"({platform.machine()}), load of the last five minutes {load:.1f}. "
+        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        + "."
+    )
+
+
+def plot_calls(lines: list[dict[str, Any]], path: Path) -> None:
+    """CPU per row and rows/s of each client, at the case that has the most of them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    good = [line for line in lines if not line["why"]]
+    sizes = Counter((line["latency_ms"], line["workers"]) for line in good)
+    if not sizes:
+        return
+    case = max(sizes, key=lambda case: sizes[case])
+    mine = [x for x in good if (x["latency_ms"], x["workers"]) == case]
+    mine.sort(key=lambda x: x["cpu_us_per_row"], reverse=True)
+    names = [x["client"] for x in mine]
+    colours = ["tab:blue" if name.startswith("revkit") else "tab:gray" for name in names]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    left.barh(names, [x["cpu_us_per_row"] / 1e3 for x in mine], color=colours)
+    left.set(xlabel="CPU per row in ms")
+    right.barh(names, [x["rows_per_s"] for x in mine], color=colours)
+    right.set(xlabel="rows/s")
+    if case[0]:
+        right.axvline(case[1] / case[0] * 1e3, color="black", linestyle=":")
+        right.set(xlabel="rows/s (dotted: as many as the latency allows)")
+    figure.suptitle(f"{case[0]} ms for each reply, {case[1]} workers")
+    figure.savefig(path, dpi=110)
+
+
+_HEAD = """\
+# What revkit adds to a call
+
+Written by `python benchmarks/calls.py --write`. The other benchmarks say at their top how they are
+run.
+
+A chat model on loopback that only waits answers each client; a client runs in a process of its own
+and sends one request a row, with the same instructions and the same schema where it can. Figures
+are medians of {repeat} runs that took turns, in parentheses the ratio to bare aiohttp workers. A
+run is void unless every reply stood at its row and the server counted as many requests as rows.
+revkit runs with what is on by default: typed output, validation, a fresh store, attempts recorded;
+its progress bar is off. CPU is that of the client's process, its threads included.
+
+{machine}
+
+{ceiling}
+
+"""
+
+
+def write_readme(
+    lines: list[dict[str, Any]], *, repeat: int, peers: dict[str, str], ceiling: str
+) -> None:
+    """``README.md`` beside this file, and its plot."""
+    here = Path(__file__).parent
+    plot_calls(lines, here / "calls.png")
+    head = _HEAD.format(repeat=repeat, machine=machine(peers), ceiling=ceiling)
+    picture = "![CPU per row and rows per second of each client](calls.png)"
+    (here / "README.md").write_text(f"{head}{picture}\n\n{calls_table(lines)}\n")
