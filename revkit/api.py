@@ -61,6 +61,7 @@ __all__ = [
     "parallel_map",
     "prepare_any",
     "refuse_unknown",
+    "seconds",
     "shows_options",
 ]
 
@@ -262,8 +263,8 @@ def prepare(
         retry=Retry() if retry is None else retry,
         max_failures=failure_limit(max_failures, fail_fast=fail_fast, rows=total),
         fail_fast=fail_fast,
-        timeout=_seconds("timeout", timeout),
-        attempt_timeout=_seconds("attempt_timeout", attempt_timeout) or _bound(chosen, client),
+        timeout=seconds("timeout", timeout),
+        attempt_timeout=seconds("attempt_timeout", attempt_timeout) or _bound(chosen, client),
         cancel=cancel,
         rate_limit=rate_limit,
         budget=budget,
@@ -384,7 +385,8 @@ def _bound(engine: str, client: Client | None) -> float | None:
     return client.timeout + _SLACK
 
 
-def _seconds(name: str, given: Any) -> float | None:
+def seconds(name: str, given: Any) -> float | None:
+    """A time that was given, None for none; refuses what is none."""
     if given is None or (
         isinstance(given, int | float) and not isinstance(given, bool) and given > 0
     ):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
-from .api import Options, TaskLike, map_any, refuse_unknown, shows_options
+from .api import Options, TaskLike, map_any, refuse_unknown, seconds, shows_options
 from .errors import Interrupted, RunFailed, RunTimeout, UsageError
 from .events import StopKind
 from .policy import failure_limit
@@ -36,6 +36,7 @@ class Whole:
     Args:
         options: those of :func:`revkit.parallel_map`.
         total: rows of all chunks; None: not known.
+
     Attributes:
         settled, failed, from_store, tokens: how far it is; for a progress bar.
         succeeded: rows that are ok. With ``repeat=`` each sample is counted as one, as in a run.
@@ -59,10 +60,8 @@ class Whole:
         self._limit = failure_limit(
             self._max_failures, fail_fast=self._fail_fast, rows=self._total or 0
         )
-        if self._timeout is not None and not (
-            isinstance(self._timeout, int | float) and self._timeout > 0
-        ):
-            raise UsageError(f"timeout={self._timeout!r}: give seconds above 0, or leave it out")
+        if self._timeout is not None:
+            seconds("timeout", self._timeout)
         self.settled = self._done = 0
         self.failed = self.succeeded = self.from_store = self.tokens = 0
         self._chunks = 0

@@ -87,6 +87,7 @@ def test_a_chunk_is_read_when_it_is_asked_for_and_not_before() -> None:
         ("nowhere.parquet", {}, "cannot be read"),
         (numbers(3), {"chunk_rows": 1, "progress": "live"}, "live"),
         (numbers(3), {"chunk_rows": 1, "timeout": 0}, "timeout"),
+        (numbers(3), {"chunk_rows": 1, "timeout": True}, "timeout"),
         (numbers(3), {"chunk_rows": 1, "max_failures": -1}, "max_failures"),
         (iter([numbers(3)]), {"max_failures": 0.1}, "not known"),
     ],

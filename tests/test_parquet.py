@@ -361,6 +361,33 @@ def test_two_calls_at_once_do_not_write_the_same_sink(source: Path, sink: Path) 
     assert "is being written by another process, or another call" in said
 
 
+def test_what_was_begun_anew_and_stopped_is_gone_on_with(source: Path, sink: Path) -> None:
+    map_parquet(source, double, sink, output="twice")
+    old = sink.read_bytes()
+
+    def run(**options: Any) -> revkit.ParquetResult:
+        return map_parquet(
+            source, square, sink, output="square", chunk_rows=2, max_workers=1, **options
+        )
+
+    CALLS.clear()
+    BROKEN.add(5)
+    with pytest.raises(revkit.RunFailed):
+        run(restart=True, fail_fast=True)
+    assert sink.read_bytes() == old  # replaced when the new one is whole
+    with pytest.raises(UsageError, match="another task"):
+        map_parquet(source, double, sink, output="twice")
+    BROKEN.clear()
+    assert run().metrics.total == 10
+    assert [CALLS[n] for n in range(6)] == [1, 1, 1, 1, 2, 2]
+    assert pd.read_parquet(sink)["square"].tolist() == [n * n for n in range(10)]
+    left = sink.with_name("sink.parquet.parts.finished")  # by a kill while parts were removed
+    left.mkdir()
+    run()
+    assert CALLS[0] == 1
+    assert not left.exists()
+
+
 def test_damaged_parts_are_made_again(source: Path, sink: Path) -> None:
     def run() -> revkit.ParquetResult:
         return map_parquet(

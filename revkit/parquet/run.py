@@ -110,8 +110,8 @@ def map_parquet(
         sink: the file to write.
         chunk_rows: rows that are in memory at once. Workers wait at the end of a chunk for its
             slowest row, so it should have many more than there are workers.
-        restart: begin anew, whatever stands at the sink; a file that is there is replaced when
-            the new one is whole.
+        restart: begin anew, whatever stands at the sink or in its parts; a file that is there is
+            replaced when the new one is whole. To go on after that was stopped, call it without.
         options: those of :func:`revkit.parallel_map`. ``max_failures``, ``fail_fast``,
             ``timeout``, ``budget`` and ``rate_limit`` hold over all chunks together, failures of
             chunks that were finished before included, and ``progress`` counts over all rows.
@@ -170,7 +170,6 @@ def map_parquet(
         raise UsageError(f"there is no directory {kept.path.parent}; make it first")
     finished = None if restart else kept.finished()
     if finished is not None:
-        kept.remove()  # a kill may have left them
         return ParquetResult(kept.path, finished)
     if call.plan.client is not None:
         options["model"] = call.plan.client  # the same one for all chunks

@@ -2,7 +2,8 @@
 
 While work goes on, ``<sink>.parts`` holds one Parquet file for each finished chunk, named after
 its rows, and what they were made by. Each is there whole or not at all, and so is the sink: a
-kill at any time loses the chunk at hand, no more.
+kill at any time loses the chunk at hand, no more. Where the directory is there, work is not done,
+whatever stands at the sink.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Sink:
     def __init__(self, path: str | os.PathLike[str], made_by: Mapping[str, Any]):
         self.path = Path(path).expanduser().absolute()
         self.directory = self.path.with_name(f"{self.path.name}.parts")
+        self._finished_parts = self.path.with_name(f"{self.path.name}.parts.finished")
         self._made_by = {what: _digest(told) for what, told in made_by.items()}
         self.parts: list[Part] = []
 
@@ -71,10 +73,13 @@ class Sink:
     def finished(self) -> Totals | None:
         """What the file comes to where it is finished; None where it is not there.
 
+        Nor is it where parts are: then it is what ``restart=True`` is about to replace.
+
         Raises:
             UsageError: another file is there.
         """
-        if not self.path.exists():
+        shutil.rmtree(self._finished_parts, ignore_errors=True)  # a kill may have left them
+        if self.directory.exists() or not self.path.exists():
             return None
         try:
             told = json.loads((pq.read_schema(self.path).metadata or {})[METADATA])
@@ -171,8 +176,9 @@ class Sink:
         return totals
 
     def remove(self) -> None:
-        """Remove the parts."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove the parts; as parts of unfinished work all at once."""
+        os.replace(self.directory, self._finished_parts)
+        shutil.rmtree(self._finished_parts, ignore_errors=True)
         self.parts = []
 
 
