@@ -88,12 +88,14 @@ class Seat:
         self._stop_engine, self._tell = stop, tell
         if self.stop is not None:
             stop(self.stop)
+        # What came between the engine's start and this line has woken nobody.
+        tell(lambda: None)
 
     def settled(self, done: int, total: int, row: RowResult) -> None:
         """The run's progress callback: counts for the coordinator."""
         self._settled += 1
         self._failed += row.status == "error"
-        if row.status == "error":
+        if row.status == "error" or self._settled == self._total:
             self.urge()
 
     def on_event(self, event: Event) -> None:
@@ -159,7 +161,7 @@ class Seat:
         ration, now = self.ration, time.monotonic()
         left = self._total - self._settled
         said: dict[str, Any] = {
-            "limit": 0 if ration is None or closing else ration.limit,
+            "limit": 0 if ration is None or closing or not left else ration.limit,
             "running": 0 if ration is None or closing else ration.running,
             "demand": 0 if closing else max(left - self.waiting, int(left > 0)),
             "failed": self._failed,
@@ -181,8 +183,10 @@ class Seat:
         ration, now = self.ration, time.monotonic()
         assert ration is not None
         self._tick = told["tick"]
-        news = told["limit"] > ration.share
-        ration.share = told["limit"]
+        # With no row left nothing starts, but workers that find no room would wait for some.
+        share = max(told["limit"], int(self._settled == self._total))
+        news = share > ration.share
+        ration.share = share
         if pause := told.get("pause"):
             ration.paused_until = max(ration.paused_until, now + pause)
         if self.starts is not None and told.get("starts"):
