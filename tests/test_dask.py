@@ -22,6 +22,7 @@ from servers import Answer, Server, Status, serve
 import revkit
 import revkit.dask
 from revkit.cluster.links import link_here
+from revkit.store.shared import MARK, SharedStore
 from revkit.testing import FakeModel
 
 ROWS = 24
@@ -418,3 +419,13 @@ def test_a_key_in_the_clear_does_not_travel(
 def test_errors_of_runs_pickle() -> None:
     for kind in (revkit.RunFailed, revkit.BudgetReached, revkit.Interrupted):
         assert str(pickle.loads(pickle.dumps(kind("why")))) == "why"
+
+
+def test_two_processes_may_begin_a_shared_store_at_once(tmp_path: Path) -> None:
+    (tmp_path / f"{MARK}.of-another-process").write_text("")
+    SharedStore(tmp_path).close()
+    SharedStore(tmp_path).close()
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "letter.txt").write_text("mine")
+    with pytest.raises(revkit.UsageError, match="is no store, and is not empty"):
+        SharedStore(tmp_path / "strange")

@@ -102,7 +102,9 @@ class SharedStore:
                     f"form, this one knows {_VERSION}); name another directory"
                 )
             return
-        if any(self.path.iterdir()):
+        # Another process may be at the same: its unfinished mark, and what follows once it is there
+        strange = any(not entry.name.startswith(MARK) for entry in self.path.iterdir())
+        if strange and not mark.exists():
             raise UsageError(
                 f"{self.path} is no store, and is not empty: name a directory for the replies alone"
             )
