@@ -9,6 +9,7 @@ al., 2022): the one that most of them gave.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -146,6 +147,14 @@ def _all_numbers(said: Iterable[Sequence[Any]]) -> bool:
     return bool(kinds) and bool not in kinds and all(issubclass(kind, Real) for kind in kinds)
 
 
-def _median(said: Sequence[Any]) -> float | None:
+def _median(said: Sequence[Any]) -> Any:
+    """The median as a float; the lower middle value itself where no float can hold it."""
     numbers = [value for value in said if value is not None]
-    return float(statistics.median(numbers)) if numbers else None
+    if not numbers:
+        return None
+    low = statistics.median_low(numbers)
+    try:
+        middle = float(statistics.median(numbers))
+    except (ArithmeticError, TypeError, ValueError):
+        return low
+    return low if math.isnan(middle) else middle  # between two infinities

@@ -77,7 +77,7 @@ class States:
         finally:
             try:
                 stack.close()
-            except Exception as error:  # noqa: BLE001 - reported; its rows are done
+            except BaseException as error:  # noqa: BLE001 - reported; its rows are done
                 self._not_closed(worker, error)
 
     @asynccontextmanager
@@ -100,7 +100,7 @@ class States:
         finally:
             try:
                 await stack.aclose()
-            except Exception as error:  # noqa: BLE001 - reported; its rows are done
+            except BaseException as error:  # noqa: BLE001 - reported; its rows are done
                 self._not_closed(worker, error)
 
     def _make(self, worker: int) -> Any:
@@ -111,16 +111,27 @@ class States:
     def _may_fail(self, worker: int) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
+            if _is_not_its_own(error):
+                raise
             raise FactoryFailed(
                 f"factory({worker}) raised {type(error).__name__}: {error}; worker {worker} has no "
                 "state without it, so mend the factory and run it again"
             ) from error
 
-    def _not_closed(self, worker: int, error: Exception) -> None:
+    def _not_closed(self, worker: int, error: BaseException) -> None:
+        if _is_not_its_own(error):
+            raise error
         self._warn(
             f"the state of worker {worker} could not be closed: {type(error).__name__}: {error}"
         )
+
+
+def _is_not_its_own(error: BaseException) -> bool:
+    """Whether an exception is done to the worker, and not the state's own."""
+    return isinstance(error, GeneratorExit | KeyboardInterrupt) or (
+        type(error).__name__ == "CancelledError"
+    )
 
 
 def _enter(stack: ExitStack, made: Any) -> Any:

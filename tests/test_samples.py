@@ -324,3 +324,13 @@ def test_a_model_that_repeats_itself_is_told_of(
             recwarn.clear()
             revkit.parallel_map(["a"], MOOD, model=model)
             assert recwarn.list == []
+
+
+def test_a_number_that_no_float_holds_loses_no_row() -> None:
+    huge = 10**400
+    run = revkit.parallel_map(range(3), lambda n: huge if n == 1 else n, repeat=2)
+    assert run.frame["response"].tolist() == [0.0, huge, 2.0]
+    ends = iter([float("inf"), float("-inf")])
+    run = revkit.parallel_map([0], lambda n: next(ends), repeat=2, max_workers=1)
+    assert run.frame["response"].tolist() == [float("-inf")]
+    assert run.frame["error"].isna().all()

@@ -171,6 +171,23 @@ def test_a_factory_that_fails_ends_the_run_and_says_so(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_a_factory_or_a_close_that_exits_ends_no_process(engine: str) -> None:
+    def leave(worker: int) -> Any:
+        raise SystemExit(3)
+
+    class Leaves:
+        def close(self) -> None:
+            raise SystemExit(5)
+
+    task = of(engine, lambda n, context: n)
+    with pytest.raises(RunFailed, match="FactoryFailed: factory"):
+        revkit.parallel_map(range(5), task, factory=leave, max_workers=1)
+    with pytest.warns(UserWarning, match="could not be closed: SystemExit"):
+        run = revkit.parallel_map([1, 2], task, factory=lambda _: Leaves(), max_workers=1)
+    assert run.metrics.succeeded == 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_state_that_cannot_be_closed_costs_nothing_but_a_warning(engine: str) -> None:
     class Broken:
         def close(self) -> None:
