@@ -178,9 +178,11 @@ class Whole:
         )
 
     def end(self) -> None:
-        """Every chunk was run. Raises :class:`~revkit.RunFailed` where no row of any is ok."""
-        if self.failed and not self.succeeded:
-            assert self._last is not None
+        """Every chunk was run. Raises :class:`~revkit.RunFailed` where no row of any is ok.
+
+        But not where this call has run none: then what came of them was told by an earlier one.
+        """
+        if self.failed and not self.succeeded and self._last is not None:
             first = self._last._record.first_failure
             raise RunFailed(
                 f"all {self.failed:,} rows failed. The first of the last chunk: "

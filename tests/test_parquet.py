@@ -508,3 +508,55 @@ def test_memory_holds_a_chunk(tmp_path: Path, sink: Path) -> None:
     before = pa.total_allocated_bytes()
     map_parquet(tmp_path / "large.parquet", look, sink, chunk_rows=500, max_workers=1)
     assert max(seen) - before < rows * len(text) / 4
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "texts"),
+    [
+        (2**60 + 1, 0.5, [str(2**60 + 1), "0.5"]),
+        ([2**60 + 1], [0.5], [f"[{2**60 + 1}]", "[0.5]"]),
+    ],
+)
+def test_values_that_no_common_type_holds_are_text(
+    first: Any, then: Any, texts: list[str], tmp_path: Path
+) -> None:
+    pd.DataFrame({"n": range(4)}).to_parquet(tmp_path / "in.parquet")
+
+    def value(row: Any) -> Any:
+        return first if row["n"] < 2 else then
+
+    with pytest.warns(UserWarning, match="of different types in different chunks"):
+        done = revkit.map_parquet(
+            tmp_path / "in.parquet", value, tmp_path / "out.parquet", chunk_rows=2
+        )
+    read = pd.read_parquet(done.path)["response"].tolist()
+    assert read == [texts[0]] * 2 + [texts[1]] * 2
+
+
+def test_a_source_that_is_divided_by_a_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in" / "year=2023").mkdir(parents=True)
+    pd.DataFrame({"n": [1]}).to_parquet(tmp_path / "in" / "year=2023" / "a.parquet")
+    with pytest.raises(UsageError, match='the directory "year=2023" holds values'):
+        revkit.map_parquet(tmp_path / "in", len, tmp_path / "out.parquet")
+
+
+def test_a_finish_that_was_interrupted_is_made_up_for_where_all_rows_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from revkit.parquet.sink import Sink
+
+    pd.DataFrame({"n": range(2)}).to_parquet(tmp_path / "in.parquet")
+
+    def fails(row: Any) -> Any:
+        raise ValueError("no")
+
+    def interrupted(sink: Any) -> Any:
+        raise KeyboardInterrupt
+
+    paths = tmp_path / "in.parquet", fails, tmp_path / "out.parquet"
+    with monkeypatch.context() as patched:
+        patched.setattr(Sink, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            revkit.map_parquet(*paths)
+    done = revkit.map_parquet(*paths)
+    assert (done.metrics.failed, len(pd.read_parquet(done.path))) == (2, 2)

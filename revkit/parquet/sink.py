@@ -9,6 +9,7 @@ whatever stands at the sink.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -162,7 +163,7 @@ class Sink:
     def finish(self) -> Totals:
         """Make one file of all parts, put it in its place, and remove them."""
         totals = self.totals()
-        schema = _unified([pq.read_schema(part.path) for part in self.parts])
+        schema = _unified([part.path for part in self.parts])
         told = {"format": FORMAT, "made_by": self._made_by, "totals": totals.to_json()}
         metadata = {**(schema.metadata or {}), METADATA: json.dumps(told).encode()}
         schema = schema.with_metadata(metadata)
@@ -249,11 +250,16 @@ def _column(values: pd.Series) -> pa.Table:
 
 
 def _texts(values: list[Any]) -> list[str | None]:
-    """Texts as they are, and anything else as JSON."""
-    return [
-        value if value is None or isinstance(value, str) else json.dumps(value, default=str)
-        for value in values
-    ]
+    """Texts as they are, times in ISO 8601, and anything else as JSON."""
+    return [None if value is None else _text(value) for value in values]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return str(value) if isinstance(value, bytes) else json.dumps(value, default=str)
 
 
 def _read(path: Path) -> pa.Table:
@@ -262,19 +268,20 @@ def _read(path: Path) -> pa.Table:
         return file.read()
 
 
-def _unified(schemas: list[pa.Schema]) -> pa.Schema:
+def _unified(paths: list[Path]) -> pa.Schema:
     """One schema that holds the values of all, with what pandas is to know of its columns."""
-    fields: dict[str, dict[pa.DataType, None]] = {}
+    schemas = [pq.read_schema(path) for path in paths]
+    fields: dict[str, dict[pa.DataType, list[Path]]] = {}
     attrs: dict[str, Any] = {}
-    for schema in schemas:
+    for path, schema in zip(paths, schemas, strict=True):
         for field in schema:
-            fields.setdefault(field.name, {})[field.type] = None
+            fields.setdefault(field.name, {}).setdefault(field.type, []).append(path)
         theirs = json.loads(schema.metadata.get(_ATTRS, b"{}"))
         noted = {**attrs.get(ATTRS, {}), **theirs.get(ATTRS, {})}
         attrs = {**theirs, ATTRS: noted}
     common: list[tuple[str, pa.DataType]] = []
     for name, types in fields.items():  # in a comprehension, Python 3.11 has one frame more
-        common.append((name, _common_type(name, list(types))))
+        common.append((name, _common_type(name, types)))
     unified = pa.schema(common)
     described = json.loads(schemas[0].metadata[_PANDAS])
     entries: dict[str, Any] = {}
@@ -288,11 +295,15 @@ def _unified(schemas: list[pa.Schema]) -> pa.Schema:
     return unified.with_metadata({**schemas[0].metadata, **told})
 
 
-def _common_type(name: str, types: list[pa.DataType]) -> pa.DataType:
-    """A type that holds the values of all of these."""
+def _common_type(name: str, types: Mapping[pa.DataType, list[Path]]) -> pa.DataType:
+    """A type that holds the values of all of these; the files say whether it really does."""
     try:
         schemas = [pa.schema([(name, one)]) for one in types]
         common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        for one, paths in types.items():
+            for path in paths if one != common else ():
+                with pq.ParquetFile(path) as file:
+                    file.read(columns=[name])[name].cast(common)
     except pa.ArrowException:
         told = " and ".join(str(one) for one in types if not pa.types.is_null(one))
         warnings.warn(

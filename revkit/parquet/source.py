@@ -39,6 +39,14 @@ class Source:
             self._files = sorted(self.path.rglob("*.parquet"))
             if not self._files:
                 raise UsageError(f"there is no file *.parquet in the directory {self.path}")
+            for file in self._files:
+                partition = [x for x in file.relative_to(self.path).parts[:-1] if "=" in x]
+                if partition:
+                    raise UsageError(
+                        f'{self.path} is divided by a column: the directory "{partition[0]}" holds '
+                        "values that no file has; write it as plain files first, or run "
+                        "map_parquet on each directory"
+                    )
         self.rows = 0
         self.schema = pa.schema([])
         for number, file in enumerate(self._files):
