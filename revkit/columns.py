@@ -16,6 +16,7 @@ from .errors import ColumnExists, MissingColumn, UsageError, nearest, one_line
 from .events import Failure, Status
 from .outputs import Field
 from .record import Record
+from .samples import AGREEMENT, TIED
 from .task import CallableTask, ModelTask
 from .work import Rows
 
@@ -433,5 +434,10 @@ def write(frame: pd.DataFrame, columns: Mapping[Any, Any], fingerprint: str) -> 
         else:
             frame.insert(frame.shape[1], label, values)
     noted = dict(frame.attrs.get(ATTRS, {}))
+    for label in [f"{label}{told}" for label in columns for told in (AGREEMENT, TIED)]:
+        # Of an earlier run of the same task with other samples: it says nothing of these values.
+        if label in frame.columns and label not in columns and noted.get(label) == fingerprint:
+            frame.pop(label)
+            del noted[label]
     noted.update({str(label): fingerprint for label in columns})
     frame.attrs[ATTRS] = noted

@@ -21,7 +21,7 @@ from .events import Status
 from .outputs import Field
 from .record import Record
 
-__all__ = ["Combined", "Vote", "columns_of", "combine", "vote"]
+__all__ = ["AGREEMENT", "TIED", "Combined", "Vote", "columns_of", "combine", "vote"]
 
 AGREEMENT, TIED = "_agreement", "_tied"
 

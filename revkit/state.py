@@ -23,6 +23,9 @@ from .errors import FactoryFailed
 
 __all__ = ["States"]
 
+#: Values that cannot be changed.
+_PLAIN = (str, bytes, int, float, bool, tuple, frozenset, type(None))
+
 
 class States:
     """The states of one run's workers.
@@ -47,6 +50,8 @@ class States:
         self._factory = factory
         self._instances = instances
         self._warn = warn
+        #: id of each state in use -> whose it is, and the state, so that the id stays its own
+        self._in_use: dict[int, tuple[object, Any]] = {}
 
     @property
     def replaceable(self) -> bool:
@@ -69,7 +74,9 @@ class States:
         def get() -> Any:
             if not made:
                 with self._may_fail(worker):
-                    made.append(_enter(stack, self._make(worker)))
+                    new = self._make(worker)
+                    self._claim(new, stack)
+                    made.append(_enter(stack, new))
             return made[0]
 
         try:
@@ -92,7 +99,11 @@ class States:
                     made.append(self._instances[worker])
                     return made[0]
                 with self._may_fail(worker):
-                    made.append(await _aenter(stack, self._make(worker)))
+                    new = self._make(worker)
+                    if inspect.isawaitable(new):
+                        new = await new
+                    self._claim(new, stack)
+                    made.append(await _aenter(stack, new))
             return made[0]
 
         try:
@@ -106,6 +117,15 @@ class States:
     def _make(self, worker: int) -> Any:
         assert self._factory is not None
         return self._factory(worker)
+
+    def _claim(self, made: Any, stack: ExitStack | AsyncExitStack) -> None:
+        """Refuse what another worker has; what cannot be changed may be the same for all."""
+        if isinstance(made, _PLAIN):
+            return
+        owner, _ = self._in_use.setdefault(id(made), (stack, made))  # whoever is first has it
+        if owner is not stack:
+            raise ValueError("it gave an object that another worker has, and no two may share one")
+        stack.callback(self._in_use.pop, id(made), None)
 
     @contextmanager
     def _may_fail(self, worker: int) -> Iterator[None]:
@@ -142,8 +162,6 @@ def _enter(stack: ExitStack, made: Any) -> Any:
 
 
 async def _aenter(stack: AsyncExitStack, made: Any) -> Any:
-    if inspect.isawaitable(made):
-        made = await made
     close = getattr(made, "aclose", None) or getattr(made, "close", None)
     if callable(close):
         stack.push_async_callback(_call, close)

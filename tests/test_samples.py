@@ -334,3 +334,15 @@ def test_a_number_that_no_float_holds_loses_no_row() -> None:
     run = revkit.parallel_map([0], lambda n: next(ends), repeat=2, max_workers=1)
     assert run.frame["response"].tolist() == [float("-inf")]
     assert run.frame["error"].isna().all()
+
+
+def test_what_was_said_of_other_samples_does_not_stay_beside_new_values() -> None:
+    df = reviews("a")
+    repeated(df, moods("good", "good"), repeat=2)
+    repeated(df, moods("bad"))
+    assert df.columns.tolist() == ["review", "mood", "error"]
+    assert df["mood"].tolist() == ["bad"]
+    assert list(df.attrs["revkit"]) == ["mood", "error"]
+    mine = reviews("a").assign(mood_tied="mine")
+    repeated(mine, moods("bad"))
+    assert mine["mood_tied"].tolist() == ["mine"]

@@ -188,6 +188,28 @@ def test_a_factory_or_a_close_that_exits_ends_no_process(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_a_factory_that_gives_two_workers_one_object_is_refused(engine: str) -> None:
+    shared = State(0)
+    both = threading.Barrier(2)
+    entered: list[int] = []
+
+    def task(row: int, context: Context) -> int:
+        entered.append(row)
+        return row
+
+    def factory(worker: int) -> State:
+        if engine == "thread":
+            both.wait(LONG)  # both workers have asked for theirs
+        return shared
+
+    with pytest.raises(RunFailed, match="an object that another worker has") as raised:
+        revkit.parallel_map(range(50), of(engine, task), factory=factory, max_workers=2)
+    assert "FactoryFailed" in str(raised.value)
+    run = revkit.parallel_map([1, 2], of(engine, task), factory=lambda _: "plain", max_workers=2)
+    assert run.metrics.succeeded == 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_state_that_cannot_be_closed_costs_nothing_but_a_warning(engine: str) -> None:
     class Broken:
         def close(self) -> None:
