@@ -657,7 +657,9 @@ def parallel_map(
             connection), which a function finds in ``context.state``. It is made on the worker's
             own thread, or in its task, where it is first needed; no other worker uses it; it is
             closed there at the end (as a context manager, by ``aclose`` or ``close``). The state
-            of an abandoned attempt is not used again. One that cannot be made ends the run.
+            of an abandoned attempt is not used again. One that cannot be made, or that another
+            worker has, ends the run. For a coroutine function plain factories and ``close`` run on
+            the loop, and hold it up as long as they take.
         instances: ready-made states instead, and as many workers; they are left open.
         progress: True for a bar; ``"live"``, in a notebook, for one output with counts, errors and
             timeline that is drawn anew in place (elsewhere a bar); or a function

@@ -300,9 +300,12 @@ class Chain:
             if isinstance(error, RunFailed | Interrupted):
                 error.results = self.results
             number = f"step {len(work.done) + 1} of {len(self.steps)}"
+            on = "running the same chain on the same rows goes on from there"
+            if isinstance(error, UsageError):
+                on = "mend the step, and make the chain anew (replies of models are in the store)"
             error.add_note(
                 f'This was {number} of the chain, "{step.name}". What is done is in '
-                "chain.results; running the same chain on the same rows goes on from there."
+                f"chain.results; {on}."
             )
             raise
 

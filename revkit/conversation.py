@@ -24,7 +24,8 @@ class Conversation:
 
     Its history belongs to one worker: give each its own by ``factory=``. Rows that share one are
     answered in the light of those before them, so their order matters, and the store, which keeps
-    answers to single prompts, has no part in it.
+    answers to single prompts, has no part in it. To the run the function is a function: its tokens
+    are counted here, not in ``run.usage``, and a budget of the run does not bound them.
 
     Args:
         model: as for :func:`revkit.parallel_map`.
@@ -99,7 +100,7 @@ class Conversation:
                 self._client.ready(_TEXT, max_workers=1)
                 self._is_ready = True
             self._transport = self._client.transport(max_workers=1)
-        question: Message = {"role": "user", "content": text}
+        question = _question(text)
         exchange = self._session.exchange([*self.messages, question])
         return self._remember(question, drive(exchange, self._transport.send))
 
@@ -112,7 +113,7 @@ class Conversation:
                 await asyncio.to_thread(self._client.ready, _TEXT, max_workers=1)
                 self._is_ready = True
             self._async_transport = await self._client.async_transport(max_workers=1)
-        question: Message = {"role": "user", "content": text}
+        question = _question(text)
         exchange = self._session.exchange([*self.messages, question])
         return self._remember(question, await adrive(exchange, self._async_transport.send))
 
@@ -161,3 +162,9 @@ class Conversation:
     def __repr__(self) -> str:
         turns = len(self._turns)
         return f"Conversation({self._client.name!r}, {turns} turn{'' if turns == 1 else 's'})"
+
+
+def _question(text: Any) -> Message:
+    if not isinstance(text, str):
+        raise UsageError(f"a conversation asks a text, not {type(text).__name__}: ask(str(value))")
+    return {"role": "user", "content": text}

@@ -132,3 +132,5 @@ def test_what_is_refused() -> None:
         pytest.raises(UsageError, match="can only be awaited"),
     ):
         talk.ask("a")
+    with pytest.raises(UsageError, match="asks a text, not int"):
+        Conversation(FakeModel(lambda text: text)).ask(5)  # type: ignore[arg-type]

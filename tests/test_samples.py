@@ -66,6 +66,7 @@ def test_the_majority_its_agreement_and_ties() -> None:
     assert run.repeat == run.metrics.samples == 4
     assert run.summary()["count"].to_dict() == {"good": 1, "bad": 0, "mixed": 1}
     assert run.completions.columns.tolist() == ["mood", "mood_agreement", "mood_tied"]
+    assert run.completions.iloc[0].tolist() == ["good", 0.5, True]
     assert run.latency_by("mood")["count"].tolist() == [3, 3, 2]
     assert run.plot_timeline().get_title("left") == "2 rows x 4 samples on 1 worker"
     assert run.evaluate(["good", "good"]).accuracy == 0.5
