@@ -390,7 +390,7 @@ async def aexecute(plan: Plan) -> Record:
         drain.report()
 
     try:
-        with _stopped_by(plan.cancel, scheduler, lambda: loop.call_soon_threadsafe(woken.set)):
+        with _stopped_by(plan.cancel, scheduler, wake):
             looking = _Looking(plan, scheduler)
             drain.begin()
             await step()

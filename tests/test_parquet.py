@@ -560,3 +560,15 @@ def test_a_finish_that_was_interrupted_is_made_up_for_where_all_rows_failed(
             revkit.map_parquet(*paths)
     done = revkit.map_parquet(*paths)
     assert (done.metrics.failed, len(pd.read_parquet(done.path))) == (2, 2)
+
+
+def test_a_mix_within_a_chunk_is_text_and_that_is_said(tmp_path: Path) -> None:
+    pd.DataFrame({"n": range(4)}).to_parquet(tmp_path / "in.parquet")
+
+    def value(row: Any) -> Any:
+        return row["n"] if row["n"] % 2 else "even"
+
+    with pytest.warns(UserWarning, match=r"no one type for \(int, str\)") as told:
+        done = revkit.map_parquet(tmp_path / "in.parquet", value, tmp_path / "out.parquet")
+    assert told[0].filename == __file__
+    assert pd.read_parquet(done.path)["response"].tolist() == ["even", "1", "even", "3"]

@@ -245,6 +245,15 @@ def _column(values: pd.Series) -> pa.Table:
         table = pa.Table.from_pandas(values.to_frame(), preserve_index=False)
         if values.dtype != object or not pa.types.is_nested(table.schema.field(0).type):
             return table
+    given = [value for value in values.tolist() if value is not None]
+    if not all(isinstance(value, dict | list) for value in given):
+        kinds = ", ".join(sorted({type(value).__name__ for value in given}))
+        warnings.warn(
+            f'the values of the output "{values.name}" are of types that Parquet has no one type '
+            f"for ({kinds}), so all of them were written as text",
+            UserWarning,
+            stacklevel=5,
+        )
     texts = pd.array(_texts(values.tolist()), dtype=STRING)
     return pa.Table.from_pandas(pd.DataFrame({values.name: texts}), preserve_index=False)
 
