@@ -104,7 +104,8 @@ def map_parquet(
     A sink that is finished is not made again.
 
     Args:
-        source: a Parquet file, or a directory of them, which are read in the order of their names.
+        source: a Parquet file, or a directory of them, which are read in the order of their names;
+            not one that is divided by a column (``year=2024/…``), whose values no file has.
         task: as for :func:`revkit.parallel_map`. A function goes by its name: after changing what
             it does, pass ``restart=True``.
         sink: the file to write.
@@ -128,8 +129,9 @@ def map_parquet(
 
     The type of a column is the same in the whole file. That of a signature or template is the
     task's own. For a function it is one that holds the values of all chunks: whole numbers become
-    floats where another chunk has floats; where there is none (numbers and texts), all are
-    written as text, with a warning. So are mappings, as JSON.
+    floats where another chunk has floats; where there is none (numbers and texts, or whole numbers
+    that no float holds beside fractions), all are written as text, with a warning. Mappings are
+    written as JSON.
 
     >>> import pandas as pd, revkit, tempfile
     >>> folder = tempfile.mkdtemp()
