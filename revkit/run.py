@@ -272,11 +272,12 @@ def _started(
         engine = _tasks(plan, scheduler, drain, rendered)
         own = None if factory is None else loops.LoopThread(factory, "revkit-loop-of-a-run")
         loop = loops.background() if own is None else own.loop
-        began = loop.time()
+        clock = loops.clock_of(loop)
+        began = clock()
         loops.submit(loop, engine.run())
         try:
             yield _Engine(
-                loop.time,
+                clock,
                 began,
                 stop=lambda stop: loop.call_soon_threadsafe(engine.stop, stop),
                 tell=lambda change: loop.call_soon_threadsafe(engine.tell, change),
@@ -334,6 +335,8 @@ async def aexecute(plan: Plan) -> Record:
     """
     import asyncio
 
+    from .engines.loop import clock_of
+
     if plan.client is not None and plan.client.loop_factory is not None:
         raise UsageError(
             f"{plan.client!r} brings an event loop of its own: call parallel_map, which runs "
@@ -364,7 +367,8 @@ async def aexecute(plan: Plan) -> Record:
             assembling.add_done_callback(_put_away)
             pool.shutdown(wait=False)
             raise
-    engine = _Engine(loop.time, loop.time(), lambda stop: None)
+    clock = clock_of(loop)
+    engine = _Engine(clock, clock(), lambda stop: None)
     running: asyncio.Task[None] | None = None
     interrupted = False
 
@@ -417,7 +421,7 @@ async def aexecute(plan: Plan) -> Record:
                 threads.start()
             else:
                 tasks = _tasks(plan, scheduler, drain, rendered)
-                engine = _Engine(loop.time, loop.time(), stop=tasks.stop, tell=tasks.tell)
+                engine = _Engine(clock, clock(), stop=tasks.stop, tell=tasks.tell)
                 running = asyncio.create_task(tasks.run())
             drain.starts(engine.clock, engine.began, looked=looking.seconds)
             drain.tell = engine.tell
@@ -481,13 +485,15 @@ def _execute_on_notebook_loop(plan: Plan, press: Press) -> Record:
     """
     import asyncio
 
+    from .engines.loop import is_uvloop
+
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         raise UsageError(
             'loop="notebook": no event loop is running here; leave loop= out'
         ) from None
-    if type(loop).__module__.split(".")[0] == "uvloop":
+    if is_uvloop(loop):
         raise UsageError(
             'loop="notebook": uvloop cannot run a loop inside itself; leave loop= out, or '
             "`await df.llm.aparallel_map(...)`"
