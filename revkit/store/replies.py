@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import sqlite3
@@ -23,12 +25,9 @@ __all__ = ["Store", "StoreWarning", "default_path", "locate"]
 _FILE = "replies.sqlite"
 #: Keys looked up by one statement; every build of SQLite takes 999 variables.
 _LOOKUP = 500
-_INSERT = (
-    f"INSERT INTO replies ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "
-    "ON CONFLICT (key) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])
-    + " WHERE excluded.weights IS NOT NULL AND weights IS NOT excluded.weights"
-)
+#: Replies put in by one statement. SQLite's module gives the interpreter away at each row of an
+#: ``executemany``, and gets it back in competition with the loop that replies come in on.
+_INSERTED = 999 // len(COLUMNS)
 
 
 class StoreWarning(UserWarning):
@@ -230,8 +229,7 @@ class Store:
                 self._waiting.clear()
                 return False
             try:
-                with _transaction(self._file.db) as db:
-                    db.executemany(_INSERT, self._waiting)
+                _insert(self._file.db, self._waiting)
             except SQLITE_ERRORS as error:
                 if not self._trouble(error):
                     return False
@@ -313,6 +311,28 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r})"
+
+
+def _insert(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+    """All or nothing."""
+    if len(rows) <= _INSERTED:  # a statement is a transaction
+        db.execute(_insertion(len(rows)), list(itertools.chain.from_iterable(rows)))
+        return
+    with _transaction(db):
+        for start in range(0, len(rows), _INSERTED):
+            some = rows[start : start + _INSERTED]
+            db.execute(_insertion(len(some)), list(itertools.chain.from_iterable(some)))
+
+
+@functools.cache
+def _insertion(rows: int) -> str:
+    row = f"({', '.join('?' * len(COLUMNS))})"
+    return (
+        f"INSERT INTO replies ({', '.join(COLUMNS)}) VALUES {', '.join([row] * rows)} "
+        "ON CONFLICT (key) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])
+        + " WHERE excluded.weights IS NOT NULL AND weights IS NOT excluded.weights"
+    )
 
 
 @contextlib.contextmanager
