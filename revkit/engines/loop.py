@@ -60,6 +60,9 @@ class LoopEngine:
     """
 
     name = "async"
+    #: those that it runs on, from when it does
+    _loop: asyncio.AbstractEventLoop
+    _clock: Callable[[], float]
 
     def __init__(
         self,
@@ -93,12 +96,11 @@ class LoopEngine:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._due: tuple[float, asyncio.TimerHandle] | None = None
         self._cancelled = False
-        self._clock: Callable[[], float] = time.monotonic
 
     async def run(self) -> None:
         """Work everything off; the last thing emitted is :class:`Ended`."""
         crash: BaseException | None = None
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         clock = self._clock = clock_of(loop)
         at = clock()
         timer: asyncio.TimerHandle | None = None
@@ -182,12 +184,12 @@ class LoopEngine:
                 self._wake()
         elif not self._watching:
             self._watching = True
-            asyncio.get_running_loop().call_soon(self._watch, self._facts, _QUIET, now)
+            self._loop.call_soon(self._watch, self._facts, _QUIET, now)
 
     def _watch(self, seen: int, turns: int, since: float) -> None:
         turns = turns - 1 if self._facts == seen else _QUIET
         if turns and self._clock() - since < _BUSY:
-            asyncio.get_running_loop().call_soon(self._watch, self._facts, turns, since)
+            self._loop.call_soon(self._watch, self._facts, turns, since)
         else:
             self._watching = False
             self._wake()
@@ -222,9 +224,8 @@ class LoopEngine:
             if due <= when:
                 return
             alarm.cancel()
-        loop = asyncio.get_running_loop()
-        at = when + _EARLY if is_uvloop(loop) else when
-        self._due = when, loop.call_at(at, self._alarm)
+        at = when + _EARLY if is_uvloop(self._loop) else when
+        self._due = when, self._loop.call_at(at, self._alarm)
 
     def _alarm(self) -> None:
         self._due = None
@@ -288,13 +289,12 @@ class LoopEngine:
 
     async def _wait(self, worker: int, step: Step) -> Attempt | None:
         """Wait until there is an attempt to take; None when there is none any more."""
-        loop = asyncio.get_running_loop()
         while not isinstance(step, Attempt):
             if step is DONE:
                 return None
             if step is not WAIT:
                 self._wake_at(step)
-            future = loop.create_future()
+            future = self._loop.create_future()
             heapq.heappush(self._waiting, (worker, future))
             try:
                 await future
