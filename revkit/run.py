@@ -38,6 +38,9 @@ _Rendered = dict[int, list[Message]]
 
 #: The drain looks up at least this often (seconds), so that an interrupt never waits for a reply.
 _TICK = 0.1
+#: Seconds that the loop stands still, at most, while the drain does what rows wait for: else the
+#: two threads compete for the interpreter, which a busy one gives away every 5 ms.
+_HAND_OVER = 0.002
 #: What runs in threads when the run is interrupted gets this long to end (seconds).
 _GRACE = 1.0
 
@@ -91,11 +94,16 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
             return execute(plan, press)
     if plan.loop == "notebook":
         return _execute_on_notebook_loop(plan, press)
-    woken = threading.Event()
+    woken, stepped = threading.Event(), threading.Event()
 
     def wake() -> None:
         if not woken.is_set():  # far cheaper than to set it again
             woken.set()
+
+    def hand_over() -> None:
+        stepped.clear()
+        wake()
+        stepped.wait(_HAND_OVER)
 
     with press.raising():  # nothing is done yet
         scheduler, drain, rendered = _assemble(plan, wake)
@@ -118,7 +126,7 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
                 drain.record.ended_by = drain.record.ended_by or KeyboardInterrupt()
                 scheduler.stop(INTERRUPTED)
             drain.open_display()
-            engine = stack.enter_context(_started(plan, scheduler, drain, rendered))
+            engine = stack.enter_context(_started(plan, scheduler, drain, rendered, hand_over))
             drain.starts(engine.clock, engine.began, looked=looking.seconds)
             drain.tell = engine.tell
             plan.started(engine.stop, engine.tell)
@@ -128,6 +136,7 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
                     woken.wait(_TICK)
                     woken.clear()
                     drain.step()
+                    stepped.set()
             except BaseException as error:  # noqa: BLE001 - raised again, with all that is done
                 engine.stop(INTERRUPTED)
                 drain.record.ended_by = error
@@ -254,7 +263,11 @@ def _stopped_by(
 
 @contextmanager
 def _started(
-    plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered
+    plan: Plan,
+    scheduler: Scheduler,
+    drain: Drain,
+    rendered: _Rendered,
+    hand_over: Callable[[], object],
 ) -> Iterator[_Engine]:
     """Start the plan's engine beside the calling thread."""
     if not drain.has_work or scheduler.stopped is not None:
@@ -269,10 +282,15 @@ def _started(
         from .engines import loop as loops
 
         factory = plan.client.loop_factory if plan.client is not None else None
-        engine = _tasks(plan, scheduler, drain, rendered)
+        engine = _tasks(plan, scheduler, drain, rendered, hand_over)
         own = None if factory is None else loops.LoopThread(factory, "revkit-loop-of-a-run")
         loop = loops.background() if own is None else own.loop
         clock = loops.clock_of(loop)
+
+        def tell(change: Callable[[], object]) -> None:
+            engine.changes.append(change)
+            loop.call_soon_threadsafe(engine.make_changes)
+
         began = clock()
         loops.submit(loop, engine.run())
         try:
@@ -280,7 +298,7 @@ def _started(
                 clock,
                 began,
                 stop=lambda stop: loop.call_soon_threadsafe(engine.stop, stop),
-                tell=lambda change: loop.call_soon_threadsafe(engine.tell, change),
+                tell=tell,
             )
         finally:
             if own is not None:
@@ -312,7 +330,13 @@ def _threads(plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered
     )
 
 
-def _tasks(plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered) -> LoopEngine:
+def _tasks(
+    plan: Plan,
+    scheduler: Scheduler,
+    drain: Drain,
+    rendered: _Rendered,
+    hand_over: Callable[[], object],
+) -> LoopEngine:
     from .engines.loop import LoopEngine
 
     return LoopEngine(
@@ -321,7 +345,7 @@ def _tasks(plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered) 
         workers=plan.workers,
         emit=drain.emit,
         wake=drain.wake,
-        awaited=drain.is_awaited,
+        hand_over=hand_over if drain.is_awaited else None,
         attempt_timeout=plan.attempt_timeout,
         timeout=None if plan.timeout is None else (plan.timeout, _timed_out(plan.timeout)),
     )
@@ -420,7 +444,7 @@ async def aexecute(plan: Plan) -> Record:
                 engine = _of(threads, threads.clock())
                 threads.start()
             else:
-                tasks = _tasks(plan, scheduler, drain, rendered)
+                tasks = _tasks(plan, scheduler, drain, rendered, drain.wake)
                 engine = _Engine(clock, clock(), stop=tasks.stop, tell=tasks.tell)
                 running = asyncio.create_task(tasks.run())
             drain.starts(engine.clock, engine.began, looked=looking.seconds)

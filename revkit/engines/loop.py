@@ -14,6 +14,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -30,7 +31,7 @@ __all__ = ["LoopEngine", "LoopThread", "background", "clock_of", "is_uvloop", "r
 _BREATH = 0.001
 #: Where rows wait for the drain it is woken when so many turns of the loop have brought it nothing
 #: new, or after so many seconds. A reply takes two turns from its socket to its worker.
-_QUIET, _BUSY = 3, 0.005
+_QUIET, _BUSY = 3, 0.001
 #: uvloop counts whole milliseconds from the last one that it looked at: a timer may be early by
 #: so many seconds.
 _EARLY = 0.0015
@@ -54,9 +55,14 @@ class LoopEngine:
 
     Args:
         wake: wakes the drain, for which there are facts.
-        awaited: rows wait for the drain; else it is in no hurry.
+        hand_over: wakes the drain where rows wait for it, and may give it a moment in which the
+            loop stands still; None: rows do not wait, and the drain is in no hurry.
         attempt_timeout: seconds that one attempt may take; None: any time.
         timeout: seconds for the whole run, and the stop that comes then; None: any time.
+
+    Attributes:
+        changes: of the scheduler, which other threads ask for: they append one, and let the loop
+            call :meth:`make_changes`.
     """
 
     name = "async"
@@ -72,7 +78,7 @@ class LoopEngine:
         workers: int,
         emit: Emit,
         wake: Callable[[], None],
-        awaited: bool,
+        hand_over: Callable[[], object] | None,
         attempt_timeout: float | None = None,
         timeout: tuple[float, Stop] | None = None,
     ):
@@ -82,11 +88,11 @@ class LoopEngine:
         self._workers = workers
         self._emit = emit
         self._wake = wake
-        self._awaited = awaited
+        self._hand_over = hand_over
         #: facts so far; and whether it is watched when the loop has no more for now
         self._facts = 0
         self._watching = False
-        #: when the drain was last woken that is in no hurry, on the loop's clock
+        #: when the drain was last woken, or since when it is watched when to, on the loop's clock
         self._woke = float("-inf")
         self._attempt_timeout = attempt_timeout
         self._tasks: list[asyncio.Task[None]] = []
@@ -96,6 +102,7 @@ class LoopEngine:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._due: tuple[float, asyncio.TimerHandle] | None = None
         self._cancelled = False
+        self.changes: deque[Callable[[], object]] = deque()
 
     async def run(self) -> None:
         """Work everything off; the last thing emitted is :class:`Ended`."""
@@ -161,7 +168,15 @@ class LoopEngine:
 
     def tell(self, change: Callable[[], object]) -> None:
         """Change something in the scheduler. Call it on the loop."""
-        change()
+        self.changes.append(change)
+        self.make_changes()
+
+    def make_changes(self) -> None:
+        """Make the :attr:`changes` that are there. Call it on the loop."""
+        if not self.changes:
+            return
+        while self.changes:
+            self.changes.popleft()()
         if self._scheduler.stopped is not None:
             self._obey()
         elif self._waiting:
@@ -175,24 +190,34 @@ class LoopEngine:
     def _wake_drain(self, now: float) -> None:
         """Let the drain know of a fact, though not of each: threads that take turns cost more.
 
-        Where rows wait for it, as soon as the loop has nothing else to do.
+        Where rows wait for it, as soon as the loop has nothing else to do, or has been busy for a
+        while.
         """
         self._facts += 1
-        if not self._awaited:
+        if self._hand_over is None:
             if now - self._woke >= OFTEN:
                 self._woke = now
                 self._wake()
         elif not self._watching:
-            self._watching = True
-            self._loop.call_soon(self._watch, self._facts, _QUIET, now)
+            self._watching, self._woke = True, now
+            self._loop.call_soon(self._watch, self._facts, _QUIET)
+        elif now - self._woke >= _BUSY:
+            self._hand_over_now(now)
 
-    def _watch(self, seen: int, turns: int, since: float) -> None:
+    def _watch(self, seen: int, turns: int) -> None:
         turns = turns - 1 if self._facts == seen else _QUIET
-        if turns and self._clock() - since < _BUSY:
-            self._loop.call_soon(self._watch, self._facts, turns, since)
+        now = self._clock()
+        if turns and now - self._woke < _BUSY:
+            self._loop.call_soon(self._watch, self._facts, turns)
         else:
             self._watching = False
-            self._wake()
+            self._hand_over_now(now)
+
+    def _hand_over_now(self, now: float) -> None:
+        assert self._hand_over is not None
+        self._woke = now
+        self._hand_over()
+        self.make_changes()  # those that it has asked for by now
 
     def _wake_next(self, now: float) -> None:
         """Let one waiting worker ask again as soon as there is something for it."""
@@ -274,8 +299,9 @@ class LoopEngine:
             if outcome is CANCELLED:
                 return
             if end - self._breathed >= _BREATH:
+                self._breathed = end  # the others need not
                 await asyncio.sleep(0)
-                now = self._breathed = clock()
+                now = clock()
 
     async def _limited(self, attempt: Awaitable[Outcome]) -> Outcome:
         assert self._attempt_timeout is not None
