@@ -53,6 +53,7 @@ A reading order, from what decides to what touches the world:
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from . import accessor as _accessor
 from ._version import __version__
@@ -61,14 +62,12 @@ from .adaptive import Adaptive
 from .api import aparallel_map, last_result, parallel_map
 from .cancel import CancelToken
 from .chain import Chain, ChainResult, Step, chain
-from .chunks import map_chunks
 from .clients.base import Client, Reply
 from .clients.local import Local
 from .clients.ollama import Ollama
 from .clients.openai import OpenAICompatible
 from .clients.secret import Secret
 from .config import load_agent, use
-from .conversation import Conversation
 from .data import data_file, load_reviews
 from .errors import (
     AccessDenied,
@@ -99,7 +98,6 @@ from .errors import (
 from .limits import Budget, RateLimit
 from .observers import Event, register_observer
 from .outputs import Field
-from .parquet import ParquetResult, map_parquet
 from .policy import Retry
 from .preview import Preview, apreview, preview
 from .record import RowResult
@@ -108,6 +106,11 @@ from .sentiment import SENTIMENT, SENTIMENT_WITH_REASON
 from .task import Signature
 from .tokens import Price
 from .work import Context
+
+if TYPE_CHECKING:
+    from .chunks import map_chunks
+    from .conversation import Conversation
+    from .parquet import ParquetResult, map_parquet
 
 __all__ = [
     "SENTIMENT",
@@ -183,13 +186,25 @@ if "dask.dataframe" in sys.modules:  # else ``import revkit.dask`` does it
     from . import dask as _dask  # noqa: F401
 
 
+#: What is imported when it is used, and where it stands: most sessions use none of it.
+_LATE = {
+    "Conversation": "conversation",
+    "ParquetResult": "parquet",
+    "collect": "dask",
+    "map_chunks": "chunks",
+    "map_parquet": "parquet",
+}
+
+
 def __getattr__(name: str) -> object:
-    if name == "collect":  # imports Dask
-        from .dask import collect
+    import importlib
 
-        return collect
-    if name == "store":  # imported when it is used: it needs SQLite, and most of a session does not
-        import importlib
-
+    if name == "store":
         return importlib.import_module(".store", __name__)
+    if name in _LATE:
+        return getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE, "store"})

@@ -33,7 +33,6 @@ name of its own type.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING
 
@@ -287,6 +286,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("zzz", ["id", "review"])
     'there are "id", "review".'
     """
+    import difflib
+
     names = [one_line(str(k)) for k in known]
     close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
     if not close:

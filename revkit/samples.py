@@ -10,7 +10,6 @@ al., 2022): the one that most of them gave.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from enum import Enum
@@ -149,6 +148,8 @@ def _all_numbers(said: Iterable[Sequence[Any]]) -> bool:
 
 def _median(said: Sequence[Any]) -> Any:
     """The median as a float; the lower middle value itself where no float can hold it."""
+    import statistics
+
     numbers = [value for value in said if value is not None]
     if not numbers:
         return None

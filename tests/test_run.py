@@ -914,7 +914,10 @@ else:
 
 CALLS = {
     "thread": ("df.llm.parallel_map(plain, **options)", "pass"),
-    "async": ("df.llm.parallel_map(awaited, **options)", "assert sorted(cancelled) == [3, 4], cancelled"),
+    "async": (
+        "df.llm.parallel_map(awaited, **options)",
+        "assert sorted(cancelled) == [3, 4], cancelled",
+    ),
     "model": (
         'df.llm.parallel_map("{review}", model=fake, **options)',
         "assert fake._in_flight == 0",

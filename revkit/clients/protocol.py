@@ -12,7 +12,6 @@ import base64
 import contextlib
 import copy
 import dataclasses
-import email.utils
 import json
 import math
 import re
@@ -409,6 +408,8 @@ def asked_pause(response: Response) -> float | None:
 def _date(text: str | None) -> datetime | None:
     if not text:
         return None
+    import email.utils  # late: few servers ask for a pause, and it takes milliseconds
+
     try:
         when = email.utils.parsedate_to_datetime(text)
     except (ValueError, OverflowError):  # the latter from a time zone without end
