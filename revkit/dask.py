@@ -14,6 +14,7 @@ from typing import Any, Unpack
 try:
     import dask
     import dask.dataframe as dd
+    from dask.callbacks import Callback
     from dask.delayed import Delayed, delayed
     from dask.sizeof import sizeof
 except ImportError as error:
@@ -22,8 +23,10 @@ except ImportError as error:
     raise MissingExtra('Dask is not installed: pip install "revkit[dask]"') from error
 
 from .api import Options, TaskLike, shows_options
+from .cluster.audience import Audience
 from .cluster.collect import collect_parts
 from .cluster.job import LEFT_OUT, Job, make_job
+from .cluster.links import computed_here, current_client
 from .cluster.partition import Part, begin, columns_of, run_partition
 from .errors import UsageError
 from .result import ParallelResult
@@ -37,10 +40,16 @@ class _Graph:
 
     Attributes:
         parts: one for each partition; each gives a :class:`~revkit.cluster.partition.Part`.
+        audience: who hears of it here.
     """
 
     def __init__(self, job: Job, parts: list[Delayed]):
         self.job, self.parts = job, parts
+        self.audience = Audience(job.id, job.observers)
+        if (client := current_client()) is not None:
+            job.clients.append(self.audience.listen(client))
+        weakref.finalize(self, self.audience.forsake).atexit = False
+        Callback(finish=computed_here).register()  # the same one each time
 
 
 #: name of a collection -> what it was made by; as long as the collection, or its graph, lives
@@ -160,7 +169,7 @@ def collect(frame: Any) -> ParallelResult:
             "collect() takes the Dask frame that ddf.llm.parallel_map(…) returned, as it is: "
             "collect that one, and go on with run.frame"
         )
-    return collect_parts(graph.job, lambda: dask.compute(*graph.parts))
+    return collect_parts(graph.job, graph.audience, graph.parts)
 
 
 def _register() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -17,10 +19,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from failing import TASK, number_in, right, right_answer, said
-from servers import Answer, Server, Status, serve
+from servers import GATE_LIMIT, Answer, Server, Status, serve
 
 import revkit
 import revkit.dask
+from revkit.cluster import links
 from revkit.cluster.links import link_here
 from revkit.store.shared import MARK, SharedStore
 from revkit.testing import FakeModel
@@ -267,6 +270,221 @@ def test_one_that_asks_for_a_pause_pauses_all() -> None:
     retried = attempts[attempts["outcome"] == "retried"]["end_s"].item()
     others = attempts[attempts["outcome"] == "ok"]["start_s"]
     assert (others >= retried + 0.25).all()
+
+
+# -- what the user hears of it -------------------------------------------------------------------
+
+
+class Hears:
+    """An observer that keeps what it is told."""
+
+    def __init__(self, heard: list[revkit.Event]):
+        self.heard = heard
+
+    def on_event(self, event: revkit.Event) -> None:
+        self.heard.append(event)
+
+
+def settled(heard: list[revkit.Event]) -> list[tuple[int, int]]:
+    """Partition and row of each row that was settled."""
+    return sorted(
+        (event.data["partition"], event.data["item_index"])
+        for event in heard
+        if event.type == "row.settled"
+    )
+
+
+EVERY_ROW = [(partition, row) for partition in range(4) for row in range(ROWS // 4)]
+
+
+def test_observers_hear_of_whatever_computes_it(scheduler: str, tmp_path: Path) -> None:
+    given: list[revkit.Event] = []
+    made: list[Hears] = []
+
+    def make() -> Hears:
+        made.append(Hears([]))
+        return made[-1]
+
+    revkit.register_observer("hears", make)
+    out = many(n=range(ROWS)).llm.parallel_map(
+        len, output="n2", meta=int, observer=[Hears(given), "hears"]
+    )
+    assert not given
+    assert not made
+    out.compute()
+    assert settled(given) == EVERY_ROW
+    assert len(made) == 4  # one for each partition's run, of which it hears all
+    for one in made:
+        assert [event.type for event in one.heard][:: len(one.heard) - 1] == [
+            "parallel.start",
+            "parallel.complete",
+        ]
+        assert len({event.run_id for event in one.heard}) == 1
+    given.clear()
+    out.to_parquet(tmp_path / "out", write_index=False)
+    assert settled(given) == EVERY_ROW
+    given.clear()
+    run = revkit.collect(out)
+    assert settled(given) == EVERY_ROW
+    assert run.metrics.succeeded == ROWS
+    assert len(made) == 12
+
+
+def test_an_observer_that_raises_is_dropped_and_said(scheduler: str) -> None:
+    class Raises:
+        def on_event(self, event: revkit.Event) -> None:
+            raise ZeroDivisionError
+
+    def fails() -> Any:
+        raise ZeroDivisionError
+
+    revkit.register_observer("fails", fails)
+    out = many().llm.parallel_map(len, observer=Raises())
+    with pytest.warns(UserWarning, match="Raises raised ZeroDivisionError") as told:
+        frame = out.compute()
+    assert len(told) == 1
+    assert frame["error"].isna().all()
+    out = many().llm.parallel_map(len, observer="fails")
+    with pytest.warns(UserWarning, match="factory .* raised ZeroDivisionError") as told:
+        frame = out.compute()
+    assert len(told) == 1
+    assert frame["error"].isna().all()
+
+
+def test_a_second_compute_says_that_it_pays_again(scheduler: str, tmp_path: Path) -> None:
+    with serve(right_answer) as server:
+        with pytest.warns(UserWarning, match=r"each compute\(\) asks the model"):
+            out = many().llm.parallel_map(TASK, model=model(server))
+        out.compute()  # which was said
+        for compute in (out.compute, lambda: revkit.collect(out)):
+            asked = len(server.chats)
+            before: list[int] = []
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.showwarning = lambda *told, seen=before: seen.append(len(server.chats))
+                compute()
+            assert before == [asked]  # nothing was sent before it was said
+            assert len(server.chats) == asked + ROWS
+        for options in ({"store": False}, {"store": tmp_path / "replies"}):
+            again = many().llm.parallel_map(TASK, model=model(server), **options)
+            again.compute()
+            again.compute()
+
+
+def test_a_run_of_which_no_row_is_ok_says_so(scheduler: str) -> None:
+    with serve(lambda messages, body: Status(400, {"error": "no such thing"})) as server:
+        out = many().llm.parallel_map(TASK, model=model(server), store=False)
+        with pytest.warns(UserWarning, match=f"all {ROWS} rows of a run on Dask failed") as told:
+            frame = out.compute()
+        assert "ServerError" in str(told[0].message)
+        assert frame["error"].str.startswith("ServerError").all()
+        assert failed(out).metrics.failed == ROWS
+
+    def but_one(messages: list[dict[str, str]], body: dict[str, Any]) -> Answer:
+        return said(3) if number_in(messages) == 3 else Status(400, {"error": "no"})
+
+    with serve(but_one) as server:
+        out = many().llm.parallel_map(TASK, model=model(server), store=False)
+        assert out.compute()["error"].isna().sum() == 1
+
+
+# -- an interrupt --------------------------------------------------------------------------------
+
+
+class Holds:
+    """A rule that holds two rows of the second partition back, and then presses stop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held = 0
+        self.release = threading.Event()
+
+    def __call__(self, messages: list[dict[str, str]], body: dict[str, Any]) -> Answer:
+        row = number_in(messages)
+        if row in (10, 11) and not self.release.is_set():
+            with self._lock:
+                self._held += 1
+                both = self._held == 2
+            if both:
+                os.kill(os.getpid(), signal.SIGINT)
+            self.release.wait(GATE_LIMIT)
+        return said(row)
+
+
+def test_an_interrupt_of_collect_gives_what_is_done(scheduler: str) -> None:
+    rule = Holds()
+    with serve(rule) as server:
+        out = many().llm.parallel_map(TASK, model=model(server), store=False, max_workers=3)
+        with pytest.raises(revkit.Interrupted, match=f"interrupted: .* of {ROWS} rows") as caught:
+            revkit.collect(out)
+        assert server.await_hang_ups()  # before it is released
+        asked = len(server.chats)
+        rule.release.set()
+        assert out.compute()["error"].isna().all()
+    run = caught.value.result
+    metrics = run.metrics
+    assert len(run.frame) == metrics.total == ROWS
+    assert metrics.succeeded + metrics.cancelled == asked
+    assert metrics.succeeded >= (ROWS // 4 if scheduler == "synchronous" else 1)
+    assert 2 <= metrics.cancelled <= 3
+    assert metrics.not_started == ROWS - asked
+    done = run.frame[run.frame["error"].isna()]
+    assert done["review"].tolist() == [f"review {number}" for number in done["number"]]
+    assert run.stopped == "it was interrupted"
+
+
+def test_an_interrupt_of_a_plain_compute_stops_its_calls(scheduler: str) -> None:
+    rule = Holds()
+    with serve(rule) as server:
+        out = many().llm.parallel_map(TASK, model=model(server), store=False, max_workers=3)
+        with pytest.raises(KeyboardInterrupt):
+            out.compute()
+        assert server.await_hang_ups()  # before it is released
+        rule.release.set()
+        asked = len(server.chats)
+        assert out.compute()["error"].isna().all()
+        assert len(server.chats) == asked + ROWS
+
+
+def test_a_second_interrupt_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Dask is at, and no run of revkit's, cannot be stopped."""
+    through, release = threading.Event(), threading.Event()
+
+    def read(part: int) -> pd.DataFrame:
+        if part:
+            through.wait(GATE_LIMIT)
+            os.kill(os.getpid(), signal.SIGINT)
+            signalled.wait(GATE_LIMIT)
+            os.kill(os.getpid(), signal.SIGINT)
+            release.wait(GATE_LIMIT)
+        return pd.DataFrame({"n": [2 * part, 2 * part + 1]})
+
+    signalled = threading.Event()
+
+    class Last:
+        def on_event(self, event: revkit.Event) -> None:
+            if event.type == "parallel.complete":
+                through.set()
+
+    parts = [dask.delayed(read, pure=False)(part) for part in range(2)]
+    ddf = dd.from_delayed(parts, meta={"n": "int64"}, verify_meta=False)
+    out = ddf.llm.parallel_map(lambda row: row["n"], output="n2", observer=Last())
+    coordinator = links._process_link()._coordinator
+    stop = coordinator.stop
+
+    def stops(*args: Any, **named: Any) -> None:
+        stop(*args, **named)
+        signalled.set()
+
+    monkeypatch.setattr(coordinator, "stop", stops)
+    with (
+        dask.config.set(scheduler="threads", num_workers=2),
+        pytest.warns(UserWarning, match="1 of 2 partitions had not come back"),
+        pytest.raises(revkit.Interrupted) as caught,
+    ):
+        revkit.collect(out)
+    release.set()
+    assert caught.value.result.frame["n2"].tolist() == [0, 1]
 
 
 # -- what is refused -----------------------------------------------------------------------------

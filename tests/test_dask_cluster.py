@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
 import signal
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.dataframe as dd
 import pandas as pd
 import pytest
@@ -19,7 +23,7 @@ from distributed import Client, LocalCluster
 from failing import TASK, number_in, right, right_answer, said
 from hypothesis import given
 from hypothesis import strategies as st
-from servers import Answer, serve
+from servers import Answer, Status, serve
 
 import revkit
 import revkit.dask
@@ -115,6 +119,90 @@ def test_it_gives_what_one_machine_gives_and_collects_from_all(cluster: Client) 
     assert {event.data["partition"] for event in heard} == {0, 1, 2, 3}
 
 
+class Hears:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[revkit.Event] = []
+
+    def on_event(self, event: revkit.Event) -> None:
+        self.heard.append(event)
+
+    @property
+    def complete(self) -> int:
+        return [event.type for event in self.heard].count("parallel.complete")
+
+    @property
+    def settled(self) -> list[tuple[int, int]]:
+        """Partition and row of each row that was settled."""
+        return sorted(
+            (event.data["partition"], event.data["item_index"])
+            for event in self.heard
+            if event.type == "row.settled"
+        )
+
+
+EVERY_ROW = [(partition, row) for partition in range(4) for row in range(ROWS // 4)]
+
+
+def test_observers_hear_of_a_plain_compute(cluster: Client) -> None:
+    given, made = Hears(), Hears()
+    revkit.register_observer("hears on a cluster", lambda: made)
+    out = many().llm.parallel_map(len, meta=int, observer=[given, "hears on a cluster"])
+    out.compute()
+    # All is on its way to them when it is computed; theirs are threads of their own.
+    until(lambda: given.complete == made.complete == 4)
+    assert given.settled == made.settled == EVERY_ROW
+    until(lambda: cluster.run_on_scheduler(begun) == 0)  # else it would have the results yet
+    kept = cluster.compute(out)  # nobody waits in this thread, or has the frame
+    del out
+    gc.collect()
+    kept.result(30)
+    until(lambda: given.complete == made.complete == 8)
+    assert given.settled == sorted(2 * EVERY_ROW)
+
+
+@contextlib.contextmanager
+def warned() -> Iterator[list[str]]:
+    """What is said in whatever thread."""
+    said: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *rest: said.append(str(message))  # type: ignore[assignment]
+        yield said
+
+
+def test_observers_that_cannot_hear_are_told_of_before_it_starts(cluster: Client) -> None:
+    hears = Hears()
+    with cluster.as_current(), dask.config.set(scheduler="threads"):
+        out = many().llm.parallel_map(len, meta=int, observer=hears)
+    with warned() as said:
+        out.compute(scheduler=cluster)
+        until(lambda: bool(said))
+    assert "observer= hears nothing of this run" in said[0]
+    assert not hears.heard
+    revkit.collect(out)
+    assert hears.settled == EVERY_ROW
+
+
+def test_what_a_run_has_to_say_reaches_the_user(cluster: Client) -> None:
+    with serve(lambda messages, body: Status(400, {"error": "no such thing"})) as server:
+        model = revkit.Ollama("m", host=server.url)
+        with warned() as said:
+            out = many().llm.parallel_map(TASK, model=model)
+            assert "each compute() asks the model" in said.pop()
+            out.compute()
+            until(lambda: bool(said))
+            assert f"all {ROWS} rows of a run on Dask failed" in said[0]
+            assert "no such thing" in said.pop()
+            until(lambda: cluster.run_on_scheduler(begun) == 0)
+            kept = out.persist()  # which keeps its tasks
+            until(lambda: len(said) == 2)
+            assert "computed once more" in said[0]
+            assert f"all {ROWS} rows" in said[1]
+            del kept
+
+
 def test_a_worker_that_is_killed_costs_its_calls_in_flight(cluster: Client, tmp_path: Path) -> None:
     store = tmp_path / "replies"
     gate = Gate(lambda row: row % 6 > 1)
@@ -192,8 +280,34 @@ def test_an_interrupt_stops_the_run_and_not_the_cluster(cluster: Client) -> None
     assert len(cluster.scheduler_info()["workers"]) == 2
 
 
+def test_an_interrupt_of_collect_gives_what_is_done(cluster: Client) -> None:
+    gate = Gate(lambda row: row in (10, 11))
+    gate.at = lambda: os.kill(os.getpid(), signal.SIGINT) if len(gate.held) == 2 else None
+    with serve(gate) as server:
+        model = revkit.Ollama("m", host=server.url)
+        out = many().llm.parallel_map(TASK, model=model, store=False, max_workers=3)
+        with pytest.raises(revkit.Interrupted, match=f"interrupted: .* of {ROWS} rows") as caught:
+            revkit.collect(out)
+        assert server.await_hang_ups()
+        asked = len(gate.asked)
+        gate.opened.set()
+        assert len(gate.asked) == asked
+        assert all(right(out.compute()))
+    metrics = caught.value.result.metrics
+    assert metrics.total == ROWS
+    assert metrics.succeeded + metrics.cancelled == asked
+    assert 2 <= metrics.cancelled <= 3
+    assert metrics.not_started == ROWS - asked
+    assert cluster.run_on_scheduler(open_seats) == 0
+    assert cluster.submit(len, "four").result(30) == 4
+
+
 def open_seats(dask_scheduler: Any) -> int:
     return len(dask_scheduler.plugins["revkit"].coordinator._seats)
+
+
+def begun(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.plugins["revkit"].coordinator._begun)
 
 
 # -- what decides --------------------------------------------------------------------------------

@@ -3,82 +3,96 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ..api import finish
 from ..events import StopKind
-from ..observers import Event, Observers
+from ..interrupt import Press, noted_interrupts
 from ..result import ParallelResult
 from ..task import ModelTask
+from .gather import Gathered, gather
 from .job import Job
-from .links import client_link, current_client, listeners, topic_of
+from .links import client_link, current_client
 from .merge import merge
-from .partition import Part
+
+if TYPE_CHECKING:
+    from .audience import Audience
 
 __all__ = ["collect_parts"]
 
-#: Seconds that observers have for what is left to them when the run is over.
-_OBSERVERS_WAIT = 10.0
+_INTERRUPTED = (StopKind.INTERRUPTED.value, "it was interrupted", True)
 
 
-def collect_parts(job: Job, compute: Callable[[], Sequence[Part]]) -> ParallelResult:
+def collect_parts(job: Job, audience: Audience, parts: Sequence[Any]) -> ParallelResult:
     """Compute the parts of a job, and make their result.
+
+    Args:
+        audience: who hears of it.
+        parts: of Dask, each of which gives a :class:`~revkit.cluster.partition.Part`.
 
     Raises:
         RunFailed: every row failed, or the run was stopped.
-        KeyboardInterrupt: the user stopped it.
+        Interrupted: the user stopped it.
     """
+    client = current_client()
+    if client is not None and audience.listen(client) not in job.clients:
+        job.clients.append(str(client.id))
     link = client_link()
+
+    def stop(reason: tuple[str, str, bool]) -> None:
+        with contextlib.suppress(Exception):  # the cluster may be gone
+            link.call("stop", job=job.id, stop=list(reason))
+
+    def interrupt() -> None:
+        stop(_INTERRUPTED)
+        with contextlib.suppress(Exception):
+            link.call("collect", job=job.id)  # it may begin yet, and its partitions are wanted
+
     link.call("collect", job=job.id)
-    with _observed(job):
+    with noted_interrupts() as press, _held(audience, press) as told:
         try:
-            parts = sorted(compute(), key=lambda part: part.number)
+            gathered = gather(client, parts, press, interrupt)
         except BaseException as error:
-            reason = "it was interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-            stop = [StopKind.INTERRUPTED.value, reason, True]
-            with contextlib.suppress(Exception):
-                link.call("stop", job=job.id, stop=stop)
+            stop((StopKind.INTERRUPTED.value, str(error), True))
             raise
+        press.hold()
+        if gathered.interrupted:
+            stop(_INTERRUPTED)
     if job.budget is not None:
         job.budget.count(*link.call("spent", budget=job.budget.identity)["answer"])
-    return _result(job, parts)
+    return _result(job, gathered, told)
 
 
-def _result(job: Job, parts: Sequence[Part]) -> ParallelResult:
-    frames = [part.frame for part in parts if len(part.frame)] or [parts[0].frame]
+def _result(job: Job, gathered: Gathered, told: Sequence[str]) -> ParallelResult:
+    parts = gathered.parts
+    frames = [part.frame for part in parts if len(part.frame)]
+    frames = frames or [parts[0].frame if parts else job.source]
     whole = pd.concat(frames) if len(frames) > 1 else frames[0]
     call = job.prepare(whole)
     outputs = job.task.outputs if isinstance(job.task, ModelTask) else ()
     record = merge(parts, outputs, asks_model=job.client is not None)
+    record.warnings += told
+    if gathered.missing:
+        record.warnings.append(
+            f"{gathered.missing} of {gathered.missing + len(parts)} partitions had not come back "
+            "when the run was interrupted; their rows are not in the result"
+        )
+    if gathered.interrupted:
+        record.ended_by = KeyboardInterrupt()
     return finish(call, record)
 
 
 @contextlib.contextmanager
-def _observed(job: Job) -> Iterator[None]:
-    """While it is computed, the events of all workers go to the user's observers."""
-    if not job.observers:
-        yield
-        return
-    observers = Observers(job.observers)
-
-    def hear(events: Sequence[Mapping[str, Any]]) -> None:
-        for event in events:
-            observers.send(Event(**event))
-
-    client = current_client()
-    topic = topic_of(job.id)
-    listeners[job.id] = hear
-    if client is not None:
-        client.subscribe_topic(topic, lambda message: hear(message[1]))
+def _held(audience: Audience, press: Press) -> Iterator[list[str]]:
+    """While it is computed, all observers hear it to its end; yields what is to be said of them."""
+    told: list[str] = []
+    audience.held = True
     try:
-        yield
+        audience.begin()
+        yield told
     finally:
-        del listeners[job.id]
-        if client is not None:
-            client.unsubscribe_topic(topic)
-        for told in observers.close(_OBSERVERS_WAIT):
-            warnings.warn(told, UserWarning, stacklevel=5)
+        told += audience.end(hurried=press())
+        audience.held = False

@@ -15,7 +15,7 @@ it is not, or is gone. So never more attempts are running than the run may have,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,7 @@ class _Seat:
     held: int = 0
     running: int = 0
     failed: int = 0
+    ok: int = 0
     given: Amounts = (0, 0)
     spent: Amounts = (0, 0)
     claims: dict[str, set[bytes]] = field(default_factory=dict)
@@ -111,8 +112,11 @@ class _Run:
     """One computation.
 
     Attributes:
-        failed: rows that have failed in partitions that are through.
+        failed, ok: rows that have failed, and that are ok, in partitions that are through.
+        error: what the first row that failed says.
+        lost: attempts that were running on workers that died.
         collected: its partitions' records go to the client, so that they do not raise.
+        ended: all its partitions are through, and that was told.
     """
 
     name: str
@@ -124,6 +128,10 @@ class _Run:
     adaptive: AdaptiveLimit | None
     seats: dict[str, _Seat] = field(default_factory=dict)
     failed: int = 0
+    ok: int = 0
+    error: str | None = None
+    lost: int = 0
+    ended: bool = False
     stop: Stop | None = None
     paused_until: float = float("-inf")
     shares: dict[str, int] | None = None
@@ -151,6 +159,9 @@ class Coordinator:
 
     Times are in seconds, on the clock of whoever holds it.
 
+    Args:
+        ended: is told, once, of each run whose partitions are all through: see :meth:`through`.
+
     >>> coordinator = Coordinator()
     >>> run = coordinator.begin("a key", {"job": "j", "max_workers": 3}, threads=8, now=0.0)["run"]
     >>> one = coordinator.open(run, worker="w1", partition=0, rows=10, now=0.0)
@@ -165,7 +176,10 @@ class Coordinator:
     1
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[Mapping[str, Any]], object] = lambda told: None) -> None:
+        self._ended = ended
+        #: jobs that have had a run
+        self._known: set[str] = set()
         self._runs: dict[str, _Run] = {}
         self._seats: dict[str, _Seat] = {}
         #: key of the task that began a run -> the run
@@ -196,10 +210,13 @@ class Coordinator:
             key: of the task that begins it.
             terms: what was asked for: see :func:`revkit.cluster.job.terms_of`.
             threads: of all Dask workers together.
+
+        Returns:
+            ``run``: its name; ``began``; ``again``: the job has had a run before.
         """
         known = self._begun.get(key)
         if known is not None and key not in self._renewed:
-            return {"run": known.name, "began": known.began}
+            return {"run": known.name, "began": known.began, "again": False}
         self._renewed.discard(key)
         bounds = terms.get("adaptive")
         job = str(terms["job"])
@@ -219,6 +236,10 @@ class Coordinator:
         )
         self._collected.discard(job)
         self._runs[run.name] = self._begun[key] = run
+        if known is not None:
+            self._forget(known)
+        again = job in self._known
+        self._known.add(job)
         if rate := terms.get("rate_limit"):
             self._rates.setdefault(
                 rate["id"],
@@ -228,7 +249,7 @@ class Coordinator:
             limit = (budget["tokens"], budget["pico"])
             purse = self._purses.setdefault(budget["id"], _Purse(limit, tuple(budget["spent"])))
             purse.limit = limit  # which may have been raised
-        return {"run": run.name, "began": now}
+        return {"run": run.name, "began": now, "again": again}
 
     def renewed(self, keys: Iterable[str]) -> None:
         """Somebody asks for these tasks to be computed (again)."""
@@ -239,12 +260,34 @@ class Coordinator:
         run = self._begun.pop(key, None)
         self._renewed.discard(key)
         if run is not None:
+            if not run.seats:
+                self._tell_end(run)
             run.stop_for(Stop(StopKind.INTERRUPTED, "nobody waits for it any more", cancels=True))
             self._forget(run)
 
     def _forget(self, run: _Run) -> None:
         if not run.seats and self._begun.get(run.key) is not run:
             self._runs.pop(run.name, None)
+            self._tell_end(run)
+
+    def through(self, key: str) -> None:
+        """No partition waits any more for the run that this task began.
+
+        Who listens is told ``job``, ``failed`` and ``ok`` rows, and ``error``, the first one.
+        Of a run that was stopped or is collected, which says it all by itself, only ``job``.
+        """
+        run = self._begun.get(key)
+        if run is not None and not run.seats:
+            self._tell_end(run)
+
+    def _tell_end(self, run: _Run) -> None:
+        if run.ended:
+            return
+        run.ended = True
+        told: dict[str, Any] = {"job": run.terms["job"]}
+        if run.stop is None and not run.collected:
+            told |= {"failed": run.failed, "ok": run.ok, "error": run.error}
+        self._ended(told)
 
     def collect(self, job: str) -> None:
         """The next run of the job is collected: its partitions do not raise."""
@@ -289,11 +332,12 @@ class Coordinator:
 
         Args:
             report: ``limit`` and ``running``: attempts that it may have, and has; ``demand``: rows
-                that are left; ``failed``: rows that have failed. Where there is something to say:
-                ``stop``; ``pause``: seconds for which the server asked; ``ended``: attempts, as
-                seconds since their start and end, and outcome; ``starts`` that it would have,
-                ``tokens`` of one, ``unused`` starts and ``extra`` tokens; ``spent`` of the budget,
-                ``need``: what an attempt may use, and ``back``: what it does not need.
+                that are left; ``failed``, ``ok``: rows that have failed, and that are ok. Where
+                there is something to say: ``error``: of the first that failed; ``stop``;
+                ``pause``: seconds for which the server asked; ``ended``: attempts, as seconds
+                since their start and end, and outcome; ``starts`` that it would have, ``tokens``
+                of one, ``unused`` starts and ``extra`` tokens; ``spent`` of the budget, ``need``:
+                what an attempt may use, and ``back``: what it does not need.
         """
         seat = self._seats.get(name)
         if seat is None:
@@ -311,7 +355,8 @@ class Coordinator:
         self._leave(name, seat, spent=seat.spent)
         path = [] if run.adaptive is None else run.adaptive.path
         stop = {} if run.stop is None else {"stop": _said(run.stop)}
-        return {"now": now, "workers": run.workers, "limits": [list(step) for step in path], **stop}
+        limits = [list(step) for step in path]
+        return {"now": now, "workers": run.workers, "limits": limits, "lost": run.lost, **stop}
 
     def lost(self, worker: str) -> None:
         """A worker is gone, and what its seats held is free.
@@ -320,12 +365,14 @@ class Coordinator:
         """
         for name, seat in list(self._seats.items()):
             if seat.worker == worker:
+                seat.run.lost += seat.running
                 self._leave(name, seat, spent=seat.given)
 
     def _leave(self, name: str, seat: _Seat, *, spent: Amounts) -> None:
         run = seat.run
         del self._seats[name], run.seats[name]
         run.failed += seat.failed
+        run.ok += seat.ok
         run.shares = None
         purse = self._purse(run)
         if purse is not None:
@@ -352,7 +399,8 @@ class Coordinator:
         if demand != min(seat.demand, run.workers):
             run.shares = None
         seat.demand = demand
-        seat.failed = report.get("failed", 0)
+        seat.failed, seat.ok = report.get("failed", 0), report.get("ok", 0)
+        run.error = run.error or report.get("error")
         if stop := report.get("stop"):
             run.stop_for(_stop(stop))
         self._count_failures(run)

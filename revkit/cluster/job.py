@@ -29,7 +29,25 @@ from ..store.shared import MARK
 from ..task import CallableTask, ModelTask
 from ..tokens import Price
 
-__all__ = ["LEFT_OUT", "Job", "make_job"]
+__all__ = ["ASKS_AGAIN", "LEFT_OUT", "UNHEARD", "Job", "make_job"]
+
+_NAME_ONE = (
+    'name a directory that all workers see, store="/shared/replies" (store=False says that this '
+    "is meant)"
+)
+#: What the user is told before anything is sent.
+ASKS_ANEW = (
+    "no shared store is named, so each compute() asks the model for every row anew, and so does a "
+    f"partition whose worker dies: {_NAME_ONE}"
+)
+ASKS_AGAIN = (
+    "a Dask frame is computed once more, and no shared store is named: the model is asked again "
+    f"for rows that it has answered. To keep replies, {_NAME_ONE}"
+)
+UNHEARD = (
+    "observer= hears nothing of this run: parallel_map was called where no client of this Dask "
+    "cluster was there. Call it again after Client(…), or revkit.collect(…) the frame"
+)
 
 #: Arguments of ``parallel_map`` that belong to one process, or to lists.
 LEFT_OUT = ("inplace", "loop", "progress", "cancel", "instances", "repeat", "batch_key")
@@ -60,9 +78,12 @@ class Job:
         terms: what the partitions share, as plain JSON: see :func:`terms_of`.
         price: of the model's tokens, for a budget in dollars.
         store: the directory that all workers see, None where none was named.
+        source: the empty frame that it was called on.
         meta: the empty frame that is computed.
         dtypes: of a function's outputs.
         observed: somebody wants its events.
+        asks_anew: replies are not kept, and nobody has said that this is meant.
+        clients: who hears of it, by their names on the Dask scheduler.
         made_in: host and process of the call.
     """
 
@@ -74,10 +95,13 @@ class Job:
     terms: dict[str, Any]
     price: Price | None
     store: str | None
+    source: pd.DataFrame
     meta: pd.DataFrame
     dtypes: dict[str, Any] | None
     observed: bool
+    asks_anew: bool
     made_in: tuple[str, int]
+    clients: list[str] = field(default_factory=list)
     #: what stays with the client
     budget: Budget | None = field(default=None, repr=False)
     observers: Sequence[Chosen] = field(default=(), repr=False)
@@ -192,17 +216,12 @@ def make_job(
         known = _dtypes(plan.task, dtypes)
     elif dtypes is not None:
         raise UsageError(f"meta= is for functions; the outputs of {plan.task!r} say what they are")
-    directory = None
+    directory, asks_anew = None, False
     if plan.client is not None:
         directory = _directory(store)
-        if directory is None and store is None and plan.client.keeps_replies:
-            warnings.warn(
-                "no shared store is named, so each compute() asks the model for every row anew, "
-                "and so does a partition whose worker dies: name a directory that all workers "
-                'see, store="/shared/replies" (store=False says that this is meant)',
-                UserWarning,
-                stacklevel=stacklevel + 1,
-            )
+        asks_anew = directory is None and store is None and plan.client.keeps_replies
+        if asks_anew:
+            warnings.warn(ASKS_ANEW, UserWarning, stacklevel=stacklevel + 1)
     identity = uuid.uuid4().hex
     job = Job(
         id=identity,
@@ -213,9 +232,11 @@ def make_job(
         terms=terms_of(identity, plan, options),
         price=plan.price,
         store=directory,
+        source=meta,
         meta=meta,
         dtypes=known,
         observed=bool(plan.observers),
+        asks_anew=asks_anew,
         made_in=(socket.gethostname(), os.getpid()),
         budget=plan.budget,
         observers=plan.observers,

@@ -13,24 +13,32 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import RevkitError, UsageError
+from .audience import audience_of, words_of_end
 from .coordinator import Coordinator
 
 if TYPE_CHECKING:
     from distributed import Client, Worker
 
-__all__ = ["HANDLER", "Begun", "Link", "client_link", "current_client", "link_here", "listeners"]
+__all__ = [
+    "HANDLER",
+    "Begun",
+    "Link",
+    "client_link",
+    "computed_here",
+    "current_client",
+    "link_here",
+]
 
 #: What the coordinator is called on the Dask scheduler.
 HANDLER = "revkit"
-
-#: job -> who is told of its events in this process
-listeners: dict[str, Callable[[Sequence[Mapping[str, Any]]], object]] = {}
 
 
 @dataclass(eq=False)
@@ -40,10 +48,16 @@ class Begun:
     Where nobody has it any more, nobody waits for the run.
 
     Attributes:
-        run: its name; empty until it is begun.
+        run: its name.
+        again: the job has had a run before.
+        heard: somebody is there who hears of it.
+        over: says that nobody waits for it, where Dask works in this process.
     """
 
     run: str
+    again: bool = False
+    heard: bool = False
+    over: Callable[[], object] | None = field(default=None, repr=False)
 
 
 class Link(Protocol):
@@ -57,9 +71,9 @@ class Link(Protocol):
     worker: str
     name: str
 
-    def begin(self, terms: Mapping[str, Any]) -> Begun: ...
+    def begin(self, terms: Mapping[str, Any], clients: Iterable[str]) -> Begun: ...
     def call(self, what: str, **message: Any) -> dict[str, Any]: ...
-    def tell(self, job: str, events: Sequence[Mapping[str, Any]]) -> None: ...
+    def tell(self, job: str, told: Mapping[str, Any]) -> None: ...
 
 
 class _LocalLink:
@@ -68,10 +82,12 @@ class _LocalLink:
     def __init__(self) -> None:
         self.worker, self.name = f"process-{os.getpid()}", f"pid {os.getpid()}"
         self.pid = os.getpid()
-        self._coordinator = Coordinator()
+        #: what is to be said of runs that have ended
+        self.ended: deque[Mapping[str, Any]] = deque()
+        self._coordinator = Coordinator(self.ended.append)
         self._lock = threading.RLock()  # a run may be dropped by the garbage collector in a call
 
-    def begin(self, terms: Mapping[str, Any]) -> Begun:
+    def begin(self, terms: Mapping[str, Any], clients: Iterable[str]) -> Begun:
         from ..plan import available_cpus
 
         key = uuid.uuid4().hex
@@ -79,8 +95,9 @@ class _LocalLink:
             found = self._coordinator.begin(
                 key, terms, threads=available_cpus(), now=time.monotonic()
             )
-        begun = Begun(found["run"])
-        weakref.finalize(begun, self._over, key).atexit = False
+        begun = Begun(found["run"], found["again"], audience_of(terms["job"]) is not None)
+        begun.over = over = weakref.finalize(begun, self._over, key)
+        over.atexit = False
         return begun
 
     def _over(self, key: str) -> None:
@@ -91,10 +108,34 @@ class _LocalLink:
         with self._lock:
             return ask(self._coordinator, what, message, now=time.monotonic())
 
-    def tell(self, job: str, events: Sequence[Mapping[str, Any]]) -> None:
-        listener = listeners.get(job)
-        if listener is not None:
-            listener(events)
+    def tell(self, job: str, told: Mapping[str, Any]) -> None:
+        audience = audience_of(job)
+        if audience is not None:
+            audience.hear(told)
+        elif "warn" in told:
+            warnings.warn(told["warn"], UserWarning, stacklevel=3)
+
+
+def computed_here(graph: Any, state: Mapping[str, Any], errored: bool) -> None:
+    """Dask has computed something in this process: a callback of Dask's own, in the user's thread.
+
+    What was begun for a computation that broke off (an interrupt, an error) goes on in Dask's
+    threads until it is stopped. Of runs that have ended the user is told what there is to say.
+    """
+    link = _local
+    if link is None:
+        return
+    if errored:
+        for value in list(state.get("cache", {}).values()):
+            if isinstance(value, Begun) and value.over is not None:
+                value.over()
+    while link.ended:
+        told = link.ended.popleft()
+        audience = audience_of(told["job"])
+        if audience is not None:
+            audience.ended(told)
+        elif words := words_of_end(told):
+            warnings.warn(words, UserWarning, stacklevel=2)
 
 
 def ask(
@@ -128,7 +169,7 @@ class _DistributedLink:
         self.worker = worker.address
         self.name = str(worker.name)
 
-    def begin(self, terms: Mapping[str, Any]) -> Begun:
+    def begin(self, terms: Mapping[str, Any], clients: Iterable[str]) -> Begun:
         from distributed.protocol.pickle import dumps
 
         from .plugin import CoordinatorPlugin
@@ -146,7 +187,8 @@ class _DistributedLink:
                 "the Dask scheduler cannot import revkit, which keeps the cluster's limits there; "
                 f"install the same version of revkit on it: {error}"
             ) from error
-        return Begun(self.call("begin", key=key, terms=dict(terms))["run"])
+        found = self.call("begin", key=key, terms=dict(terms), clients=list(clients))
+        return Begun(found["run"], found["again"], found["heard"])
 
     def call(self, what: str, **message: Any) -> dict[str, Any]:
         request = getattr(self._worker.scheduler, HANDLER)
@@ -158,13 +200,8 @@ class _DistributedLink:
 
         return sync(self._worker.loop, request, **arguments)
 
-    def tell(self, job: str, events: Sequence[Mapping[str, Any]]) -> None:
-        self._worker.log_event(topic_of(job), list(events))
-
-
-def topic_of(job: str) -> str:
-    """Under which topic the events of a job travel."""
-    return f"revkit-{job}"
+    def tell(self, job: str, told: Mapping[str, Any]) -> None:
+        self.call("tell", job=job, told=told)
 
 
 def link_here(job: str, pid: tuple[str, int]) -> Link:

@@ -24,7 +24,7 @@ from ..store.shared import shared_store
 from ..task import ModelTask
 from ..tokens import prompt_size
 from .claims import ClaimingLookahead, ClaimingStore
-from .job import Job
+from .job import ASKS_AGAIN, UNHEARD, Job
 from .links import Begun, link_here
 from .ration import PurseShare, Ration, StartShare
 from .seat import Seat
@@ -108,7 +108,13 @@ class _PartitionPlan(Plan):
 
 def begin(job: Job) -> Begun:
     """Begin a run of a job: the first task of each computation."""
-    return link_here(job.id, job.made_in).begin(job.terms)
+    link = link_here(job.id, job.made_in)
+    begun = link.begin(job.terms, job.clients)
+    if begun.again and job.asks_anew:
+        link.tell(job.id, {"warn": ASKS_AGAIN})
+    if job.observed and not begun.heard:
+        link.tell(job.id, {"warn": UNHEARD})
+    return begun
 
 
 def run_partition(job: Job, begun: Begun, number: int, frame: pd.DataFrame) -> Part:
@@ -133,7 +139,7 @@ def run_partition(job: Job, begun: Begun, number: int, frame: pd.DataFrame) -> P
         if job.store is not None:
             store = stack.enter_context(shared_store(job.store))
             claims = ClaimingStore(store, seat, job.store)
-        record = execute(_share(plan, job, seat, claims))
+        record = execute(_share(plan, seat, claims, job, observed=job.observed and begun.heard))
         closed |= seat.close(record.stopped)
     if isinstance(record.ended_by, KeyboardInterrupt):
         raise Interrupted("interrupted")
@@ -172,13 +178,15 @@ def _closed(seat: Seat) -> Iterator[dict[str, Any]]:
             seat.close()
 
 
-def _share(plan: Plan, job: Job, seat: Seat, claims: ClaimingStore | None) -> _PartitionPlan:
+def _share(
+    plan: Plan, seat: Seat, claims: ClaimingStore | None, job: Job, *, observed: bool
+) -> _PartitionPlan:
     fields = {one.name: getattr(plan, one.name) for one in dataclasses.fields(plan)}
     todo = plan.total - len(plan.refused)
     fields |= {
         "workers": max(1, min(seat.workers, todo)),
         "callback": seat.settled,
-        "observers": [Chosen("cluster", lambda: seat, owned=False)] if job.observed else [],
+        "observers": [Chosen("cluster", lambda: seat, owned=False)] if observed else [],
         "timeout": seat.timeout if seat.timeout is None else max(seat.timeout, 0.001),
         "rate_limit": None,
         "budget": None,

@@ -40,7 +40,9 @@ class Seat:
         self._job = job
         self._place = place
         self._total = rows
-        self._settled = self._failed = 0
+        self._settled = self._failed = self._ok = 0
+        #: what the first row that failed says, until it was told
+        self._said: str | None = None
         #: rows that wait for another partition's reply
         self.waiting = 0
         self._woken = threading.Event()
@@ -95,6 +97,9 @@ class Seat:
         """The run's progress callback: counts for the coordinator."""
         self._settled += 1
         self._failed += row.status == "error"
+        self._ok += row.status == "ok"
+        if row.status == "error" and self._failed == 1:
+            self._said = row.error
         if row.status == "error" or self._settled == self._total:
             self.urge()
 
@@ -165,7 +170,10 @@ class Seat:
             "running": 0 if ration is None or closing else ration.running,
             "demand": 0 if closing else max(left - self.waiting, int(left > 0)),
             "failed": self._failed,
+            "ok": self._ok,
         }
+        if self._said is not None:
+            said["error"], self._said = self._said, None
         if ration is not None:
             said |= ration.news(now)
         wanted = said["limit"] if left else 0
@@ -228,4 +236,4 @@ class Seat:
             while self._events and len(batch) < _EVENTS:
                 event = self._events.popleft().to_dict()
                 batch.append(event | {"data": event["data"] | self._place})
-            self._link.tell(self._job, batch)
+            self._link.tell(self._job, {"events": batch})

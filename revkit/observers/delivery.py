@@ -137,6 +137,11 @@ class Observers:
         for delivery in self._deliveries:
             delivery.put(make)
 
+    def finish(self) -> None:
+        """There are no more events; waits for nothing. :meth:`close` is still to be called."""
+        for delivery in self._deliveries:
+            delivery.finish()
+
     def close(self, timeout: float, *, hurried: Callable[[], bool] = lambda: False) -> list[str]:
         """Wait until the observers have had every event, then call none of them any more.
 
