@@ -98,7 +98,8 @@ class Record:
         store: path of the store that the run used, None where there was none.
         store_problem: what the store could not do, else None.
         weights: digest of the model's weights, where it was asked for and is known.
-        places: where each worker was, by its number, in a run on a cluster; None: in this process.
+        places: host and process of each worker, by its number, of a run on a cluster; a place that
+            is None is this process. None: all of them.
         ended_by: the exception that ended it (an interrupt, a fault of revkit), else None.
     """
 
@@ -132,7 +133,7 @@ class Record:
         self.store: str | None = None
         self.store_problem: str | None = None
         self.weights: str | None = None
-        self.places: Sequence[tuple[str, str]] | None = None
+        self.places: Sequence[tuple[str, str] | None] | None = None
         self.ended_by: BaseException | None = None
         self.workers = 0
         self.engine = ""
@@ -285,7 +286,13 @@ class Record:
         both.start.extend(start + shift for start in again.start)
         both.end.extend(end + shift for end in again.end)
         both.due.extend((again.began if math.isnan(due) else due) + shift for due in again.due)
-        for column in ("worker", "decision", "prompt_tokens", "completion_tokens"):
+        lanes = 0
+        if self.places is not None:  # on a cluster: the second run is on other workers
+            lanes = len(self.places)
+            others = [None] * (max(again.worker, default=-1) + 1)
+            both.places = [*self.places, *others]
+        both.worker.extend(lanes + worker for worker in again.worker)
+        for column in ("decision", "prompt_tokens", "completion_tokens"):
             getattr(both, column).extend(getattr(again, column))
         for place, failure in again.attempt_failures.items():
             both.attempt_failures[len(self.row) + place] = failure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -37,6 +37,8 @@ __all__ = ["ParallelResult", "failure_message"]
 
 #: Failures of one run that read the same are told once; this many different ones are told.
 _TOLD = 5
+#: Characters of a process's name that the timeline shows, at most.
+_LANE_NAME = 21
 #: What ``latency_by`` groups by, beside outputs.
 _GROUPINGS = ("worker", "status", "wave")
 #: Groups that it makes of an output that is no class output, at most.
@@ -518,9 +520,10 @@ class ParallelResult:
         """The timeline as a frame: one line for each attempt, in the order in which they ended.
 
         Columns: ``row``, with ``repeat=`` ``sample``, ``attempt`` (from 1), ``worker`` (from 0),
-        ``start_s``, ``end_s`` (float64, seconds since the start of the run), ``service_ms``,
-        ``outcome`` (``ok``, ``retried``, ``failed``, ``cancelled``), ``error_type``, ``error``,
-        ``prompt_tokens``, ``completion_tokens`` (Int64).
+        of a run on a cluster its ``host`` and ``process`` (the Dask worker; NA where
+        :meth:`retry_failed` tried again in this process), ``start_s``, ``end_s`` (float64, seconds
+        since the start of the run), ``service_ms``, ``outcome`` (``ok``, ``retried``, ``failed``,
+        ``cancelled``), ``error_type``, ``error``, ``prompt_tokens``, ``completion_tokens`` (Int64).
         """
         table = tables.attempts(self._record)
         if self.repeat > 1:
@@ -556,10 +559,11 @@ class ParallelResult:
     def to_trace(self, path: str | PathLike[str]) -> Path:
         """Write the run as a trace, to be opened in https://ui.perfetto.dev: zoom, search, SQL.
 
-        The format is Chrome's Trace Event Format in JSON: a thread for each worker, an event for
-        each attempt, coloured by its outcome, an arrow from a failed attempt to the next one at
-        its row, and counters of what is running. It has rows' numbers, types of errors and
-        tokens, and nothing of what rows hold or the model said.
+        The format is Chrome's Trace Event Format in JSON: a thread for each worker (on a cluster
+        below a process for each Dask worker), an event for each attempt, coloured by its outcome,
+        an arrow from a failed attempt to the next one at its row, and counters of what is running.
+        It has rows' numbers, types of errors and tokens, and nothing of what rows hold or the
+        model said.
 
         Args:
             path: the file; one that is there is overwritten. A name that ends in ``.gz`` is
@@ -676,6 +680,7 @@ class ParallelResult:
         counted = rows_of(record.total, self.repeat)
         return {
             "row_labels": row_labels,
+            "worker_names": None if record.places is None else _lane_names(record.places),
             "title": f"{counted}{attempted} on {plural(workers, 'worker')}",
             # Of the workers that an adaptive run might have had, those that it has used.
             "workers": workers,
@@ -706,6 +711,16 @@ class ParallelResult:
         from . import display
 
         return display.html(self)
+
+
+def _lane_names(places: Sequence[tuple[str, str] | None]) -> list[str]:
+    """What the timeline calls the workers of a cluster: the process, and which one there."""
+    names, seen = [], Counter[Any]()
+    for place in places:
+        process = "here" if place is None else place[1].removeprefix("tcp://")[-_LANE_NAME:]
+        names.append(f"{process}: {seen[place]}")
+        seen[place] += 1
+    return names
 
 
 def failure_message(result: ParallelResult) -> str:

@@ -143,7 +143,7 @@ def attempts(record: Record) -> pd.DataFrame:
         {}
         if places is None
         else {
-            name: pd.array([places[lane][at] for lane in worker], dtype=STRING)
+            name: pd.array([(places[lane] or (None, None))[at] for lane in worker], dtype=STRING)
             for at, name in enumerate(("host", "process"))
         }
     )

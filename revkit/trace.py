@@ -1,9 +1,10 @@
 """A run as a trace that https://ui.perfetto.dev and ``chrome://tracing`` open.
 
 The format is Chrome's "Trace Event Format" in its JSON object form: a process is the run, a thread
-is a worker, and times are whole microseconds from the start of the run, so that the attempts of a
-worker never overlap by a rounding, which viewers would not draw. Nothing of what rows hold or a
-model said goes into it.
+is a worker (of a run on a cluster each Dask worker is a process of its own, beside the run's), and
+times are whole microseconds from the start of the run, so that the attempts of a worker never
+overlap by a rounding, which viewers would not draw. Nothing of what rows hold or a model said goes
+into it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["write_trace"]
 Event = dict[str, Any]
 Spans = Sequence[tuple[int, int]]  #: start and end of each attempt, in microseconds
 
-_PID = 1
+_PID = 1  #: the run's; Dask workers follow
 _RUN = 0  # the thread of what is no worker's; worker n is thread n + 1
 
 #: Names of chrome://tracing's palette: blue, yellow, dark red, light grey, much as in the timeline.
@@ -99,14 +100,35 @@ def _us(record: Record, times: Iterable[float]) -> list[int]:
 def _names(record: Record, model_name: str | None) -> Iterator[Event]:
     name = "revkit" if model_name is None else f"revkit: {model_name}"
     yield {"ph": "M", "pid": _PID, "name": "process_name", "args": {"name": name}}
+    pids = _pids(record)
+    for place, pid in _processes(record).items():
+        host, process = place or ("", "this process")
+        called = f"{process} on {host}" if host else process
+        yield {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": called}}
+        yield {"ph": "M", "pid": pid, "name": "process_sort_index", "args": {"sort_index": pid}}
     for worker in sorted(set(record.worker)):
-        of_thread = {"ph": "M", "pid": _PID, "tid": worker + 1}
+        of_thread = {"ph": "M", "pid": pids[worker], "tid": worker + 1}
         yield {**of_thread, "name": "thread_name", "args": {"name": f"worker {worker}"}}
         yield {**of_thread, "name": "thread_sort_index", "args": {"sort_index": worker}}
 
 
+def _processes(record: Record) -> dict[tuple[str, str] | None, int]:
+    """The processes of a run on a cluster, and their numbers in the trace."""
+    places = dict.fromkeys(record.places or ())
+    return {place: number for number, place in enumerate(places, _PID + 1)}
+
+
+def _pids(record: Record) -> Sequence[int]:
+    """The number of each worker's process."""
+    if record.places is None:
+        return [_PID] * (max(record.worker, default=-1) + 1)
+    processes = _processes(record)
+    return [processes[place] for place in record.places]
+
+
 def _attempts(record: Record, spans: Spans) -> Iterator[Event]:
     """A complete event for each attempt, in the order in which they ended."""
+    pids = _pids(record)
     counted = bool(record.prompt_tokens)
     words = [decision.value for decision in DECISIONS]
     columns = (record.row, record.number, record.worker, record.decision, spans)
@@ -125,7 +147,7 @@ def _attempts(record: Record, spans: Spans) -> Iterator[Event]:
             args["completion_tokens"] = record.completion_tokens[place]
         yield {
             "ph": "X",
-            "pid": _PID,
+            "pid": pids[worker],
             "tid": worker + 1,
             "ts": start,
             "dur": end - start,
@@ -139,6 +161,7 @@ def _attempts(record: Record, spans: Spans) -> Iterator[Event]:
 def _retries(record: Record, spans: Spans) -> Iterator[Event]:
     """An arrow from each attempt to the next one at the same row."""
     last: dict[int, int] = {}
+    pids = _pids(record)
     for place, row in enumerate(record.row):
         before = last.get(row)
         last[row] = place
@@ -147,10 +170,11 @@ def _retries(record: Record, spans: Spans) -> Iterator[Event]:
         # An end belongs to the attempt that its thread is at then: the middle of the first one,
         # because at its end the next one may have begun.
         start, end = spans[before]
-        flow = {"pid": _PID, "id": place, "name": "retry", "cat": "retry"}
-        yield {**flow, "ph": "s", "tid": record.worker[before] + 1, "ts": (start + end) // 2}
+        flow = {"id": place, "name": "retry", "cat": "retry"}
+        one, other = record.worker[before], record.worker[place]
+        yield {**flow, "ph": "s", "pid": pids[one], "tid": one + 1, "ts": (start + end) // 2}
         start, _ = spans[place]
-        yield {**flow, "ph": "f", "bp": "e", "tid": record.worker[place] + 1, "ts": start}
+        yield {**flow, "ph": "f", "bp": "e", "pid": pids[other], "tid": other + 1, "ts": start}
 
 
 def _running(spans: Spans) -> Iterator[tuple[int, int]]:

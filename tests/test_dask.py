@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -386,6 +388,62 @@ def test_a_run_of_which_no_row_is_ok_says_so(scheduler: str) -> None:
     with serve(but_one) as server:
         out = many().llm.parallel_map(TASK, model=model(server), store=False)
         assert out.compute()["error"].isna().sum() == 1
+
+
+# -- one result for all ---------------------------------------------------------------------------
+
+
+def test_a_collected_result_keeps_its_places_in_a_file(scheduler: str, tmp_path: Path) -> None:
+    run = revkit.collect(many().llm.parallel_map(len, meta=int, max_workers=2))
+    (host,), (process,) = run.attempts["host"].unique(), run.attempts["process"].unique()
+    assert (host, process) == (socket.gethostname(), f"pid {os.getpid()}")
+    run.to_parquet(tmp_path / "run.parquet")
+    again = revkit.ParallelResult.read_parquet(tmp_path / "run.parquet")
+    pd.testing.assert_frame_equal(again.attempts, run.attempts)
+    assert again.metrics == run.metrics
+    trace = json.loads(run.to_trace(tmp_path / "run.json").read_text())
+    assert trace == json.loads(again.to_trace(tmp_path / "again.json").read_text())
+    events = trace["traceEvents"]
+    names = {e["args"]["name"]: e["pid"] for e in events if e["name"] == "process_name"}
+    dask_worker = f"{process} on {host}"
+    assert list(names) == ["revkit", dask_worker]
+    assert {e["pid"] for e in events if e["ph"] == "X"} == {names[dask_worker]}
+    labels = [label.get_text() for label in run.plot_timeline().get_yticklabels()]
+    used = run.attempts["worker"].nunique()
+    assert labels[:used] == [f"{process}: {lane}" for lane in range(used)]
+
+
+def test_a_collected_result_retries_as_was_asked_for(tmp_path: Path) -> None:
+    lock, running, most, broken = threading.Lock(), 0, 0, True
+
+    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> Answer:
+        nonlocal running, most
+        row = number_in(messages)
+        with lock:
+            running += 1
+            most = max(most, running)
+        failing = broken and row % 3 == 0
+        with lock:
+            running -= 1
+        return Status(400, {"error": "no"}) if failing else said(row)
+
+    store = tmp_path / "replies"
+    with serve(rule) as server, dask.config.set(scheduler="synchronous"):
+        out = many().llm.parallel_map(TASK, model=model(server), store=store, max_workers=1)
+        run = revkit.collect(out)
+        assert run.metrics.failed == ROWS // 3
+        assert run.provenance["options"]["max_workers"] == 1
+        broken = False
+        again = run.retry_failed()
+        assert again.metrics.succeeded == ROWS
+        assert most == 1
+        assert again.attempts["process"].isna().sum() == ROWS // 3
+        asked = len(server.chats)
+        assert out.compute()["error"].isna().all()
+        assert len(server.chats) == asked  # those of the second run were kept as well
+    again.to_parquet(tmp_path / "run.parquet")
+    read = revkit.ParallelResult.read_parquet(tmp_path / "run.parquet")
+    pd.testing.assert_frame_equal(read.attempts, again.attempts)
 
 
 # -- an interrupt --------------------------------------------------------------------------------

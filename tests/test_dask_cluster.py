@@ -71,6 +71,7 @@ class Gate:
     def __init__(self, holds: Callable[[int], bool]):
         self._holds = holds
         self._lock = threading.Lock()
+        self.killing = threading.Lock()
         self.opened = threading.Event()
         self.asked: Counter[int] = Counter()
         self.held: set[int] = set()
@@ -234,6 +235,31 @@ def test_a_worker_that_is_killed_costs_its_calls_in_flight(cluster: Client, tmp_
         assert gate.asked == asked  # nothing is paid for again
 
 
+def test_attempts_of_a_worker_that_is_killed_are_told_of(cluster: Client, tmp_path: Path) -> None:
+    cluster.wait_for_workers(2, timeout=30)
+    gate = Gate(lambda row: row % 6 > 1)
+    lost: list[int] = []
+
+    def kill() -> None:
+        """Once four are held, and the scheduler has been told so."""
+        with gate.killing:
+            if len(gate.held) == 4 and not lost:
+                until(lambda: sum(cluster.run_on_scheduler(running).values()) == 4)
+                worker, count = cluster.run_on_scheduler(running).popitem()
+                lost.append(count)
+                os.kill(cluster.run(os.getpid)[worker], signal.SIGKILL)
+                gate.opened.set()
+
+    gate.at = kill
+    with serve(gate) as server:
+        model = revkit.Ollama("m", host=server.url)
+        out = many().llm.parallel_map(TASK, model=model, store=tmp_path / "replies", max_workers=4)
+        with pytest.warns(UserWarning, match="running on Dask workers that died") as told:
+            run = revkit.collect(out)
+    assert f"about {lost[0]} attempt" in str(told[0].message)
+    assert all(right(run.frame))
+
+
 def test_two_workers_do_not_pay_for_the_same_row(cluster: Client, tmp_path: Path) -> None:
     gate = Gate(lambda row: True)
     gate.at = lambda: gate.opened.set()
@@ -304,6 +330,14 @@ def test_an_interrupt_of_collect_gives_what_is_done(cluster: Client) -> None:
 
 def open_seats(dask_scheduler: Any) -> int:
     return len(dask_scheduler.plugins["revkit"].coordinator._seats)
+
+
+def running(dask_scheduler: Any) -> dict[str, int]:
+    """Attempts that each worker is at, as far as the coordinator knows."""
+    counts: Counter[str] = Counter()
+    for seat in dask_scheduler.plugins["revkit"].coordinator._seats.values():
+        counts[seat.worker] += seat.running
+    return dict(+counts)
 
 
 def begun(dask_scheduler: Any) -> int:

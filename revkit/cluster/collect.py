@@ -71,7 +71,7 @@ def _result(job: Job, gathered: Gathered, told: Sequence[str]) -> ParallelResult
     frames = [part.frame for part in parts if len(part.frame)]
     frames = frames or [parts[0].frame if parts else job.source]
     whole = pd.concat(frames) if len(frames) > 1 else frames[0]
-    call = job.prepare(whole)
+    call = job.prepare(whole, alone=True)  # as it would be run again, for ``retry_failed``
     outputs = job.task.outputs if isinstance(job.task, ModelTask) else ()
     record = merge(parts, outputs, asks_model=job.client is not None)
     record.warnings += told

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import os
 import socket
 import typing
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
@@ -25,9 +27,12 @@ from ..observers import Chosen
 from ..plan import Plan
 from ..record import Record
 from ..store import is_off
-from ..store.shared import MARK
+from ..store.shared import MARK, SharedStore
 from ..task import CallableTask, ModelTask
 from ..tokens import Price
+
+if TYPE_CHECKING:
+    from ..store import Store
 
 __all__ = ["ASKS_AGAIN", "LEFT_OUT", "UNHEARD", "Job", "make_job"]
 
@@ -102,33 +107,36 @@ class Job:
     asks_anew: bool
     made_in: tuple[str, int]
     clients: list[str] = field(default_factory=list)
-    #: what stays with the client
+    #: what stays with the client; ``asked``: all that was asked for
+    asked: dict[str, Any] = field(default_factory=dict, repr=False)
     budget: Budget | None = field(default=None, repr=False)
     observers: Sequence[Chosen] = field(default=(), repr=False)
     graph: Any = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "budget": None, "observers": (), "graph": None}
+        left: dict[str, Any] = {"asked": {}, "budget": None, "observers": (), "graph": None}
+        return {**self.__dict__, **left}
 
-    def prepare(self, frame: pd.DataFrame) -> Prepared:
-        """The call over some of the rows, without what the partitions share."""
+    def prepare(self, frame: pd.DataFrame, *, alone: bool = False) -> Prepared:
+        """The call over some of the rows.
+
+        Args:
+            alone: in one process, with all that was asked for; else without what the partitions
+                share.
+        """
         task: Any = self.task
-        options = dict(self.options)
+        options = dict(self.asked) if alone else {**self.options, "max_workers": 10**6}
         if isinstance(task, CallableTask):
             task, options["output"] = task.fn, task.output
-        return prepare_any(
-            "parallel_map",
-            frame,
-            task,
-            leave_out=("inplace",),
-            options={
-                **options,
-                "model": self.client,
-                "max_workers": 10**6,
-                "overwrite": True,  # whether it may was decided for all of them
-                **({} if self.client is None else {"store": False}),
-            },
-        )
+        options |= {"model": self.client, "overwrite": True}  # whether it may was decided for all
+        if self.client is not None:
+            options["store"] = False
+        call = prepare_any("parallel_map", frame, task, leave_out=("inplace",), options=options)
+        if alone and self.store is not None:
+            opened = functools.partial(SharedStore, Path(self.store))
+            plan = dataclasses.replace(call.plan, open_store=cast("Callable[[], Store]", opened))
+            call = dataclasses.replace(call, plan=plan)
+        return call
 
     @property
     def error(self) -> Any:
@@ -238,6 +246,7 @@ def make_job(
         observed=bool(plan.observers),
         asks_anew=asks_anew,
         made_in=(socket.gethostname(), os.getpid()),
+        asked=options,
         budget=plan.budget,
         observers=plan.observers,
     )

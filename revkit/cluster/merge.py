@@ -37,6 +37,12 @@ def merge(parts: Sequence[Part], outputs: Iterable[str], *, asks_model: bool) ->
     whole.began = 0.0
     lanes = _lanes(ran)
     whole.places = [Place(host, process) for host, process, _ in lanes.names]
+    if lost := max((part.lost for part in ran), default=0):
+        attempts_ = "attempts were" if lost > 1 else "attempt was"
+        whole.warnings.append(
+            f"about {lost} {attempts_} running on Dask workers that died: not in run.attempts, and "
+            "possibly billed"
+        )
     attempts = []
     first = 0
     for part in parts:

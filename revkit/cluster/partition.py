@@ -50,6 +50,7 @@ class Part:
         workers: what the run of all partitions might have.
         limits: (time on the coordinator's clock, limit) where that changed.
         stop: why the run of all partitions was stopped.
+        lost: attempts that were running on workers that died, in the run of all partitions.
     """
 
     number: int
@@ -62,6 +63,7 @@ class Part:
     workers: int = 0
     limits: tuple[tuple[float, int], ...] = ()
     stop: Stop | None = None
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def run_partition(job: Job, begun: Begun, number: int, frame: pd.DataFrame) -> P
         workers=seat.workers,
         limits=tuple((at, limit) for at, limit in closed.get("limits", ())),
         stop=stop or record.stopped,
+        lost=closed.get("lost", 0),
     )
     unfinished = record.stopped is not None and record.total > record.status.count(Status.OK)
     if unfinished and not seat.collected:

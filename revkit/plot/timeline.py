@@ -54,6 +54,7 @@ def draw_timeline(
     visits: Sequence[tuple[float, int]] = (),
     stop: tuple[str, float] | None = None,
     row_labels: Sequence[object] | None = None,
+    worker_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> Axes:
     """Draw the attempts of a run: worker 0 in the top lane, time to the right.
@@ -84,6 +85,7 @@ def draw_timeline(
         stop: why and when the run was stopped, as (kind, time), marked by a line.
         row_labels: what to write on the bars, by row position, where it fits; by default the
             position. Nothing is written when there are more than 400 attempts.
+        worker_names: what to call the lanes, by worker; by default its number.
         title: where there is a strip by default how many rows ran on how many workers.
 
     Returns:
@@ -128,7 +130,7 @@ def draw_timeline(
     across = _draw_holds(ax, holds, scale) + _draw_stop(ax, stop, scale)
 
     _tidy(ax)
-    _tick_workers(ax, scale, store=bool(visits))
+    _tick_workers(ax, scale, worker_names, store=bool(visits))
     ax.set_xlim(0, scale.span)
     ax.set_ylim(lanes - 0.5, -0.5 - (scale.store if visits else 0.0))
     ax.set_ylabel("Worker")
@@ -207,7 +209,7 @@ def _scale(ax: Axes, lanes: int, span_s: float) -> Scale:
 # -- around the lanes, across them, and below -----------------------------------------------------
 
 
-def _tick_workers(ax: Axes, scale: Scale, *, store: bool) -> None:
+def _tick_workers(ax: Axes, scale: Scale, called: Sequence[str] | None, *, store: bool) -> None:
     """Whole workers, at most a dozen; above them the lane of the rows that needed none."""
     ticks = [float(worker) for worker in range(scale.lanes)]
     if scale.lanes > 12:
@@ -215,9 +217,11 @@ def _tick_workers(ax: Axes, scale: Scale, *, store: bool) -> None:
         every = nice.tick_values(0, scale.lanes - 1)
         ticks = [tick for tick in every if 0 <= tick < scale.lanes]
     names = [f"{tick:,.0f}" for tick in ticks]
+    if called is not None:
+        names = [called[int(tick)] if tick < len(called) else "" for tick in ticks]
     if store:
         ticks, names = [-0.5 - scale.store / 2, *ticks], ["store", *names]
-    ax.set_yticks(ticks, names)
+    ax.set_yticks(ticks, names, parse_math=False)
 
 
 def _draw_holds(ax: Axes, holds: Sequence[tuple[str, float, float]], scale: Scale) -> list[Artist]:

@@ -170,6 +170,10 @@ def _record(table: pa.Table, kept: dict[str, Any], values: dict[Any, pd.Series])
         record.first_refused = run["first_refused"], record.failures[run["first_refused"]]
     record.store, record.store_problem = run["store"], run["store_problem"]
     record.weights = run["weights"]
+    if (places := run.get("places")) is not None:  # files of before there was a cluster have none
+        record.places = [None if place is None else (place[0], place[1]) for place in places]
+        if len(places) <= max(record.worker, default=-1):
+            raise ValueError("a worker has no place")
     times = [record.ended, record.stopped_at or 0.0, *(x for h in record.holds for x in h[1:])]
     times += [x for pair in (*record.visits, *record.limits) for x in pair]
     if not all(map(math.isfinite, times)):

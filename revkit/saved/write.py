@@ -105,6 +105,7 @@ def _told(result: ParallelResult) -> dict[str, Any]:
             "store": record.store,
             "store_problem": record.store_problem,
             "weights": record.weights,
+            "places": record.places,
         },
         "model_name": result.model_name,
         "price": None if price is None else dataclasses.asdict(price),
