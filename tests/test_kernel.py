@@ -264,6 +264,69 @@ def test_the_stop_button_leaves_no_request_behind(kernel: Kernel, run: str, tmp_
         assert len(server.chats) == 2 + 4 + 10  # what came before the stop is not asked again
 
 
+@pytest.fixture(scope="module")
+def cluster(kernel: Kernel) -> Iterator[None]:
+    cell = kernel.run(
+        "import logging\n"
+        "import dask.dataframe as dd\n"
+        "from distributed import Client, LocalCluster\n"
+        "import revkit.dask\n"
+        "workers = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=':0',\n"
+        "                       silence_logs=logging.CRITICAL)\n"
+        "client = Client(workers)"
+    )
+    assert cell.status == "ok"
+    yield
+    kernel.run("client.close(); workers.close()")
+
+
+@pytest.mark.parametrize("run", ["revkit.collect(rated)", "rated.compute()"])
+def test_the_stop_button_stops_a_cluster_s_calls_and_not_the_cluster(
+    kernel: Kernel, cluster: None, run: str
+) -> None:
+    """The server withholds the replies to all rows but two until the next cell has run."""
+    release, held = threading.Event(), threading.Semaphore(0)
+
+    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
+        if messages[-1]["content"] not in ("0", "1"):
+            held.release()
+            release.wait(GATE_LIMIT)
+        return "said"
+
+    with serve(rule) as server:
+        kernel.run(
+            f"model = revkit.Ollama('m', host={server.url!r})\n"
+            "ddf = dd.from_pandas(pd.DataFrame({'n': [str(n) for n in range(12)]}),"
+            " npartitions=4)\n"
+            "rated = ddf.llm.parallel_map('{n}', model=model, store=False, max_workers=4)\n"
+            "pids = client.run(os.getpid)"
+        )
+        sent = kernel.send(run)
+        for _ in range(4):  # so both processes are at it
+            assert held.acquire(timeout=GATE_LIMIT)
+        kernel.press_stop()
+        (cell,) = kernel.cells(sent)
+        collected = run.startswith("revkit")
+        assert (cell.status, cell.error) == (
+            "error",
+            "Interrupted" if collected else "KeyboardInterrupt",
+        )
+        assert server.await_hang_ups()  # still withheld
+        asked = len(server.chats)
+        if collected:
+            after = kernel.run(
+                "done = revkit.last_result().metrics\n"
+                "print(done.total, done.succeeded + done.cancelled, done.not_started)"
+            )
+            assert after.text == f"12 {asked} {12 - asked}\n"
+        release.set()
+        again = kernel.run(
+            "print(rated.compute()['error'].isna().sum(), client.run(os.getpid) == pids)"
+        )
+        assert again.text == "12 True\n"
+        assert len(server.chats) == asked + 12
+
+
 def test_no_bar_and_no_path_in_a_notebook_without_widgets(kernel: Kernel) -> None:
     cell = kernel.run("run = frame().llm.parallel_map(model=fake, progress=True)")
     assert cell.status == "ok"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -161,11 +162,24 @@ def _process_link() -> _LocalLink:
         return _local
 
 
+def _leave_interrupts_to_the_nanny() -> None:
+    """Let a worker's process outlive an interrupt of the notebook.
+
+    Ctrl-C and the stop button go to all processes of a group, so also to the workers of a
+    ``LocalCluster``, which they would end (https://github.com/dask/distributed/issues/1925). It is
+    for the nanny to end such a worker, which it does in other ways.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class _DistributedLink:
     """From a Dask worker to its scheduler."""
 
     def __init__(self, worker: Worker):
         self._worker = worker
+        if worker.nanny:
+            worker.loop.add_callback(_leave_interrupts_to_the_nanny)
         self.worker = worker.address
         self.name = str(worker.name)
 
