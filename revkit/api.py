@@ -36,7 +36,7 @@ from .interrupt import Press, noted_interrupts
 from .limits import Budget, RateLimit
 from .observers import resolve
 from .outputs import Field
-from .plan import Display, Plan, Progress, available_cpus, choose_engine
+from .plan import Display, Plan, Progress, available_cpus, choose_engine, repeated
 from .policy import Retry, failure_limit, worker_count
 from .result import ParallelResult, failure_message
 from .run import aexecute, execute
@@ -216,10 +216,7 @@ def prepare(
         max_workers = len(instances)
     rows, refused = binding.rows, binding.refused
     if repeat > 1:
-        rows = rows.repeated(repeat)
-        refused = {
-            row * repeat + s: failure for row, failure in refused.items() for s in range(repeat)
-        }
+        rows, refused = repeated(rows, refused, repeat)
     total = len(frame) * repeat
     adaptive = Adaptive() if max_workers == "adaptive" else max_workers
     workers = worker_count(

@@ -32,7 +32,7 @@ from .errors import UsageError
 from .result import ParallelResult
 from .sentiment import SENTIMENT
 
-__all__ = ["DaskAccessor", "collect"]
+__all__ = ["DaskAccessor", "DaskSeriesAccessor", "collect"]
 
 
 class _Graph:
@@ -90,8 +90,8 @@ class DaskAccessor:
                 else nothing is kept, and a warning says so; False: nothing is kept.
             max_failures: a number of rows.
 
-        The other arguments: :func:`revkit.parallel_map`; ``loop``, ``progress``, ``cancel``,
-        ``instances`` and ``repeat`` are those of one process, and not there.
+        The other arguments: :func:`revkit.parallel_map`; ``loop``, ``progress``, ``cancel`` and
+        ``instances`` are those of one process, and not there; ``repeat`` is for models.
 
         Raises:
             UsageError: the call cannot be carried out as written; when it is computed, what the
@@ -105,26 +105,61 @@ class DaskAccessor:
         >>> rated.compute(scheduler="synchronous")["sentiment"].tolist()
         ['positive', 'negative', 'positive']
         """
-        frame, given = self._frame, dict(options)
-        job = make_job(frame._meta, task, given, dtypes=meta, stacklevel=2)
-        key = f"{job.name}-{{}}-{uuid.uuid4().hex}"
-        told = delayed(job, name=key.format("job"), traverse=False, pure=False)
-        begun = _task(begin, key.format("begin"), told)
-        parts = [
-            _task(run_partition, f"{key.format('rows')}-{number}", told, begun, number, rows)
-            for number, rows in enumerate(frame.to_delayed())
-        ]
-        frames = [
-            _task(columns_of, f"{key.format('columns')}-{number}", told, part)
-            for number, part in enumerate(parts)
-        ]
-        # Types are as they were announced: a column of objects need not hold text.
-        with dask.config.set({"dataframe.convert-string": False}):
-            made = dd.from_delayed(
-                frames, meta=job.meta, divisions=frame.divisions, verify_meta=False, prefix=job.name
-            )
-        job.graph = _graphs[made._name] = _Graph(job, parts)  # lives as long as the job does
-        return made
+        return _lazily(self._frame, task, meta, dict(options), scalar=False)
+
+
+class DaskSeriesAccessor:
+    """``series.llm`` on a Dask Series: the same over its values."""
+
+    def __init__(self, series: Any):
+        self._series = series
+
+    @shows_options("on", *LEFT_OUT)
+    def parallel_map(
+        self,
+        task: TaskLike = SENTIMENT,
+        *,
+        meta: Mapping[str, Any] | Any = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """A Dask DataFrame of the values, the outputs and ``error``; nothing is asked for yet.
+
+        A function gets the value itself. The arguments, and what is raised: those of
+        :meth:`DaskAccessor.parallel_map`.
+
+        >>> import pandas as pd, dask.dataframe as dd, revkit.dask
+        >>> words = dd.from_pandas(pd.Series(["a", "bb"], name="word"), npartitions=2)
+        >>> words.llm.parallel_map(len, output="length", meta=int).compute()
+          word  length error
+        0    a       1  <NA>
+        1   bb       2  <NA>
+        """
+        name = "item" if self._series.name is None else self._series.name
+        frame = self._series.to_frame(name=name)
+        return _lazily(frame, task, meta, dict(options), scalar=True)
+
+
+def _lazily(frame: Any, task: TaskLike, meta: Any, options: dict[str, Any], *, scalar: bool) -> Any:
+    """The collection that ``parallel_map`` returns."""
+    job = make_job(frame._meta, task, options, dtypes=meta, scalar=scalar, stacklevel=3)
+    key = f"{job.name}-{{}}-{uuid.uuid4().hex}"
+    told = delayed(job, name=key.format("job"), traverse=False, pure=False)
+    begun = _task(begin, key.format("begin"), told)
+    parts = [
+        _task(run_partition, f"{key.format('rows')}-{number}", told, begun, number, rows)
+        for number, rows in enumerate(frame.to_delayed())
+    ]
+    frames = [
+        _task(columns_of, f"{key.format('columns')}-{number}", told, part)
+        for number, part in enumerate(parts)
+    ]
+    # Types are as they were announced: a column of objects need not hold text.
+    with dask.config.set({"dataframe.convert-string": False}):
+        made = dd.from_delayed(
+            frames, meta=job.meta, divisions=frame.divisions, verify_meta=False, prefix=job.name
+        )
+    job.graph = _graphs[made._name] = _Graph(job, parts)  # lives as long as the job does
+    return made
 
 
 def _task(function: Any, key: str, *arguments: Any) -> Delayed:
@@ -175,6 +210,8 @@ def collect(frame: Any) -> ParallelResult:
 def _register() -> None:
     if not hasattr(dd.DataFrame, "llm"):
         dd.extensions.register_dataframe_accessor("llm")(DaskAccessor)
+    if not hasattr(dd.Series, "llm"):
+        dd.extensions.register_series_accessor("llm")(DaskSeriesAccessor)
 
 
 _register()

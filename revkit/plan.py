@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .observers import Chosen
     from .store import Store
 
-__all__ = ["Display", "Plan", "Progress", "available_cpus", "choose_engine"]
+__all__ = ["Display", "Plan", "Progress", "available_cpus", "choose_engine", "repeated"]
 
 Progress = Callable[[int, int, RowResult], object]
 
@@ -125,6 +125,12 @@ class Plan:
         model = self.client.model or self.client.name
         return functools.partial(known_price, self.client.provider, model, prices)
 
+    def repeated(self, samples: int) -> Plan:
+        """A plan in which each row is run so often."""
+        rows, refused = repeated(self.rows, self.refused, samples)
+        total = self.total * samples
+        return dataclasses.replace(self, rows=rows, refused=refused, total=total, samples=samples)
+
     def place(self, row: int) -> tuple[int, int]:
         """The caller's number of a row, and the number of its sample; both from 0."""
         return divmod(row if self.positions is None else self.positions[row], self.samples)
@@ -195,6 +201,17 @@ class Plan:
         """What the client does once before a run; may block."""
         if self.client is not None and isinstance(self.task, ModelTask):
             self.client.ready(self.task, max_workers=self.workers)
+
+
+def repeated(
+    rows: Rows, refused: Mapping[int, Failure], samples: int
+) -> tuple[Rows, dict[int, Failure]]:
+    """So many rows for each one, and which of those are refused."""
+    return rows.repeated(samples), {
+        row * samples + sample: failure
+        for row, failure in refused.items()
+        for sample in range(samples)
+    }
 
 
 def available_cpus() -> int:

@@ -158,6 +158,57 @@ def test_functions(scheduler: str) -> None:
     assert out.compute()["list"].tolist() == [[n] for n in range(ROWS)]
 
 
+def same(frame: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """Text of the user's own has Dask's type for it; all else is the same."""
+    assert frame.columns.tolist() == expected.columns.tolist()
+    own, *made = expected.columns
+    assert frame[own].tolist() == expected[own].tolist()
+    pd.testing.assert_frame_equal(frame[made], expected[made])
+
+
+def test_rows_are_repeated_as_on_one_machine(scheduler: str) -> None:
+    lock, asked = threading.Lock(), 0
+
+    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> Answer:
+        nonlocal asked
+        row = number_in(messages)
+        with lock:
+            asked += 1
+        return Status(400, {"error": "no"}) if row == 5 else said(row)
+
+    options: dict[str, Any] = {"store": False, "repeat": 3, "max_workers": 2, "prefix": "llm_"}
+    with serve(rule) as server:
+        asks = revkit.Ollama("m", host=server.url, options={"temperature": 1})
+        out = many().llm.parallel_map(TASK, model=asks, **options)
+        frame = out.compute()
+        assert asked == 3 * ROWS
+        alone = reviews().llm.parallel_map(TASK, model=asks, **options)
+        run = revkit.collect(out)
+    assert out.dtypes.to_dict() == frame.dtypes.to_dict()
+    same(frame, alone.frame)
+    same(run.frame, alone.frame)
+    assert frame["llm_label_agreement"].dropna().eq(1).all()
+    assert run.metrics.total == 3 * ROWS
+    assert run.metrics.failed == 3
+    names = ["row", "sample", "status", "label"]
+    pd.testing.assert_frame_equal(run.rows[names], alone.rows[names])
+
+
+def test_a_series_goes_the_same_way(scheduler: str) -> None:
+    index = pd.Index(range(10, 10 + ROWS), name="id")
+    for name in ("review", None):
+        series = pd.Series(reviews()["review"].to_numpy(), index=index, name=name)
+        asked = dd.from_pandas(series, npartitions=4)
+        with serve(right_answer) as server:
+            out = asked.llm.parallel_map(TASK, model=model(server), store=False)
+            alone = series.llm.parallel_map(TASK, model=model(server), store=False)
+            same(out.compute(), alone.frame)
+            same(revkit.collect(out).frame, alone.frame)
+        assert out.divisions == asked.divisions
+        lengths = asked.llm.parallel_map(len, meta=int).compute()
+        assert lengths["response"].tolist() == [len(text) for text in series]
+
+
 def test_an_output_that_was_not_announced_is_an_error() -> None:
     def more(row: Any) -> Any:
         return {"a": 1, "b": 2}
@@ -449,6 +500,11 @@ def test_a_collected_result_retries_as_was_asked_for(tmp_path: Path) -> None:
 # -- an interrupt --------------------------------------------------------------------------------
 
 
+def press_stop() -> None:
+    """To this thread, so that it wakes: one that waits in another may be given the signal."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
 class Holds:
     """A rule that holds two rows of the second partition back, and then presses stop."""
 
@@ -464,7 +520,7 @@ class Holds:
                 self._held += 1
                 both = self._held == 2
             if both:
-                os.kill(os.getpid(), signal.SIGINT)
+                press_stop()
             self.release.wait(GATE_LIMIT)
         return said(row)
 
@@ -511,9 +567,9 @@ def test_a_second_interrupt_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     def read(part: int) -> pd.DataFrame:
         if part:
             through.wait(GATE_LIMIT)
-            os.kill(os.getpid(), signal.SIGINT)
+            press_stop()
             signalled.wait(GATE_LIMIT)
-            os.kill(os.getpid(), signal.SIGINT)
+            press_stop()
             release.wait(GATE_LIMIT)
         return pd.DataFrame({"n": [2 * part, 2 * part + 1]})
 
@@ -553,9 +609,11 @@ def test_what_cannot_be_carried_out_is_refused_at_the_call(tmp_path: Path) -> No
     refused: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"on": "reviw"}, revkit.MissingColumn, 'did you mean "review"'),
         ({"loop": "notebook"}, TypeError, "no argument loop="),
-        ({"progress": True}, TypeError, "no argument progress="),
+        ({"progress": True}, TypeError, r"no argument progress=; use Dask's own: .*ProgressBar"),
+        ({"cancel": revkit.CancelToken()}, TypeError, "no argument cancel=; cancel what"),
+        ({"instances": [1]}, TypeError, "no argument instances=; .* factory="),
+        ({"max_worker": 1}, TypeError, 'did you mean "max_workers"'),
         ({"max_failures": 0.5}, revkit.UsageError, "give a number of rows"),
-        ({"repeat": 3}, revkit.UsageError, "repeat= is not there on Dask"),
         ({"meta": {"a": int}}, revkit.UsageError, "meta= is for functions"),
         ({"store": "s3://bucket/replies"}, revkit.UsageError, "is a URL"),
         ({"store": True}, revkit.UsageError, "name a directory"),
@@ -571,6 +629,10 @@ def test_what_cannot_be_carried_out_is_refused_at_the_call(tmp_path: Path) -> No
 
     with pytest.raises(revkit.UsageError, match=r"meta=\{"):
         ddf.llm.parallel_map(several)
+    with pytest.raises(revkit.UsageError, match="repeat=3 on Dask is for tasks that ask a model"):
+        ddf.llm.parallel_map(len, repeat=3)
+    with pytest.raises(TypeError, match="no argument on="):
+        ddf["review"].llm.parallel_map(model=fake, on="review")
     with pytest.raises(revkit.ColumnExists):
         ddf.assign(sentiment="x").llm.parallel_map(model=fake)
     with pytest.raises(revkit.UsageError, match="as it is"):

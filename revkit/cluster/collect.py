@@ -73,7 +73,7 @@ def _result(job: Job, gathered: Gathered, told: Sequence[str]) -> ParallelResult
     whole = pd.concat(frames) if len(frames) > 1 else frames[0]
     call = job.prepare(whole, alone=True)  # as it would be run again, for ``retry_failed``
     outputs = job.task.outputs if isinstance(job.task, ModelTask) else ()
-    record = merge(parts, outputs, asks_model=job.client is not None)
+    record = merge(parts, outputs, asks_model=job.client is not None, samples=job.samples)
     record.warnings += told
     if gathered.missing:
         record.warnings.append(

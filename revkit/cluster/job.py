@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
-from .. import columns
+from .. import columns, samples
 from ..api import Prepared, prepare_any
 from ..buckets import PICO
 from ..clients.base import Client
 from ..errors import UsageError
 from ..limits import Budget
 from ..observers import Chosen
+from ..outputs import Field
 from ..plan import Plan
 from ..record import Record
 from ..store import is_off
@@ -34,7 +35,7 @@ from ..tokens import Price
 if TYPE_CHECKING:
     from ..store import Store
 
-__all__ = ["ASKS_AGAIN", "LEFT_OUT", "UNHEARD", "Job", "make_job"]
+__all__ = ["ASKS_AGAIN", "LEFT_OUT", "UNHEARD", "Job", "empty_record", "make_job"]
 
 _NAME_ONE = (
     'name a directory that all workers see, store="/shared/replies" (store=False says that this '
@@ -55,7 +56,15 @@ UNHEARD = (
 )
 
 #: Arguments of ``parallel_map`` that belong to one process, or to lists.
-LEFT_OUT = ("inplace", "loop", "progress", "cancel", "instances", "repeat", "batch_key")
+LEFT_OUT = ("inplace", "loop", "progress", "cancel", "instances", "batch_key")
+#: What there is instead of them.
+_INSTEAD = {
+    "loop": "each Dask worker runs its calls beside Dask's own loop",
+    "progress": "use Dask's own: dask.diagnostics.ProgressBar(), distributed.progress(…), or the "
+    "dashboard; observer= hears of each row",
+    "cancel": "cancel what was computed, as client.compute(…) gives it; or interrupt the cell",
+    "instances": "Dask workers come and go; factory= makes a state for each worker",
+}
 
 #: What a worker hands on to its own run, as it was given.
 _HANDED_ON = (
@@ -79,6 +88,8 @@ class Job:
         id: a name that no other has.
         name: what Dask's dashboard calls its tasks.
         options: of ``parallel_map``, for a partition's own run.
+        samples: how often each row is run.
+        scalar: it was called on a Series, which is the one column of its frame.
         client: None for a function.
         terms: what the partitions share, as plain JSON: see :func:`terms_of`.
         price: of the model's tokens, for a budget in dollars.
@@ -96,6 +107,8 @@ class Job:
     name: str
     task: ModelTask | CallableTask
     options: dict[str, Any]
+    samples: int
+    scalar: bool
     client: Client | None
     terms: dict[str, Any]
     price: Price | None
@@ -131,7 +144,10 @@ class Job:
         options |= {"model": self.client, "overwrite": True}  # whether it may was decided for all
         if self.client is not None:
             options["store"] = False
-        call = prepare_any("parallel_map", frame, task, leave_out=("inplace",), options=options)
+        source = frame.iloc[:, 0] if self.scalar else frame
+        call = prepare_any("parallel_map", source, task, leave_out=("inplace",), options=options)
+        if self.samples > 1 and not alone:
+            call = dataclasses.replace(call, plan=call.plan.repeated(self.samples))
         if alone and self.store is not None:
             opened = functools.partial(SharedStore, Path(self.store))
             plan = dataclasses.replace(call.plan, open_store=cast("Callable[[], Store]", opened))
@@ -150,8 +166,14 @@ class Job:
         """A frame with the columns of its record, of the types that were promised."""
         if self.dtypes is not None:
             _fit(record, self.dtypes, self.task)
+        fields: Mapping[Any, Field | None] = {}
+        values = record.values
+        if isinstance(self.task, ModelTask):
+            fields = self.task.outputs
+            if record.samples > 1:
+                values, fields = samples.combine(record, self.task.outputs)
         labels = columns.result_labels(
-            record.values,
+            values,
             record,
             self.task,
             frame,
@@ -159,8 +181,7 @@ class Job:
             error=self.error,
             overwrite=True,
         )
-        fields = self.task.outputs if isinstance(self.task, ModelTask) else {}
-        arrays = columns.finished(record.values, fields)
+        arrays = columns.finished(values, fields)
         for name, dtype in (self.dtypes or {}).items():
             arrays[name] = _as(arrays[name], dtype, name, self.task)
         made: dict[Any, Any] = {labels[name]: array for name, array in arrays.items()}
@@ -195,26 +216,38 @@ def _as(values: Any, dtype: Any, name: str, task: ModelTask | CallableTask) -> A
 
 
 def make_job(
-    meta: pd.DataFrame, task: Any, options: dict[str, Any], *, dtypes: Any, stacklevel: int
+    meta: pd.DataFrame,
+    task: Any,
+    options: dict[str, Any],
+    *,
+    dtypes: Any,
+    scalar: bool,
+    stacklevel: int,
 ) -> Job:
     """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing.
 
     Args:
         meta: the collection's empty frame.
         dtypes: as the user gave them.
+        scalar: the collection is a Series, and this the frame of it.
     """
     store = options.pop("store", None)
-    if options.pop("repeat", 1) != 1:
-        raise UsageError(
-            "repeat= is not there on Dask: sample on one machine, with df.llm.parallel_map(…)"
-        )
+    for name, instead in _INSTEAD.items():
+        if name in options:
+            raise TypeError(f"parallel_map on Dask has no argument {name}=; {instead}")
     if isinstance(options.get("max_failures"), float):
         raise UsageError(
             f"max_failures={options['max_failures']!r}: how many rows a Dask frame has is not "
             "known before it is computed; give a number of rows"
         )
-    call = prepare_any("parallel_map", meta, task, leave_out=LEFT_OUT, options=dict(options))
+    source, left_out = (meta.iloc[:, 0], (*LEFT_OUT, "on")) if scalar else (meta, LEFT_OUT)
+    call = prepare_any("parallel_map", source, task, leave_out=left_out, options=dict(options))
     plan = call.plan
+    if plan.samples > 1 and isinstance(plan.task, CallableTask):
+        raise UsageError(
+            f"repeat={plan.samples} on Dask is for tasks that ask a model: what the samples of "
+            f"{plan.task.name} come to shows in what it returns, and Dask must know it before"
+        )
     if plan.client is not None and plan.client.loop_factory is not None:
         raise UsageError(f"{plan.client!r} keeps a clock of its own, which no cluster shares")
     known = None
@@ -236,6 +269,8 @@ def make_job(
         name=_name(plan),
         task=plan.task,
         options={name: options[name] for name in _HANDED_ON if name in options},
+        samples=plan.samples,
+        scalar=scalar,
         client=plan.client,
         terms=terms_of(identity, plan, options),
         price=plan.price,
@@ -250,7 +285,7 @@ def make_job(
         budget=plan.budget,
         observers=plan.observers,
     )
-    job.meta = job.finished(meta, _empty(plan))
+    job.meta = job.finished(meta, empty_record(plan))
     return job
 
 
@@ -284,9 +319,10 @@ def terms_of(job: str, plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]
     return terms
 
 
-def _empty(plan: Plan) -> Record:
+def empty_record(plan: Plan) -> Record:
+    """The record of no rows."""
     names = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
-    return Record(0, names, asks_model=plan.client is not None)
+    return Record(0, names, asks_model=plan.client is not None, samples=plan.samples)
 
 
 def _name(plan: Plan) -> str:

@@ -22,7 +22,9 @@ class Place(NamedTuple):
     process: str  #: name of the Dask worker
 
 
-def merge(parts: Sequence[Part], outputs: Iterable[str], *, asks_model: bool) -> Record:
+def merge(
+    parts: Sequence[Part], outputs: Iterable[str], *, asks_model: bool, samples: int = 1
+) -> Record:
     """One record for all partitions, in their order.
 
     Its times are in seconds since the run began. A worker's number is that of its lane: one for
@@ -30,7 +32,8 @@ def merge(parts: Sequence[Part], outputs: Iterable[str], *, asks_model: bool) ->
     """
     records = [part.record for part in parts]
     ran = [part for part in parts if part.host]
-    whole = Record(sum(record.total for record in records), outputs, asks_model=asks_model)
+    total = sum(record.total for record in records)
+    whole = Record(total, outputs, asks_model=asks_model, samples=samples)
     whole.workers = max((part.workers for part in ran), default=1)
     whole.engine = next((part.record.engine for part in ran), "")
     origin = min((part.began for part in ran), default=0.0)

@@ -24,7 +24,7 @@ from ..store.shared import shared_store
 from ..task import ModelTask
 from ..tokens import prompt_size
 from .claims import ClaimingLookahead, ClaimingStore
-from .job import ASKS_AGAIN, UNHEARD, Job
+from .job import ASKS_AGAIN, UNHEARD, Job, empty_record
 from .links import Begun, link_here
 from .ration import PurseShare, Ration, StartShare
 from .seat import Seat
@@ -127,7 +127,7 @@ def run_partition(job: Job, begun: Begun, number: int, frame: pd.DataFrame) -> P
     """
     plan = job.prepare(frame).plan
     if not plan.total:
-        return Part(number, frame, Record(0, _outputs(plan), asks_model=plan.client is not None))
+        return Part(number, frame, empty_record(plan))
     link = link_here(job.id, job.made_in)
     host = socket.gethostname()
     place = {"partition": number, "host": host, "process": link.name}
@@ -200,10 +200,6 @@ def _share(
     if claims is not None and todo:
         made = dataclasses.replace(made, open_store=lambda: cast("Store", claims))
     return made
-
-
-def _outputs(plan: Plan) -> Any:
-    return plan.task.outputs if isinstance(plan.task, ModelTask) else ()
 
 
 def _make_light(record: Record) -> None:
