@@ -16,6 +16,7 @@ A reading order, from what decides to what touches the world:
     stream      the events of a run, for observers
     metrics     the figures of a run
     whatif      the same run with other numbers of workers: fitted and replayed
+    bottleneck  whether the server was what limited a run
     keys        under which key a reply is kept
     state       what each worker works with, and no other
     work        what a worker does in one attempt

@@ -15,6 +15,7 @@ import pandas as pd
 
 from . import metrics as figures
 from . import tables
+from .bottleneck import Bottleneck, find_bottleneck
 from .columns import errors, snapshot
 from .errors import UsageError, nearest
 from .events import Status, StopKind
@@ -612,6 +613,37 @@ class ParallelResult:
         [6.0, 4.0]
         """
         return WhatIf(predict(self._record, max_workers, slots))
+
+    @cached_property
+    def bottleneck(self) -> Bottleneck | None:
+        """The server, where it was what limited the run; None where not, or that cannot be told.
+
+        A server works on so many requests at once, its slots; with more workers than that,
+        replies take longer and no more of them come. It is told only where it is plain: at least
+        twice as many workers as slots, 40 attempts and 3 for each worker, and no rate limit, pause
+        or idle worker that set the pace; never of a function, an adaptive run or one on a cluster.
+        :meth:`report` and the notebook's output say it in words, with the setting that helps.
+
+        Returns:
+            ``slots`` and ``workers``; ``service_s`` and ``base_s``, medians in seconds of what
+            replies took and of the work on them; ``stretch``, the one over the other. See
+            :class:`revkit.bottleneck.Bottleneck`.
+
+        >>> import asyncio, heapq, pandas as pd, revkit
+        >>> from revkit.testing import FakeModel
+        >>> free = [0.0, 0.0]                      # when each of two slots is free
+        >>> def latency(text):
+        ...     now = asyncio.get_running_loop().time()
+        ...     done = max(now, heapq.heappop(free)) + 1 + len(text) / 10
+        ...     heapq.heappush(free, done)
+        ...     return done - now
+        >>> fake = FakeModel(lambda text: "positive", latency=latency, clock="virtual")
+        >>> df = pd.DataFrame({"review": ["good" + "!" * (n % 7) for n in range(100)]})
+        >>> run = df.llm.parallel_map(model=fake, max_workers=16)
+        >>> run.bottleneck.slots, round(run.bottleneck.stretch)
+        (2, 8)
+        """
+        return find_bottleneck(self._record)
 
     def timeline_png(self) -> bytes:
         """The timeline as a PNG."""

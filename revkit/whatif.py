@@ -45,7 +45,18 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
 
-__all__ = ["Prediction", "Predictions", "Server", "fit", "predict", "replay"]
+__all__ = [
+    "Attempts",
+    "Prediction",
+    "Predictions",
+    "Server",
+    "base_times",
+    "fit",
+    "idle_share",
+    "predict",
+    "replay",
+    "weighed",
+]
 
 _OK = DECISIONS.index(Decision.OK)
 
@@ -220,6 +231,11 @@ def _log_likelihood(recovered: Recovered, ok: Bools, resolution: float, typical:
     return float(each.sum()) + odd
 
 
+def base_times(attempts: Attempts, server: Server) -> Floats:
+    """What each attempt asked of that server alone, in seconds; shape (attempts,)."""
+    return _recover(attempts, server).work
+
+
 _erf = np.vectorize(math.erf, otypes=[float])
 
 
@@ -232,11 +248,22 @@ def fit(attempts: Attempts, slots: int | None = None) -> Server:
     Returns:
         A server of no limit where none shows: where nothing ever waited.
     """
+    found, evidence = weighed(attempts, slots)
+    return found if slots is not None or evidence > _EVIDENCE else Server()
+
+
+def weighed(attempts: Attempts, slots: int | None = None) -> tuple[Server, float]:
+    """The server that explains the attempts best, and how much better than one without a limit.
+
+    Returns:
+        The server, and the logarithm of how many times likelier it makes the run; 0 where its
+        slots were given, or nothing can be weighed.
+    """
     running = _Running(attempts)
     most = running.most()
     seen = Attempts(*(column[:_FITTED] for column in vars(attempts).values()))
     if not seen.ok.any() or most == 1 or (slots or 0) >= most:
-        return Server(slots)
+        return Server(slots), 0.0
     took = seen.end - seen.start
     typical = float(np.median(took[seen.ok])) or 1e-9
     resolution = max(_NOISE * typical, _JITTER)
@@ -255,12 +282,12 @@ def fit(attempts: Attempts, slots: int | None = None) -> Server:
         return max((Server(number, shares) for number, shares in kinds), key=evidence)
 
     if slots is not None:
-        return best([slots])
+        return best([slots]), 0.0
     tried = np.unique(np.geomspace(1, most - 1, _TRIED).round().astype(int)).tolist()
     found = best(tried)
     place = tried.index(found.slots)
     found = best(range(tried[max(place - 1, 0)], tried[min(place + 1, len(tried) - 1)] + 1))
-    return found if evidence(found) > evidence(Server()) + _EVIDENCE else Server()
+    return found, evidence(found) - evidence(Server())
 
 
 def _varies(speed: Floats) -> bool:
@@ -401,7 +428,7 @@ def predict(record: Record, max_workers: Iterable[int], slots: int | None = None
     )
     server = fit(attempts, slots)
     running, rows = _Running(attempts), int(attempts.first.sum())
-    idle, gap = _idle(record, attempts, first_start), _gap(record)
+    idle, gap = idle_share(record, attempts), _gap(record)
     work = _recover(attempts, server).work[attempts.ok]
     known = server.slots is not None and len(work)
     base_ms = float(work.mean()) * 1e3 if known else math.nan
@@ -464,9 +491,9 @@ def _gap(record: Record) -> float:
     return max(0.0, float(np.median(gaps))) if len(gaps) else 0.0
 
 
-def _idle(record: Record, attempts: Attempts, first_start: float) -> float:
+def idle_share(record: Record, attempts: Attempts) -> float:
     """Share of their time that the workers allowed to work did not, while rows were left."""
-    until = float(attempts.start[attempts.first][-1])
+    until, first_start = float(attempts.start[attempts.first][-1]), min(record.start)
     changes = [(max(at - first_start, 0.0), limit) for at, limit in record.limits]
     changes = [change for change in changes if change[0] < until] or [(0.0, record.workers)]
     ends = [*(at for at, _ in changes[1:]), until]

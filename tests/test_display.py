@@ -68,6 +68,8 @@ def result(
     return SimpleNamespace(
         model_name="llama3.2:3b",
         metrics=Metrics(**metrics),
+        bottleneck=None,
+        provenance={"model": None},
         store=None,
         store_problem=None,
         stopped=None,

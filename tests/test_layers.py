@@ -34,6 +34,7 @@ PURE = {
     "metrics",
     "totals",
     "whatif",
+    "bottleneck",
     "keys",
     "batch",
     "clients.base",

@@ -64,6 +64,8 @@ def _latency(result: ParallelResult) -> str:
     ]
     if held := facts.held_back(result.metrics):
         rows.append(["held back", escape(held)])
+    if why := facts.bottleneck(result):
+        rows.append(["the server", escape(why)])
     return table(("latency", *names), rows, "revkit-latency", timed=True)
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "Group",
     "Line",
     "Share",
+    "bottleneck",
     "counts",
     "errors",
     "figures",
@@ -175,6 +176,32 @@ def held_back(metrics: Metrics) -> str:
     if metrics.limited_s > 0:
         told.append(f"rate limit or budget, {duration(metrics.limited_s)}")
     return "; ".join(told)
+
+
+#: What raises the number of requests that a server works on at once, by its protocol.
+_SETTINGS = {
+    "ollama": "OLLAMA_NUM_PARALLEL raises that number, where Ollama runs (start it again then)",
+    "openai": "what raises that number is a setting of the server, where it is yours (llama.cpp: "
+    "--parallel; vLLM: --max-num-seqs)",
+    "local": "revkit.Local(slots=...) raises that number, as far as the processors carry it",
+}
+_SETTING = "its number of parallel requests is a setting of the server"
+
+
+def bottleneck(result: ParallelResult) -> str:
+    """That the server was the limit, how that shows, and what helps; empty where it was not."""
+    found = result.bottleneck
+    if found is None:
+        return ""
+    model = result.provenance.get("model") or {}
+    protocol = model.get("settings", {}).get("protocol")
+    return (
+        f"was the limit: {found.workers:,} workers, but it worked on about {found.slots:,} at a "
+        f"time, and a reply took {number(found.stretch)} x as long as the work on it "
+        f"({duration(found.service_s)} instead of {duration(found.base_s)}). More workers cannot "
+        f"help; {found.slots:,} would be about as fast, with shorter waits. To be faster: "
+        f"{_SETTINGS.get(protocol, _SETTING)}"
+    )
 
 
 def _spans(milliseconds: pd.Series) -> dict[str, str]:

@@ -78,7 +78,8 @@ _STYLE = """
   font-weight: 600; }
 .revkit-run .revkit-table th:first-child, .revkit-run .revkit-table td:first-child
   { text-align: left; }
-.revkit-run .revkit-table td[colspan] { text-align: left; }
+.revkit-run .revkit-table td[colspan]
+  { text-align: left; white-space: normal; }
 .revkit-run .revkit-shares td:last-child { min-width: 240px; text-align: left; }
 .revkit-run .revkit-shares td div { background: #5b9bd5; }
 .revkit-run .revkit-errors th, .revkit-run .revkit-errors td { text-align: left;

@@ -77,4 +77,6 @@ def _latency(result: ParallelResult) -> list[str]:
     ]
     if held := facts.held_back(result.metrics):
         lines.append(f"  held back     {held}")
+    if why := facts.bottleneck(result):
+        lines += wrapped(f"the server    {why}", indent=2, hang=14)
     return lines

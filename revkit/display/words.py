@@ -127,4 +127,6 @@ def columns_of(text: str) -> int:
 def wrapped(text: str, *, indent: int, hang: int = 2) -> list[str]:
     """The text on lines of at most 100 characters, from the second one on indented by more."""
     first, later = " " * indent, " " * (indent + hang)
-    return textwrap.wrap(text, COLUMNS, initial_indent=first, subsequent_indent=later)
+    return textwrap.wrap(  # names of options and models hold hyphens
+        text, COLUMNS, initial_indent=first, subsequent_indent=later, break_on_hyphens=False
+    )
