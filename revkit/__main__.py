@@ -55,10 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="replace columns named sentiment or error that the input has already",
     )
 
-    commands.add_parser(
+    doctor = commands.add_parser(
         "doctor",
         help="say which models can be reached, and what to do about the others",
-        description="Say which models can be reached, and what to do about the others.",
+        description="Say which models can be reached, and what to do about the others. No model is "
+        "asked for a reply, but with --parallel.",
+    )
+    doctor.add_argument(
+        "--parallel",
+        metavar="MODEL",
+        help="find out how many requests the server of this model works on at once, such as "
+        '"ollama:llama3.2:3b" or "openai:NAME": with at most 31 short requests, which a provider '
+        "bills",
     )
 
     options = parser.parse_args(arguments)
@@ -66,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if options.command == "doctor":
-            from .doctor import doctor
+            from .doctor import doctor as run_doctor
 
-            return doctor()
+            return run_doctor(options.parallel)
         from .demo import demo as run_demo
 
         return run_demo(

@@ -10,6 +10,7 @@ take, or the client's own work.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from .whatif import Attempts, base_times, idle_share, weighed
 if TYPE_CHECKING:
     from .whatif import Floats
 
-__all__ = ["Bottleneck", "find_bottleneck"]
+__all__ = ["Bottleneck", "find_bottleneck", "flat_from"]
 
 _OK = DECISIONS.index(Decision.OK)
 
@@ -48,6 +49,9 @@ _PACE = 0.005
 _FIRST = 4.0
 #: How much longer attempts may take in the end than in the beginning.
 _GROWTH = 1.5
+
+#: By how much more a server's throughput grows where it works on more requests at once.
+_GROWS = 1.25
 
 
 class Bottleneck(NamedTuple):
@@ -140,3 +144,24 @@ def _began_as_a_queue(took: Floats, base: Floats, slots: int, workers: int) -> b
         return False
     first, behind = np.median(base[:slots]), np.median(base[slots:workers])
     return bool(first <= _FIRST * behind or np.median(later) < wave.max())
+
+
+def flat_from(rates: Mapping[int, float]) -> int | None:
+    """From how many requests at once on a server's throughput no longer grows by a quarter.
+
+    Args:
+        rates: requests at once -> replies per second.
+
+    Returns:
+        The fewest that no higher number outdoes; None where only the highest one is it.
+
+    >>> flat_from({1: 2.0, 2: 3.9, 4: 4.1, 8: 4.0})
+    2
+    >>> flat_from({1: 2.0, 2: 3.9, 4: 7.7, 8: 14.0}) is None
+    True
+    """
+    *levels, highest = sorted(rates)
+    for level in levels:
+        if all(rates[more] < _GROWS * rates[level] for more in (*levels, highest) if more > level):
+            return level
+    return None

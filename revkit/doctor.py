@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 from . import config
 from ._version import __version__
-from .clients.base import Request
+from .clients.base import Client, Request
+from .clients.local import Local
 from .clients.ollama import Ollama
 from .clients.openai import DEFAULT_BASE_URL, OpenAICompatible
 from .clients.protocol import HttpClient
-from .display import harmless, printable
+from .display import harmless, printable, setting_of
 from .errors import ModelError, UsageError
+from .probe import MAX_TOKENS, REQUESTS, probe, told_slots
 
 __all__ = ["Finding", "check_embedded", "check_ollama", "check_openai", "doctor"]
 
@@ -34,8 +36,17 @@ class Finding(NamedTuple):
     advice: str = ""  #: what to do; empty where nothing needs doing
 
 
-def doctor() -> int:
-    """Print what was found; 0 where a model can be reached, else 1."""
+def doctor(parallel: str | None = None) -> int:
+    """Print what was found; 0 where a model can be reached, else 1.
+
+    Args:
+        parallel: a model that is asked for some replies, to find out how many requests its server
+            works on at once; None: no model is asked for anything. Then 0 where that was found.
+
+    Raises:
+        UsageError: it is not the name of a model.
+    """
+    asked = None if parallel is None else config.client_for(parallel)
     print(f"revkit {__version__}, Python {platform.python_version()}, {platform.system()}")
     findings = [check() for check in (check_embedded, check_ollama, check_openai)]
     for name, ok, found, advice in findings:
@@ -51,7 +62,31 @@ def doctor() -> int:
             chosen = f"none: REVKIT_MODEL cannot be used: {error}"
     print(printable(f"\na run that names no model takes: {chosen}"))
     print(printable(f"replies: {_replies()}"))
+    if asked is not None:
+        return 0 if _at_once(asked) else 1
     return 0 if any(finding.ok for finding in findings) else 1
+
+
+def _at_once(client: Client) -> bool:
+    """Print how many requests a model's server works on at once; whether that was found out."""
+    print(printable(f"\nhow many requests {client.name} works on at once:"))
+    if isinstance(client, Local):
+        print(
+            f"     {client.slots}, as revkit.Local(slots={client.slots}) has it; nothing was sent"
+        )
+        return True
+    if isinstance(client, OpenAICompatible) and (slots := told_slots(client)):
+        print(f"     {slots}, as the server itself says (llama.cpp: --parallel); nothing was sent")
+        return True
+    where = f" to {client.endpoint}" if isinstance(client, HttpClient) else ""
+    said = f"sending {REQUESTS} short requests{where}, for at most {MAX_TOKENS} tokens each"
+    print(printable(f"     {said}"), flush=True)
+    found = probe(client)
+    for line in found.lines():
+        print(printable(f"     {line}"))
+    if found.slots is not None:
+        print(printable(f"     {setting_of(client.settings())}"))
+    return found.problem is None
 
 
 def _replies() -> str:
@@ -126,7 +161,7 @@ def check_openai() -> Finding:
         client = OpenAICompatible("none", timeout=_TIMEOUT)
     except UsageError as error:
         return Finding(name, False, str(error))
-    return _ask(
+    found = _ask(
         name,
         client,
         "/models",
@@ -134,6 +169,11 @@ def check_openai() -> Finding:
         none="the server has no model loaded; load one there",
         use=lambda model: f'revkit.use("openai:{model}")',
     )
+    if found.ok and (slots := told_slots(client)):
+        return found._replace(
+            found=f"{found.found}; it works on {slots} at once (llama.cpp: --parallel)"
+        )
+    return found
 
 
 def _list(found: object) -> list[dict[str, object]]:

@@ -280,6 +280,7 @@ class Server(Listener):
     Attributes:
         in_flight, highest: requests that are read and not yet answered: now, and at most ever.
         models: the models that the server has; None: any that it is asked for.
+        slots: what it says of itself as llama.cpp's server does; None: it says nothing.
     """
 
     def __init__(
@@ -288,6 +289,7 @@ class Server(Listener):
         *,
         gate: int | threading.Event | None,
         models: Iterable[str] | None,
+        slots: int | None,
         key: str | None,
         tls: bool,
     ) -> None:
@@ -297,6 +299,7 @@ class Server(Listener):
             context.load_cert_chain(CERTIFICATE)
         self.rule: Rule = (lambda _messages, _body: rule) if isinstance(rule, str) else rule
         self.models = None if models is None else list(models)
+        self.slots = slots
         self.in_flight = 0
         self.highest = 0
         self._key = key
@@ -368,6 +371,8 @@ class Server(Listener):
             case "GET", "/v1/models":
                 listed = [{"id": name, "object": "model"} for name in self.models or []]
                 return Status(200, {"object": "list", "data": listed})
+            case "GET", "/props" if self.slots is not None:
+                return Status(200, {"total_slots": self.slots, "model_path": "model.gguf"})
         return Status(404, b"404 page not found")
 
     def _chat(
@@ -471,6 +476,7 @@ def serve(
     *,
     gate: int | threading.Event | None = None,
     models: Iterable[str] | None = None,
+    slots: int | None = None,
     key: str | None = None,
     tls: bool = False,
 ) -> Iterator[Server]:
@@ -480,10 +486,11 @@ def serve(
         rule: what it answers; see the head of this file.
         gate: withhold every reply until so many are in flight, or until the event is set.
         models: names of the models that it has; None: any.
+        slots: what it says of itself under ``/props``, as llama.cpp's server; None: nothing.
         key: the API key that it asks for; None: none.
         tls: speak TLS, with :data:`CERTIFICATE`.
     """
-    server = Server(rule, gate=gate, models=models, key=key, tls=tls)
+    server = Server(rule, gate=gate, models=models, slots=slots, key=key, tls=tls)
     try:
         yield server
     finally:

@@ -61,8 +61,9 @@ def test_the_troubleshooting_blocks_run_in_order(
                 first = names["run"]
                 assert first.metrics.retries == 1
                 assert first.errors["status"].tolist() == [400]
-        (commands,) = blocks(TROUBLES, "bash")
+        commands, measure = blocks(TROUBLES, "bash")
         assert commands == "revkit doctor\n"
+        assert measure == "revkit doctor --parallel ollama:llama3.2:3b\n"
         capsys.readouterr()
         assert main(["doctor"]) == 0
         assert "m" in capsys.readouterr().out

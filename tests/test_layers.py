@@ -87,6 +87,7 @@ ABOVE = {
     "testing",
     "demo",
     "doctor",
+    "probe",
     "__main__",
 }
 

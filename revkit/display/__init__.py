@@ -20,6 +20,7 @@ none.
 from __future__ import annotations
 
 from .cell import html
+from .facts import setting_of
 from .preview import preview_html, preview_text
 from .report import short, text
 from .sections import Section, sections_html, sections_text
@@ -39,6 +40,7 @@ __all__ = [
     "rows_of",
     "sections_html",
     "sections_text",
+    "setting_of",
     "short",
     "text",
     "wrapped",

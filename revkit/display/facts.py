@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .words import NONE, dollars, duration, harmless, number, plural, rows_of
 
@@ -26,6 +26,7 @@ __all__ = [
     "latency",
     "next_steps",
     "row_name",
+    "setting_of",
     "summaries",
     "troubles",
     "usage",
@@ -194,14 +195,18 @@ def bottleneck(result: ParallelResult) -> str:
     if found is None:
         return ""
     model = result.provenance.get("model") or {}
-    protocol = model.get("settings", {}).get("protocol")
     return (
         f"was the limit: {found.workers:,} workers, but it worked on about {found.slots:,} at a "
         f"time, and a reply took {number(found.stretch)} x as long as the work on it "
         f"({duration(found.service_s)} instead of {duration(found.base_s)}). More workers cannot "
         f"help; {found.slots:,} would be about as fast, with shorter waits. To be faster: "
-        f"{_SETTINGS.get(protocol, _SETTING)}"
+        f"{setting_of(model.get('settings', {}))}"
     )
+
+
+def setting_of(settings: Mapping[str, Any]) -> str:
+    """What raises the number of requests at once, for a client of these settings."""
+    return _SETTINGS.get(settings.get("protocol", ""), _SETTING)
 
 
 def _spans(milliseconds: pd.Series) -> dict[str, str]:
