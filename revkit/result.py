@@ -15,14 +15,11 @@ import pandas as pd
 
 from . import metrics as figures
 from . import tables
-from .bottleneck import Bottleneck, find_bottleneck
 from .columns import errors, snapshot
 from .errors import UsageError, nearest
 from .events import Status, StopKind
-from .forecast import WhatIf
 from .record import Record
 from .task import CallableTask, ModelTask
-from .whatif import predict
 from .work import Rows
 
 if TYPE_CHECKING:
@@ -30,8 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from .bottleneck import Bottleneck
     from .compare import Comparison
     from .evaluate import Evaluation
+    from .forecast import WhatIf
     from .tokens import Price
 
 __all__ = ["ParallelResult", "failure_message"]
@@ -612,6 +611,9 @@ class ParallelResult:
         >>> run.what_if([8], slots=12).frame["wall_s"].tolist()
         [6.0, 4.0]
         """
+        from .forecast import WhatIf
+        from .whatif import predict
+
         return WhatIf(predict(self._record, max_workers, slots))
 
     @cached_property
@@ -643,6 +645,8 @@ class ParallelResult:
         >>> run.bottleneck.slots, round(run.bottleneck.stretch)
         (2, 8)
         """
+        from .bottleneck import find_bottleneck
+
         return find_bottleneck(self._record)
 
     def timeline_png(self) -> bytes:
