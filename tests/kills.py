@@ -125,7 +125,7 @@ class KillingServer(Server):
         self._victim: Child | None = None
         self._dead = threading.Event()
         self._counted = {"request": 0, "reply": 0}
-        super().__init__(right_answer, gate=None, models=None, key=None, tls=False)
+        super().__init__(right_answer, gate=None, models=None, key=None, tls=False, slots=None)
 
     def aim(self, victim: Child, moment: Moment | None) -> None:
         """Kill ``victim`` at ``moment``, which is counted from now on; None: let it live."""
