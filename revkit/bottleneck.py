@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -95,18 +95,20 @@ def find_bottleneck(record: Record) -> Bottleneck | None:
     )
     if idle_share(record, every) > _IDLE:
         return None
-    seen = _once_loaded(_chosen(every, slice(_LOOKED_AT)), workers)
-    server, evidence = weighed(seen)
+    seen = Attempts(*(column[:_LOOKED_AT] for column in vars(every).values()))
+    counted = _once_loaded(seen, workers)
+    server, evidence = weighed(counted)
     slots = server.slots
     if slots is None or server.shares or workers < _WORKERS * slots:
         return None
     if not evidence > _EVIDENCE:  # it may be NaN
         return None
-    took, base = (seen.end - seen.start)[seen.ok], base_times(seen, server)[seen.ok]
-    found = Bottleneck(slots, workers, float(np.median(took)), float(np.median(base)))
+    took, base = seen.end - seen.start, base_times(seen, server)
+    service_s, base_s = (float(np.median(times[counted.ok])) for times in (took, base))
+    found = Bottleneck(slots, workers, service_s, base_s)
     if found.base_s < _PACE * slots or found.stretch < _STRETCH:
         return None
-    return found if _began_as_a_queue(took, base, slots, workers) else None
+    return found if _began_as_a_queue(took[seen.ok], base[seen.ok], slots, workers) else None
 
 
 def _turned_away(record: Record) -> int:
@@ -114,18 +116,12 @@ def _turned_away(record: Record) -> int:
     return sum(failure.status in _AWAY for failure in record.attempt_failures.values())
 
 
-def _chosen(attempts: Attempts, which: Any) -> Attempts:
-    return Attempts(*(column[which] for column in vars(attempts).values()))
-
-
 def _once_loaded(attempts: Attempts, workers: int) -> Attempts:
-    """The attempts from the first reply on, where that came late: the model was being loaded."""
-    took = attempts.end - attempts.start
-    if took[:workers].min() <= np.median(took[workers:]):
+    """The attempts, of which only later ones count where the model had to be loaded first."""
+    took, first = attempts.end - attempts.start, np.arange(len(attempts.end)) < workers
+    if took[first].min() <= np.median(took[~first]):
         return attempts
-    loaded = attempts.end.min()
-    left = _chosen(attempts, attempts.end > loaded)
-    return dataclasses.replace(left, start=np.maximum(left.start, loaded))
+    return dataclasses.replace(attempts, ok=attempts.ok & ~first)
 
 
 def _began_as_a_queue(took: Floats, base: Floats, slots: int, workers: int) -> bool:
