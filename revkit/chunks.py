@@ -156,7 +156,8 @@ class Whole:
         elif record.stopped is None:
             reason = f"it broke off: {type(record.ended_by).__name__}: {record.ended_by}"
         elif record.stopped.kind is StopKind.FAILURES and not self._fail_fast:
-            reason = f"{self.failed:,} rows failed, more than max_failures allows ({self._limit})"
+            failed = f"{self.failed:,} row{'' if self.failed == 1 else 's'} failed"
+            reason = f"{failed}, more than max_failures allows ({self._limit})"
         elif record.stopped.kind is StopKind.TIMEOUT:
             reason = f"timeout={self._timeout:g} s was over"
         else:
@@ -174,7 +175,7 @@ class Whole:
         what = "rows" if self._samples == 1 else "samples"
         return (
             f"the run was stopped in chunk {self._chunks}: {reason}; {self.succeeded:,}{all_rows} "
-            f"{what} are done and {self.failed:,} failed"
+            f"{what} {'is' if self.succeeded == 1 else 'are'} done and {self.failed:,} failed"
         )
 
     def end(self) -> None:
@@ -184,8 +185,9 @@ class Whole:
         """
         if self.failed and not self.succeeded and self._last is not None:
             first = self._last._record.first_failure
+            every = "the only row" if self.failed == 1 else f"all {self.failed:,} rows"
             raise RunFailed(
-                f"all {self.failed:,} rows failed. The first of the last chunk: "
+                f"{every} failed. The first of the last chunk: "
                 f"{first and first[1]}\nThe result of the last chunk is in .result of this error.",
                 self._last,
             )

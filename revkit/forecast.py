@@ -76,8 +76,11 @@ class WhatIf:
             slots=self.slots,
         )
 
-    def __repr__(self) -> str:
-        return "WhatIf: other numbers of workers, in .frame; .report() and .plot() show it"
+    def __str__(self) -> str:
+        return self.report()
+
+    def __repr__(self) -> str:  # as a run's, without what time decides
+        return "WhatIf: other numbers of workers, in .frame; print() and .plot() show it"
 
     def _repr_html_(self) -> str:
         rows = [

@@ -768,7 +768,10 @@ def failure_message(result: ParallelResult) -> str:
         told += " Run the same again to go on from there: replies that came are kept."
     left = record.total - done - failed
     rows = "rows" if record.samples == 1 else "samples"
-    head = f"of {record.total} {rows} {done} are done, {failed} failed and {left} were not finished"
+    head = (
+        f"of {record.total} {rows} {done} {'is' if done == 1 else 'are'} done, {failed} failed and "
+        f"{left} {'was' if left == 1 else 'were'} not finished"
+    )
     if record.stopped is not None:
         first_of_all = "" if record.first_failure is None else str(record.first_failure[1])
         fatal = record.stopped.kind is StopKind.FATAL

@@ -66,8 +66,20 @@ def vote(said: Sequence[Any], samples: int, labels: Sequence[Any] | None = None)
 
 
 def _key(value: Any) -> Hashable:
-    """What is the same for values that are; an Enum's member is its value."""
+    """What is the same for values that are.
+
+    An Enum's member is its value, and a mapping is the same in whatever order its keys come.
+
+    >>> _key({"a": 1, "b": [True]}) == _key({"b": [True], "a": 1.0})
+    True
+    >>> _key([True]) == _key([1])
+    False
+    """
     value = value.value if isinstance(value, Enum) else value
+    if isinstance(value, Mapping):
+        return Mapping, frozenset((_key(name), _key(item)) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_key, value))
     try:
         hash(value)
     except TypeError:

@@ -383,7 +383,7 @@ class Scheduler:
             reason = (
                 "a row failed, and fail_fast=True"
                 if self._fail_fast
-                else f"{self._failed} rows failed, more than max_failures allows "
-                f"({self._max_failures})"
+                else f"{self._failed} row{'' if self._failed == 1 else 's'} failed, "
+                f"more than max_failures allows ({self._max_failures})"
             )
             self._stop(Stop(StopKind.FAILURES, reason, cancels=self._fail_fast))

@@ -72,6 +72,15 @@ def test_the_majority_its_agreement_and_ties() -> None:
     assert run.evaluate(["good", "good"]).accuracy == 0.5
 
 
+def test_mappings_agree_in_whatever_order_their_keys_come() -> None:
+    answers = iter([{"who": {"a": 1, "b": [2]}}, {"who": {"b": [2], "a": 1}}, {"who": {"a": 9}}])
+    df = pd.DataFrame({"n": [1]})
+    run = df.llm.parallel_map(lambda row: next(answers), repeat=3, max_workers=1)
+    assert run.frame["who"].tolist() == [{"a": 1, "b": [2]}]
+    assert run.frame["who_agreement"].tolist() == pytest.approx([2 / 3])
+    assert run.frame["who_tied"].tolist() == [False]
+
+
 def test_a_sample_that_fails_agrees_with_none_and_one_good_one_is_enough() -> None:
     df = reviews("a", "b", None)
     no = ModelError("no")

@@ -239,7 +239,7 @@ def test_max_failures_lets_what_runs_finish(door: str) -> None:
     assert result.metrics.wall_s == pytest.approx(7.0)
     lines = str(error).splitlines()
     assert lines[0] == (
-        "the run was stopped: 1 rows failed, more than max_failures allows (0); of 6 rows 1 are "
+        "the run was stopped: 1 row failed, more than max_failures allows (0); of 6 rows 1 is "
         "done, 2 failed and 3 were not finished. The first was row 1: ModelError: no 1"
     )
     assert lines[1] == "  1 x ModelError: no 2"

@@ -506,6 +506,7 @@ def test_rows_that_all_take_as_long_tell_nothing_of_slots(rows: int, workers: in
 
 def test_the_report_has_what_the_frame_has(small: Any) -> None:
     report = small.what_if([1, 64]).report()
+    assert str(small.what_if([1, 64])) == report
     assert "6.00 s" in report
     assert "cannot tell" in report
     assert max(map(len, report.splitlines())) <= 100

@@ -442,7 +442,8 @@ class Coordinator:
         reason = (
             "a row failed, and fail_fast=True"
             if fast
-            else f"{failed} rows failed, more than max_failures allows ({most})"
+            else f"{failed} row{'' if failed == 1 else 's'} failed, "
+            f"more than max_failures allows ({most})"
         )
         run.stop_for(Stop(StopKind.FAILURES, reason, cancels=fast))
 
