@@ -150,7 +150,7 @@ class Scheduler:
         """
         if self.stopped is not None:
             return DONE
-        if not self._has_room():
+        if self.room <= 0:
             return WAIT
         again = bool(self._again) and self._again[0][0] <= now
         if not again and not self._may_start():
@@ -260,7 +260,7 @@ class Scheduler:
         """
         if self.stopped is not None:
             return float("-inf")
-        if not self._has_room():
+        if self.room <= 0:
             return float("inf")
         if self._may_start():
             return self._paused_until
@@ -288,9 +288,6 @@ class Scheduler:
         """How many attempts more might run, 0 or fewer where there is no place for another one."""
         limit = self._max_workers if self._throttle is None else self._throttle.limit
         return limit - len(self._running) - self._uncommitted
-
-    def _has_room(self) -> bool:
-        return self.room > 0
 
     def _has_next(self) -> bool:
         """Whether there is a row that was never started; looks at it."""
