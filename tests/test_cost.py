@@ -17,9 +17,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from servers import serve
 
 import revkit
-from servers import serve
 
 HERE = os.path.dirname(revkit.__file__)
 
