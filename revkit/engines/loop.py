@@ -30,8 +30,9 @@ __all__ = ["LoopEngine", "LoopThread", "background", "clock_of", "is_uvloop", "r
 #: worker lets others run.
 _BREATH = 0.001
 #: Where rows wait for the drain it is woken when so many turns of the loop have brought it nothing
-#: new, or after so many seconds. A reply takes two turns from its socket to its worker.
-_QUIET, _BUSY = 3, 0.001
+#: new, or after so many facts or seconds. A reply takes two turns from its socket to its worker; a
+#: commit costs as much as ten rows in it.
+_QUIET, _MANY, _BUSY = 3, 64, 0.005
 #: uvloop counts whole milliseconds from the last one that it looked at: a timer may be early by
 #: so many seconds.
 _EARLY = 0.0015
@@ -89,7 +90,7 @@ class LoopEngine:
         self._emit = emit
         self._wake = wake
         self._hand_over = hand_over
-        #: facts so far; and whether it is watched when the loop has no more for now
+        #: facts since the drain was woken; and whether it is watched when the loop has no more for now
         self._facts = 0
         self._watching = False
         #: when the drain was last woken, or since when it is watched when to, on the loop's clock
@@ -190,8 +191,7 @@ class LoopEngine:
     def _wake_drain(self, now: float) -> None:
         """Let the drain know of a fact, though not of each: threads that take turns cost more.
 
-        Where rows wait for it, as soon as the loop has nothing else to do, or has been busy for a
-        while.
+        Where rows wait for it, as soon as the loop has nothing else to do, or there are many.
         """
         self._facts += 1
         if self._hand_over is None:
@@ -201,7 +201,7 @@ class LoopEngine:
         elif not self._watching:
             self._watching, self._woke = True, now
             self._loop.call_soon(self._watch, self._facts, _QUIET)
-        elif now - self._woke >= _BUSY:
+        elif self._facts >= _MANY:
             self._hand_over_now(now)
 
     def _watch(self, seen: int, turns: int) -> None:
@@ -215,7 +215,7 @@ class LoopEngine:
 
     def _hand_over_now(self, now: float) -> None:
         assert self._hand_over is not None
-        self._woke = now
+        self._woke, self._facts = now, 0
         self._hand_over()
         self.make_changes()  # those that it has asked for by now
 
