@@ -89,13 +89,15 @@ class DaskAccessor:
                 for nothing. None: the one that ``REVKIT_STORE`` names, if it is such a directory,
                 else nothing is kept, and a warning says so; False: nothing is kept.
             max_failures: a number of rows.
+            observer: hears of every computation; each partition is a run of its own.
 
         The other arguments: :func:`revkit.parallel_map`; ``loop``, ``progress``, ``cancel`` and
         ``instances`` are those of one process, and not there; ``repeat`` is for models.
 
         Raises:
-            UsageError: the call cannot be carried out as written; when it is computed, what the
-                run came to.
+            UsageError: the call cannot be carried out as written.
+            RunFailed: when it is computed: the run was stopped. Where every row fails there is a
+                warning, and ``collect`` raises.
 
         >>> import pandas as pd, dask.dataframe as dd, revkit.dask
         >>> from revkit.testing import FakeModel
@@ -187,7 +189,8 @@ def collect(frame: Any) -> ParallelResult:
     Raises:
         UsageError: it is not such a frame.
         RunFailed: every row failed, or the run was stopped; ``.result`` has what was done.
-        Interrupted: it was interrupted, which stops this run on the cluster, and not the cluster.
+        Interrupted: it was interrupted, which stops this run on the cluster, and not the cluster;
+            ``.result`` has what was done. The second Ctrl-C leaves at once.
 
     >>> import pandas as pd, dask, dask.dataframe as dd, revkit.dask
     >>> ddf = dd.from_pandas(pd.DataFrame({"n": range(4)}), npartitions=2)
