@@ -185,6 +185,7 @@ class Scheduler:
         """Give it rows to run, after those that it has; ``more``: others will follow."""
         self._batches.append(iter(rows))
         self._more = more
+        self._has_next()
 
     def committed(self, replies: int) -> None:
         """So many good replies cannot be lost any more."""
@@ -218,6 +219,7 @@ class Scheduler:
                 running=len(self._running) + self._uncommitted,
             )
         del self._running[row]
+        self._has_next()  # so that a stop, which looks at no row, finds all done where it is
         if isinstance(outcome, Success) or outcome is CANCELLED:
             if self._trouble:
                 self._trouble.pop(row, None)

@@ -90,7 +90,7 @@ class LoopEngine:
         self._emit = emit
         self._wake = wake
         self._hand_over = hand_over
-        #: facts since the drain was woken; and whether it is watched when the loop has no more for now
+        #: facts since the drain was woken; and whether it is watched when there are no more for now
         self._facts = 0
         self._watching = False
         #: when the drain was last woken, or since when it is watched when to, on the loop's clock
