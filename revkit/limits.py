@@ -16,7 +16,7 @@ from .buckets import PICO, Account, Refusal, Reservation, TokenBucket
 from .errors import UsageError
 from .tokens import Price
 
-__all__ = ["Budget", "RateLimit"]
+__all__ = ["Budget", "RateLimit", "Spending"]
 
 
 class RateLimit:
@@ -106,7 +106,72 @@ class RateLimit:
         )
 
 
-class Budget:
+class Spending:
+    """What attempts have reserved and spent, in tokens and picodollars. Usable from any thread.
+
+    Args:
+        tokens, pico: the limits; None: any number.
+    """
+
+    def __init__(self, tokens: int | None, pico: int | None):
+        self._tokens, self._usd = Account(tokens), Account(pico)
+        self._in_flight: set[Reservation] = set()
+        self._lock = Lock()
+
+    def reserve(
+        self, prompt: int, completion: int, price: Price | None = None
+    ) -> Reservation | Refusal:
+        """Reserve what one attempt may use at most, in tokens; ``price`` makes it dollars.
+
+        Returns:
+            The reservation, to be given to :meth:`settle` or :meth:`release` once. Else
+            ``Refusal.LATER``: attempts in flight, of any run, hold what is missing;
+            or ``Refusal.NEVER``: the budget is used up for an attempt of this size.
+        """
+        reservation = Reservation(prompt, completion, price)
+        tokens, usd = reservation.amounts
+        with self._lock:
+            refusals = {self._tokens.refusal(tokens), self._usd.refusal(usd)}
+            for refusal in (Refusal.NEVER, Refusal.LATER):
+                if refusal in refusals:
+                    return refusal
+            self._tokens.reserve(tokens)
+            self._usd.reserve(usd)
+            self._in_flight.add(reservation)
+            return reservation
+
+    def settle(
+        self,
+        reservation: Reservation,
+        prompt_used: int | None = None,
+        completion_used: int | None = None,
+    ) -> None:
+        """Count what an attempt used, in tokens; None, not known, is all that it had reserved.
+
+        Raises:
+            KeyError: the reservation was settled or released before.
+        """
+        prompt = reservation.prompt if prompt_used is None else prompt_used
+        completion = reservation.completion if completion_used is None else completion_used
+        self._close(reservation, *reservation.used(prompt, completion))
+
+    def release(self, reservation: Reservation) -> None:
+        """Give all of a reservation back: the attempt was certainly not billed.
+
+        Raises:
+            KeyError: the reservation was settled or released before.
+        """
+        self._close(reservation, 0, 0)
+
+    def _close(self, reservation: Reservation, tokens: int, usd: int) -> None:
+        reserved_tokens, reserved_usd = reservation.amounts
+        with self._lock:
+            self._in_flight.remove(reservation)
+            self._tokens.settle(reserved_tokens, tokens)
+            self._usd.settle(reserved_usd, usd)
+
+
+class Budget(Spending):
     """Never more tokens, or dollars, than these.
 
     Each attempt reserves its estimated prompt and ``max_tokens``, and settles to what it used. An
@@ -150,10 +215,7 @@ class Budget:
                 f"Budget(prices={prices!r}): give a Price, or a mapping of model name to Price"
             )
         self.prices = prices
-        self._tokens = Account(tokens)
-        self._usd = Account(None if usd is None else round(usd * PICO))
-        self._in_flight: set[Reservation] = set()
-        self._lock = Lock()
+        super().__init__(tokens, None if usd is None else round(usd * PICO))
         #: what it goes by where copies of it are one budget: on the machines of a cluster
         self.identity = uuid.uuid4().hex
 
@@ -182,56 +244,9 @@ class Budget:
     def reserve(
         self, prompt: int, completion: int, price: Price | None = None
     ) -> Reservation | Refusal:
-        """Reserve what one attempt may use at most, in tokens; ``price`` makes it dollars.
-
-        Returns:
-            The reservation, to be given to :meth:`settle` or :meth:`release` once. Else
-            ``Refusal.LATER``: attempts in flight, of any run, hold what is missing;
-            or ``Refusal.NEVER``: the budget is used up for an attempt of this size.
-        """
         if self.usd is not None and price is None:
             raise UsageError("a budget in dollars needs the price")
-        reservation = Reservation(prompt, completion, price)
-        tokens, usd = reservation.amounts
-        with self._lock:
-            refusals = {self._tokens.refusal(tokens), self._usd.refusal(usd)}
-            for refusal in (Refusal.NEVER, Refusal.LATER):
-                if refusal in refusals:
-                    return refusal
-            self._tokens.reserve(tokens)
-            self._usd.reserve(usd)
-            self._in_flight.add(reservation)
-            return reservation
-
-    def settle(
-        self,
-        reservation: Reservation,
-        prompt_used: int | None = None,
-        completion_used: int | None = None,
-    ) -> None:
-        """Count what an attempt used, in tokens; None, not known, is all that it had reserved.
-
-        Raises:
-            KeyError: the reservation was settled or released before.
-        """
-        prompt = reservation.prompt if prompt_used is None else prompt_used
-        completion = reservation.completion if completion_used is None else completion_used
-        self._close(reservation, *reservation.used(prompt, completion))
-
-    def release(self, reservation: Reservation) -> None:
-        """Give all of a reservation back: the attempt was certainly not billed.
-
-        Raises:
-            KeyError: the reservation was settled or released before.
-        """
-        self._close(reservation, 0, 0)
-
-    def _close(self, reservation: Reservation, tokens: int, usd: int) -> None:
-        reserved_tokens, reserved_usd = reservation.amounts
-        with self._lock:
-            self._in_flight.remove(reservation)
-            self._tokens.settle(reserved_tokens, tokens)
-            self._usd.settle(reserved_usd, usd)
+        return super().reserve(prompt, completion, price)
 
     @property
     def tokens(self) -> int | None:

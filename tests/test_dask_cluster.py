@@ -21,13 +21,10 @@ import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
 from failing import TASK, number_in, right, right_answer, said
-from hypothesis import given
-from hypothesis import strategies as st
 from servers import Answer, Status, serve
 
 import revkit
 import revkit.dask
-from revkit.cluster.coordinator import Coordinator
 
 ROWS = 24
 ASKED = list[dict[str, str]]
@@ -342,50 +339,3 @@ def running(dask_scheduler: Any) -> dict[str, int]:
 
 def begun(dask_scheduler: Any) -> int:
     return len(dask_scheduler.plugins["revkit"].coordinator._begun)
-
-
-# -- what decides --------------------------------------------------------------------------------
-
-
-@given(
-    st.integers(1, 6),
-    st.lists(
-        st.tuples(
-            st.integers(0, 3), st.sampled_from(["open", "report", "lost"]), st.integers(0, 9)
-        ),
-        max_size=40,
-    ),
-)
-def test_no_share_is_given_twice(workers: int, steps: list[tuple[int, str, int]]) -> None:
-    coordinator = Coordinator()
-    run = coordinator.begin("k", {"job": "j", "max_workers": workers}, threads=4, now=0.0)["run"]
-    seats: dict[int, tuple[str, int]] = {}
-    for now, (worker, what, amount) in enumerate(steps):
-        if what == "open" and worker not in seats:
-            told = coordinator.open(
-                run, worker=str(worker), partition=worker, rows=amount + 1, now=float(now)
-            )
-            seats[worker] = told["seat"], told["limit"]
-        elif what == "report" and worker in seats:
-            name, limit = seats[worker]
-            told = coordinator.exchange(
-                name,
-                {"limit": limit, "running": min(limit, amount), "demand": amount},
-                now=float(now),
-            )
-            seats[worker] = name, max(told["limit"], min(limit, amount))
-        elif what == "lost":
-            coordinator.lost(str(worker))
-            seats.pop(worker, None)
-        assert sum(limit for _, limit in seats.values()) <= workers
-
-
-def test_the_leases_of_a_worker_that_is_gone_are_free_at_once() -> None:
-    coordinator = Coordinator()
-    run = coordinator.begin("k", {"job": "j", "max_workers": 2}, threads=4, now=0.0)["run"]
-    coordinator.open(run, worker="dead", partition=0, rows=9, now=0.0)
-    alive = coordinator.open(run, worker="alive", partition=1, rows=9, now=0.0)
-    assert alive["limit"] == 0
-    coordinator.lost("dead")
-    told = coordinator.exchange(alive["seat"], {"limit": 0, "running": 0, "demand": 9}, now=0.1)
-    assert told["limit"] == 2

@@ -40,6 +40,10 @@ PURE = {
     "clients.base",
     "plot.raster",
     "cluster.shares",
+    "cluster.claims",
+    "cluster.rate",
+    "cluster.purse",
+    "cluster.runs",
     "cluster.coordinator",
 }
 #: Each touches one part of the world, and knows nothing of the others.

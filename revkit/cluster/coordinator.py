@@ -16,14 +16,15 @@ it is not, or is gone. So never more attempts are running than the run may have,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..adaptive import Adaptive, AdaptiveLimit
-from ..buckets import PICO, TokenBucket
 from ..events import Stop, StopKind
 from ..policy import worker_count
-from .shares import fair
+from .claims import Claims
+from .purse import Amounts, Purse
+from .rate import Rate
+from .runs import Run, Seated, said_of, stop_of
 
 __all__ = ["TICK", "UNKNOWN", "Coordinator"]
 
@@ -31,127 +32,8 @@ __all__ = ["TICK", "UNKNOWN", "Coordinator"]
 #: a second are enough for all.
 TICK, _WAITING_TICK = 0.1, 0.02
 _REPORTS = 500
-#: Starts under a rate limit are planned so far ahead (seconds).
-_HORIZON = 1.0
 #: What a seat is told that nobody knows: it was taken for dead, and others have its share.
 UNKNOWN = "unknown seat"
-
-
-@dataclass(slots=True)
-class _Rate:
-    """A rate limit that runs share."""
-
-    requests: TokenBucket
-    tokens: TokenBucket
-
-    def plan(self, starts: int, tokens: int, now: float) -> list[float]:
-        """The times of the next starts, as many as are asked for and near enough."""
-        planned: list[float] = []
-        while len(planned) < starts:
-            when = max(self.requests.ready, self.tokens.ready, now)
-            if when > now + _HORIZON:
-                break
-            self.requests.take(1, when)
-            self.tokens.take(tokens, when)
-            planned.append(when)
-        return planned
-
-
-Amounts = tuple[int, int]  #: tokens and picodollars
-
-
-def _plus(one: Amounts, other: Amounts, sign: int = 1) -> Amounts:
-    return one[0] + sign * other[0], one[1] + sign * other[1]
-
-
-@dataclass(slots=True)
-class _Purse:
-    """A budget that runs share; None: no limit."""
-
-    limit: tuple[int | None, int | None]
-    spent: Amounts = (0, 0)  #: by seats that are closed
-    given: Amounts = (0, 0)  #: to seats that are open
-    short: bool = False  #: somebody asked for more than is free
-
-    def room(self, amounts: Amounts) -> int:
-        """For how many attempts of this size there is room."""
-        used = _plus(self.spent, self.given)
-        rooms = [
-            (limit - used_) // amount
-            for limit, used_, amount in zip(self.limit, used, amounts, strict=True)
-            if limit is not None and amount > 0
-        ]
-        return max(0, min(rooms, default=1_000_000))
-
-
-@dataclass(slots=True)
-class _Seat:
-    """One partition that is being worked off.
-
-    Attributes:
-        held: attempts that it may have running, as far as anybody can know.
-        demand: rows that it has left.
-        given, spent: of the budget, in this seat.
-    """
-
-    run: _Run
-    worker: str
-    partition: int
-    demand: int
-    held: int = 0
-    running: int = 0
-    failed: int = 0
-    ok: int = 0
-    given: Amounts = (0, 0)
-    spent: Amounts = (0, 0)
-    claims: dict[str, set[bytes]] = field(default_factory=dict)
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """One computation.
-
-    Attributes:
-        failed, ok: rows that have failed, and that are ok, in partitions that are through.
-        error: what the first row that failed says.
-        lost: attempts that were running on workers that died.
-        collected: its partitions' records go to the client, so that they do not raise.
-        ended: all its partitions are through, and that was told.
-    """
-
-    name: str
-    key: str
-    terms: Mapping[str, Any]
-    began: float
-    workers: int
-    collected: bool
-    adaptive: AdaptiveLimit | None
-    seats: dict[str, _Seat] = field(default_factory=dict)
-    failed: int = 0
-    ok: int = 0
-    error: str | None = None
-    lost: int = 0
-    ended: bool = False
-    stop: Stop | None = None
-    paused_until: float = float("-inf")
-    shares: dict[str, int] | None = None
-
-    @property
-    def limit(self) -> int:
-        return self.workers if self.adaptive is None else min(self.workers, self.adaptive.limit)
-
-    def share(self, name: str) -> int:
-        """What a seat should have."""
-        if self.shares is None:
-            demands = [seat.demand for seat in self.seats.values()]
-            self.shares = dict(zip(self.seats, fair(self.limit, demands), strict=True))
-        return self.shares[name]
-
-    def stop_for(self, stop: Stop) -> None:
-        if self.stop is None:
-            self.stop = stop
-        elif stop.cancels:
-            self.stop = self.stop._replace(cancels=True)
 
 
 class Coordinator:
@@ -180,20 +62,17 @@ class Coordinator:
         self._ended = ended
         #: jobs that have had a run
         self._known: set[str] = set()
-        self._runs: dict[str, _Run] = {}
-        self._seats: dict[str, _Seat] = {}
+        self._runs: dict[str, Run] = {}
+        self._seats: dict[str, Seated] = {}
         #: key of the task that began a run -> the run
-        self._begun: dict[str, _Run] = {}
+        self._begun: dict[str, Run] = {}
         self._renewed: set[str] = set()
         #: jobs whose next run is collected
         self._collected: set[str] = set()
-        self._rates: dict[str, _Rate] = {}
-        self._purses: dict[str, _Purse] = {}
-        #: store -> key -> the seat that asks the model for it
-        self._claims: dict[str, dict[bytes, str]] = {}
-        #: store -> names of its part files that were written to, in order
-        self._parts: dict[str, list[str]] = {}
-        self._named = 0  #: runs and tasks that were given a number
+        self._rates: dict[str, Rate] = {}
+        self._purses: dict[str, Purse] = {}
+        self._claims = Claims()
+        self._named = 0  #: runs and seats that were given a number
 
     # -- runs ----------------------------------------------------------------------------------
 
@@ -220,7 +99,7 @@ class Coordinator:
         self._renewed.discard(key)
         bounds = terms.get("adaptive")
         job = str(terms["job"])
-        run = _Run(
+        run = Run(
             name=f"{job}-{self._number()}",
             key=key,
             terms=terms,
@@ -241,13 +120,10 @@ class Coordinator:
         again = job in self._known
         self._known.add(job)
         if rate := terms.get("rate_limit"):
-            self._rates.setdefault(
-                rate["id"],
-                _Rate(TokenBucket(rate["requests"] or 1e12), TokenBucket(rate["tokens"] or 1e12)),
-            )
+            self._rates.setdefault(rate["id"], Rate(rate["requests"], rate["tokens"]))
         if budget := terms.get("budget"):
             limit = (budget["tokens"], budget["pico"])
-            purse = self._purses.setdefault(budget["id"], _Purse(limit, tuple(budget["spent"])))
+            purse = self._purses.setdefault(budget["id"], Purse(limit, tuple(budget["spent"])))
             purse.limit = limit  # which may have been raised
         return {"run": run.name, "began": now, "again": again}
 
@@ -265,7 +141,7 @@ class Coordinator:
             run.stop_for(Stop(StopKind.INTERRUPTED, "nobody waits for it any more", cancels=True))
             self._forget(run)
 
-    def _forget(self, run: _Run) -> None:
+    def _forget(self, run: Run) -> None:
         if not run.seats and self._begun.get(run.key) is not run:
             self._runs.pop(run.name, None)
             self._tell_end(run)
@@ -280,7 +156,7 @@ class Coordinator:
         if run is not None and not run.seats:
             self._tell_end(run)
 
-    def _tell_end(self, run: _Run) -> None:
+    def _tell_end(self, run: Run) -> None:
         if run.ended:
             return
         run.ended = True
@@ -298,12 +174,12 @@ class Coordinator:
         self._collected.discard(job)
         for run in self._runs.values():
             if run.terms["job"] == job:
-                run.stop_for(_stop(stop))
+                run.stop_for(stop_of(stop))
 
     def spent(self, budget: str) -> Amounts:
         """What is spent of a budget, in tokens and picodollars; what may be in flight included."""
         purse = self._purses.get(budget)
-        return (0, 0) if purse is None else _plus(purse.spent, purse.given)
+        return (0, 0) if purse is None else purse.in_use
 
     # -- seats ---------------------------------------------------------------------------------
 
@@ -315,8 +191,7 @@ class Coordinator:
         if found is None:
             return {"error": "nobody waits for this run any more"}
         name = f"{run}/{self._number()}"
-        seat = self._seats[name] = found.seats[name] = _Seat(found, worker, partition, rows)
-        found.shares = None
+        seat = self._seats[name] = found.sit(name, worker, partition, rows)
         timeout = found.terms.get("timeout")
         return {
             "seat": name,
@@ -324,7 +199,7 @@ class Coordinator:
             "workers": found.workers,
             "collected": found.collected,
             "timeout": None if timeout is None else max(0.0, found.began + timeout - now),
-            **self._answer(name, seat, now),
+            **self._answer(seat, {}, now),
         }
 
     def exchange(self, name: str, report: Mapping[str, Any], *, now: float) -> dict[str, Any]:
@@ -332,18 +207,26 @@ class Coordinator:
 
         Args:
             report: ``limit`` and ``running``: attempts that it may have, and has; ``demand``: rows
-                that are left; ``failed``, ``ok``: rows that have failed, and that are ok. Where
+                that it might run; ``failed``, ``ok``: rows that have failed, and that are ok. Where
                 there is something to say: ``error``: of the first that failed; ``stop``;
                 ``pause``: seconds for which the server asked; ``ended``: attempts, as seconds
-                since their start and end, and outcome; ``starts`` that it would have, ``tokens``
-                of one, ``unused`` starts and ``extra`` tokens; ``spent`` of the budget, ``need``:
-                what an attempt may use, and ``back``: what it does not need.
+                since their start and end, and outcome; ``starts``: how many it would have, with
+                ``tokens`` of one, times that it gives ``back``, and ``extra`` tokens; ``given``:
+                what it has of the budget, with what it has ``spent`` of that, and for how many
+                ``attempts`` of the size ``need`` it would have more; ``let``: keys that it asks
+                for no longer.
+
+        Returns:
+            ``limit``; ``now``; ``tick``: when to report again, in seconds. Where there is something
+            to say: ``stop``; ``pause``; times of the next ``starts``, with ``tokens`` of each; what
+            more is ``given`` of the budget, and whether others are ``short`` of it; ``freed``: keys
+            that it was refused and may claim now.
         """
         seat = self._seats.get(name)
         if seat is None:
             return {"error": UNKNOWN}
         self._hear(seat, report, now)
-        return self._answer(name, seat, now, report)
+        return self._answer(seat, report, now)
 
     def close(self, name: str, report: Mapping[str, Any], *, now: float) -> dict[str, Any]:
         """A seat is through with its partition."""
@@ -352,9 +235,9 @@ class Coordinator:
             return {"error": UNKNOWN}
         self._hear(seat, report, now)
         run = seat.run
-        self._leave(name, seat, spent=seat.spent)
+        self._leave(seat, lost=False)
         path = [] if run.adaptive is None else run.adaptive.path
-        stop = {} if run.stop is None else {"stop": _said(run.stop)}
+        stop = {} if run.stop is None else {"stop": said_of(run.stop)}
         limits = [list(step) for step in path]
         return {"now": now, "workers": run.workers, "limits": limits, "lost": run.lost, **stop}
 
@@ -363,146 +246,68 @@ class Coordinator:
 
         What they had of a budget counts as spent: it may have been billed.
         """
-        for name, seat in list(self._seats.items()):
+        for seat in list(self._seats.values()):
             if seat.worker == worker:
-                seat.run.lost += seat.running
-                self._leave(name, seat, spent=seat.given)
+                self._leave(seat, lost=True)
 
-    def _leave(self, name: str, seat: _Seat, *, spent: Amounts) -> None:
-        run = seat.run
-        del self._seats[name], run.seats[name]
-        run.failed += seat.failed
-        run.ok += seat.ok
-        run.shares = None
-        purse = self._purse(run)
+    def _leave(self, seat: Seated, *, lost: bool) -> None:
+        del self._seats[seat.name]
+        seat.run.leave(seat, lost=lost)
+        purse = self._purse(seat.run)
         if purse is not None:
-            purse.given = _plus(purse.given, seat.given, -1)
-            purse.spent = _plus(purse.spent, spent)
-        for store, keys in seat.claims.items():
-            for key in keys:
-                self._claims[store].pop(key, None)
-        self._forget(run)
+            purse.close(seat.name, lost=lost)
+        self._claims.leave(seat.name)
+        self._forget(seat.run)
 
-    def _purse(self, run: _Run) -> _Purse | None:
+    def _purse(self, run: Run) -> Purse | None:
         budget = run.terms.get("budget")
         return None if not budget else self._purses[budget["id"]]
 
-    def _rate(self, run: _Run) -> _Rate | None:
+    def _rate(self, run: Run) -> Rate | None:
         rate = run.terms.get("rate_limit")
         return None if not rate else self._rates[rate["id"]]
 
-    def _hear(self, seat: _Seat, report: Mapping[str, Any], now: float) -> None:
+    def _hear(self, seat: Seated, report: Mapping[str, Any], now: float) -> None:
         run = seat.run
-        seat.running = report["running"]
-        seat.held = max(report["limit"], seat.running)
-        demand = min(report["demand"], run.workers)
-        if demand != min(seat.demand, run.workers):
-            run.shares = None
-        seat.demand = demand
-        seat.failed, seat.ok = report.get("failed", 0), report.get("ok", 0)
-        run.error = run.error or report.get("error")
-        if stop := report.get("stop"):
-            run.stop_for(_stop(stop))
-        self._count_failures(run)
-        if pause := report.get("pause"):
-            run.paused_until = max(run.paused_until, now + pause)
-        if run.adaptive is not None:
-            running = sum(other.running for other in run.seats.values())
-            for start, end, outcome in report.get("ended", ()):
-                limit = run.limit
-                run.adaptive.settled(
-                    start=now - start,
-                    end=now - end,
-                    running=min(limit, running),
-                    outcome=outcome,
-                )
-                if run.limit != limit:
-                    run.shares = None
+        run.hear(seat, report, now)
         rate = self._rate(run)
         if rate is not None:
-            rate.requests.take(-report.get("unused", 0), now)
-            rate.tokens.take(report.get("extra", 0), now)
+            rate.hear(back=report.get("back", ()), extra=report.get("extra", 0), now=now)
         purse = self._purse(run)
-        if purse is not None and "spent" in report:
-            seat.spent = tuple(report["spent"])
-            back = tuple(report.get("back", (0, 0)))
-            seat.given = _plus(seat.given, back, -1)
-            purse.given = _plus(purse.given, back, -1)
+        if purse is not None and "given" in report:
+            purse.hear(seat.name, given=tuple(report["given"]), spent=tuple(report["spent"]))
         for store, keys in report.get("let", ()):
-            for key in keys:
-                seat.claims.get(store, set()).discard(key)
-                self._claims.get(store, {}).pop(key, None)
+            self._claims.let_go(seat.name, store, keys)
 
-    def _count_failures(self, run: _Run) -> None:
-        most = run.terms.get("max_failures")
-        failed = run.failed + sum(seat.failed for seat in run.seats.values())
-        if most is None or failed <= most:
-            return
-        fast = bool(run.terms.get("fail_fast"))
-        reason = (
-            "a row failed, and fail_fast=True"
-            if fast
-            else f"{failed} row{'' if failed == 1 else 's'} failed, "
-            f"more than max_failures allows ({most})"
-        )
-        run.stop_for(Stop(StopKind.FAILURES, reason, cancels=fast))
-
-    def _answer(
-        self, name: str, seat: _Seat, now: float, report: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        run, report = seat.run, report or {}
-        wanted = run.share(name)
-        free = run.limit - sum(other.held for other in run.seats.values())
-        limit = min(wanted, seat.held + max(0, free))
-        seat.held = max(seat.held, limit)
+    def _answer(self, seat: Seated, report: Mapping[str, Any], now: float) -> dict[str, Any]:
+        run = seat.run
+        limit, wanted = run.grant(seat)
         answer: dict[str, Any] = {
             "limit": limit,
             "now": now,
             "tick": max(TICK if limit >= wanted else _WAITING_TICK, len(self._seats) / _REPORTS),
         }
-        if run.stop is not None:
-            answer["stop"] = _said(run.stop)
-        if run.paused_until > now:
-            answer["pause"] = run.paused_until - now
         rate = self._rate(run)
         if rate is not None and report.get("starts"):
-            planned = rate.plan(report["starts"], report.get("tokens", 0), now)
-            answer["starts"] = [when - now for when in planned]
-            answer["tokens"] = report.get("tokens", 0)
+            tokens = report.get("tokens", 0)
+            planned = rate.plan(report["starts"], tokens=tokens, now=now)
+            answer |= {"starts": planned, "tokens": tokens}
         purse = self._purse(run)
         if purse is not None:
-            self._give(seat, purse, report, answer)
-        return answer
-
-    def _give(
-        self, seat: _Seat, purse: _Purse, report: Mapping[str, Any], answer: dict[str, Any]
-    ) -> None:
-        need: Amounts = tuple(report.get("need", (0, 0)))
-        if any(need):
-            attempts = min(report.get("attempts", 1), purse.room(need))
-            if attempts:
-                given = need[0] * attempts, need[1] * attempts
-                seat.given = _plus(seat.given, given)
-                purse.given = _plus(purse.given, given)
+            need: Amounts = tuple(report.get("need", (0, 0)))
+            given = purse.give(seat.name, need, attempts=report.get("attempts", 0))
+            if given is not None:
                 answer["given"] = list(given)
-            purse.short = not attempts
-            if not attempts and self._is_used_up(purse, need):
-                stop = Stop(StopKind.BUDGET, _used_up(purse, need), cancels=False)
-                seat.run.stop_for(stop)
-                answer["stop"] = _said(seat.run.stop or stop)
-        if purse.short:
-            answer["short"] = True  # what nobody uses is asked back
-
-    def _is_used_up(self, purse: _Purse, need: Amounts) -> bool:
-        """Whether there is too little even when all that is in flight comes back."""
-        spent = purse.spent
-        for seat in self._seats.values():
-            if self._purse(seat.run) is purse:
-                spent = _plus(spent, seat.spent)
-        return any(
-            limit is not None and used + amount > limit
-            for limit, used, amount in zip(purse.limit, spent, need, strict=True)
-        )
+            elif any(need) and purse.is_used_up(need):
+                run.stop_for(Stop(StopKind.BUDGET, purse.why_used_up(need), cancels=False))
+            answer["short"] = purse.is_short_for(seat.name)
+        if freed := self._claims.freed(seat.name):
+            answer["freed"] = freed
+        if run.stop is not None:
+            answer["stop"] = said_of(run.stop)
+        if run.paused_until > now:
+            answer["pause"] = run.paused_until - now
+        return answer
 
     # -- claims --------------------------------------------------------------------------------
 
@@ -519,42 +324,7 @@ class Coordinator:
         Returns:
             ``taken``: keys that another seat is asking for; ``parts``: the other part files.
         """
-        seat = self._seats.get(name)
-        if seat is None:
+        if name not in self._seats:
             return {"error": UNKNOWN}
-        claims = self._claims.setdefault(store, {})
-        known = self._parts.setdefault(store, [])
-        if part not in known:
-            known.append(part)
-        mine = seat.claims.setdefault(store, set())
-        taken = []
-        for key in keys:
-            if claims.setdefault(key, name) == name:
-                mine.add(key)
-            else:
-                taken.append(key)
-        return {"taken": taken, "parts": known[parts:]}
-
-
-def _stop(said: Sequence[Any]) -> Stop:
-    kind, reason, cancels = said
-    return Stop(StopKind(kind), reason, bool(cancels))
-
-
-def _said(stop: Stop) -> list[Any]:
-    return [stop.kind.value, stop.reason, stop.cancels]
-
-
-def _used_up(purse: _Purse, need: Amounts) -> str:
-    needs, left = f"{need[0]:,} tokens", []
-    tokens, pico = purse.limit
-    if need[1]:
-        needs += f" (${need[1] / PICO:.6f})"
-    if tokens is not None:
-        left.append(f"tokens={tokens!r}")
-    if pico is not None:
-        left.append(f"usd={pico / PICO!r}")
-    return (
-        f"the next attempt may need {needs}, more than is left of Budget({', '.join(left)}); "
-        "to go on, give it more"
-    )
+        taken = self._claims.claim(name, store, keys)
+        return {"taken": taken, "parts": self._claims.parts(store, part, known=parts)}

@@ -23,7 +23,7 @@ from ..run import execute
 from ..store.shared import shared_store
 from ..task import ModelTask
 from ..tokens import prompt_size
-from .claims import ClaimingLookahead, ClaimingStore
+from .claiming import ClaimingLookahead, ClaimingStore
 from .job import ASKS_AGAIN, UNHEARD, Job, empty_record
 from .links import Begun, link_here
 from .ration import PurseShare, Ration, StartShare

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from ..buckets import Account, Refusal, Reservation
+from ..buckets import Refusal, Reservation
 from ..events import CANCELLED, Attempt, Failure, HoldKind, Outcome, Stop
+from ..limits import Spending
 from ..throttle import Refused, Throttle, as_load
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PurseShare", "Ration", "StartShare"]
 
-#: A start that is so late (seconds) is given back: used late, it would crowd the next ones.
+#: A start that is so late (seconds) is lost: used late, it would crowd the next ones.
 _STALE = 0.5
 #: Seconds after which a row asks again that waits for a message.
 _SOON = 0.02
@@ -37,21 +38,22 @@ class StartShare:
     def __init__(self, ask: Callable[[], object]):
         self._ask = ask
         self._lock = Lock()
-        #: times on this process's clock, and the tokens that were counted for each
-        self._starts: deque[tuple[float, int]] = deque()
-        self._tokens = self._extra = self._unused = 0
+        #: earliest first: times on this process's clock and on the coordinator's, and the tokens
+        #: that were counted for each
+        self._starts: list[tuple[float, float, int]] = []
+        self._tokens = self._extra = 0
 
     def reserve(self, tokens: int, now: float) -> float | None:
         """Let a request of about so many tokens start; else the time to ask again."""
         with self._lock:
             self._tokens = tokens
             while self._starts and self._starts[0][0] < now - _STALE:
-                self._give_back()
+                self._extra -= self._starts.pop(0)[2]
             if self._starts:
-                when, counted = self._starts[0]
+                when, _, counted = self._starts[0]
                 if when > now:
                     return when
-                self._starts.popleft()
+                del self._starts[0]
                 self._extra += tokens - counted
                 return None
         self._ask()
@@ -62,31 +64,33 @@ class StartShare:
         with self._lock:
             self._extra += used - estimated
 
-    def _give_back(self) -> None:
-        _, counted = self._starts.popleft()
-        self._unused += 1
-        self._extra -= counted
-
     def report(self, wanted: int, *, closing: bool) -> dict[str, Any]:
         """What the coordinator is told: how many more starts there should be, and what is left."""
         with self._lock:
-            while closing and self._starts:
-                self._give_back()
+            back = self._starts[wanted:] if not closing else self._starts
+            self._starts = self._starts[:wanted] if not closing else []
+            self._extra -= sum(counted for _, _, counted in back)
             said = {
-                "starts": 0 if closing else max(0, wanted - len(self._starts)),
+                "starts": 0 if closing else wanted - len(self._starts),
                 "tokens": self._tokens,
-                "unused": self._unused,
+                "back": [when for _, when, _ in back],
                 "extra": self._extra,
             }
-            self._unused = self._extra = 0
+            self._extra = 0
             return said
 
-    def take(self, starts: list[float], tokens: int) -> None:
+    def take(self, starts: list[float], tokens: int, *, offset: float) -> None:
+        """Have more starts, at times on the coordinator's clock.
+
+        Args:
+            offset: seconds to be added to these for times on this process's clock.
+        """
         with self._lock:
-            self._starts.extend((when, tokens) for when in starts)
+            self._starts += [(when + offset, when, tokens) for when in starts]
+            self._starts.sort()
 
 
-class PurseShare:
+class PurseShare(Spending):
     """The partition's part of a budget.
 
     Args:
@@ -94,65 +98,39 @@ class PurseShare:
     """
 
     def __init__(self, ask: Callable[[], object]):
+        super().__init__(0, 0)
         self._ask = ask
-        self._lock = Lock()
-        self._tokens, self._pico = Account(0), Account(0)
         #: the most that an attempt has needed so far; 0: none was made
         self._need = (0, 0)
-        self._reserved: set[Reservation] = set()
         self._short = False
 
     def reserve(
         self, prompt: int, completion: int, price: Price | None = None
     ) -> Reservation | Refusal:
         """Reserve what one attempt may use at most; ``LATER`` where that has to be asked for."""
-        reservation = Reservation(prompt, completion, price)
-        tokens, pico = reservation.amounts
+        tokens, pico = Reservation(prompt, completion, price).amounts
         with self._lock:
             self._need = max(self._need[0], tokens), max(self._need[1], pico)
-            if self._tokens.refusal(tokens) is None and self._pico.refusal(pico) is None:
-                self._tokens.reserve(tokens)
-                self._pico.reserve(pico)
-                self._reserved.add(reservation)
-                return reservation
+        found = super().reserve(prompt, completion, price)
+        if isinstance(found, Reservation):
+            return found
         self._ask()
         return Refusal.LATER
 
-    def settle(
-        self,
-        reservation: Reservation,
-        prompt_used: int | None = None,
-        completion_used: int | None = None,
-    ) -> None:
-        """Count what an attempt used; None, not known, is all that it had reserved."""
-        prompt = reservation.prompt if prompt_used is None else prompt_used
-        completion = reservation.completion if completion_used is None else completion_used
-        self._close(reservation, reservation.used(prompt, completion))
-
-    def release(self, reservation: Reservation) -> None:
-        """Give all of a reservation back."""
-        self._close(reservation, (0, 0))
-
-    def _close(self, reservation: Reservation, used: tuple[int, int]) -> None:
-        with self._lock:
-            self._reserved.remove(reservation)
-            for account, reserved, amount in zip(
-                (self._tokens, self._pico), reservation.amounts, used, strict=True
-            ):
-                account.settle(reserved, amount)
-
     def report(self, wanted: int, *, closing: bool) -> dict[str, Any]:
-        """What the coordinator is told: what is spent, and for how many attempts there should be
-        more; what is not needed goes back where others want it."""
+        """What the coordinator is told: what it has and has spent of that, and for how many
+        attempts there should be more. What is not needed goes back where others want it."""
         with self._lock:
-            accounts = (self._tokens, self._pico)
-            idle = [(a.limit or 0) - a.spent - a.reserved for a in accounts]
-            said: dict[str, Any] = {"spent": [a.spent for a in accounts]}
+            accounts = (self._tokens, self._usd)
+            idle = [max(0, (a.limit or 0) - a.spent - a.reserved) for a in accounts]
             if self._short or closing:
-                said["back"] = [max(0, amount) for amount in idle]
-                for account, amount in zip(accounts, said["back"], strict=True):
+                for account, amount in zip(accounts, idle, strict=True):
                     account.limit = (account.limit or 0) - amount
                 idle = [0, 0]
+            said: dict[str, Any] = {
+                "given": [a.limit for a in accounts],
+                "spent": [a.spent for a in accounts],
+            }
             attempts = [left // n for left, n in zip(idle, self._need, strict=True) if n]
             if not closing and attempts and min(attempts) < wanted:
                 said |= {"need": list(self._need), "attempts": wanted - min(attempts)}
@@ -161,7 +139,7 @@ class PurseShare:
     def take(self, given: tuple[int, int] | list[int], *, short: bool) -> None:
         with self._lock:
             self._short = short
-            for account, amount in zip((self._tokens, self._pico), given, strict=True):
+            for account, amount in zip((self._tokens, self._usd), given, strict=True):
                 account.limit = (account.limit or 0) + amount
 
 

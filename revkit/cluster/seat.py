@@ -45,6 +45,10 @@ class Seat:
         self._said: str | None = None
         #: rows that wait for another partition's reply
         self.waiting = 0
+        #: keys that this one was refused and may claim now; None: news of it may have been lost
+        self._freed: set[bytes] | None = set()
+        #: set when there is news for who waits in :meth:`wait`
+        self._news = threading.Event()
         self._woken = threading.Event()
         self._closed = False
         self._stop_engine: Callable[[Stop], object] | None = None
@@ -118,6 +122,27 @@ class Seat:
             "claim", name=self.name, store=store, keys=keys, parts=parts, part=part
         )
 
+    def freed(self) -> set[bytes] | None:
+        """Keys that it was refused and that became free since the last time; None: any may be."""
+        with self._lock:
+            self._news.clear()
+            freed, self._freed = self._freed, set()
+            return freed
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there are such keys, or the run was stopped."""
+        return self._news.is_set()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the run's engine was started."""
+        return self._stop_engine is not None
+
+    def wait(self, seconds: float) -> None:
+        """Wait for such news, but no longer."""
+        self._news.wait(seconds)
+
     def urge(self) -> None:
         """There is something to be said at once."""
         self._woken.set()
@@ -146,14 +171,19 @@ class Seat:
             self._woken.clear()
             if self._closed:
                 return
+            report = self._report()
             try:
                 began = time.monotonic()
-                told = self._link.call("exchange", name=self.name, report=self._report())
+                told = self._link.call("exchange", name=self.name, report=report)
                 self._set_clock(began, told)
                 self._send_events()
             except Exception as error:  # noqa: BLE001 - the network, or Dask; it may come back
                 if time.monotonic() - self._heard > _SILENCE:
                     self._be_stopped(f"the Dask scheduler does not answer: {error}")
+                with self._lock:
+                    self._let = report.get("let", []) + self._let
+                    self._freed = None
+                self._news.set()
                 self._woken.wait(self._tick)
                 continue
             self._heard = time.monotonic()
@@ -168,7 +198,7 @@ class Seat:
         said: dict[str, Any] = {
             "limit": 0 if ration is None or closing or not left else ration.limit,
             "running": 0 if ration is None or closing else ration.running,
-            "demand": 0 if closing else max(left - self.waiting, int(left > 0)),
+            "demand": 0 if closing else left - self.waiting,
             "failed": self._failed,
             "ok": self._ok,
         }
@@ -176,7 +206,7 @@ class Seat:
             said["error"], self._said = self._said, None
         if ration is not None:
             said |= ration.news(now)
-        wanted = said["limit"] if left else 0
+        wanted = min(said["limit"], said["demand"])
         if self.starts is not None:
             said |= self.starts.report(wanted, closing=closing)
         if self.purse is not None:
@@ -198,11 +228,17 @@ class Seat:
         if pause := told.get("pause"):
             ration.paused_until = max(ration.paused_until, now + pause)
         if self.starts is not None and told.get("starts"):
-            self.starts.take([now + delay for delay in told["starts"]], told["tokens"])
+            # By when it came, not by the clock's offset: rather late than early.
+            self.starts.take(told["starts"], told["tokens"], offset=now - told["now"])
             news = True
         if self.purse is not None:
             self.purse.take(told.get("given", (0, 0)), short=bool(told.get("short")))
             news = news or "given" in told
+        if freed := told.get("freed"):
+            with self._lock:
+                if self._freed is not None:
+                    self._freed.update(freed)
+            self._news.set()
         if stop := told.get("stop"):
             kind, reason, cancels = stop
             self._be_stopped(reason, StopKind(kind), cancels=cancels)
@@ -216,6 +252,7 @@ class Seat:
         if self.stop == stop:
             return
         self.stop = stop
+        self._news.set()
         if self.ration is not None:
             self.ration.stop = stop
         if self._stop_engine is not None:

@@ -12,17 +12,23 @@ def fair(total: int, demands: Sequence[int]) -> list[int]:
 
     "Max-min fairness" (Bertsekas and Gallager, "Data Networks", 1992, section 6.5.2): the smallest
     share is as large as it can be, then the next one, and so on. What cannot be divided goes to
-    those who came first.
+    those who came first, so that nobody is passed over for those who come later and want more.
 
     >>> fair(10, [1, 9, 9])
     [1, 5, 4]
-    >>> fair(2, [3, 3, 3])
+    >>> fair(2, [1, 3, 3])
     [1, 1, 0]
     """
-    shares = [0] * len(demands)
-    left, open_ = total, sorted(range(len(demands)), key=lambda place: (demands[place], -place))
-    while open_:  # the least demanding first; of equals the last one, which gets the smaller part
-        place = open_.pop(0)
-        shares[place] = min(demands[place], left // (len(open_) + 1))
-        left -= shares[place]
+    level, left = 0, total
+    for place, demand in enumerate(sorted(demands)):
+        others = len(demands) - place  # who want this much or more
+        if (demand - level) * others > left:
+            level, left = level + left // others, left % others
+            break
+        level, left = demand, left - (demand - level) * others
+    shares = []
+    for demand in demands:
+        extra = int(demand > level and left > 0)
+        shares.append(min(demand, level) + extra)
+        left -= extra
     return shares

@@ -1,0 +1,570 @@
+"""What decides about a cluster, on a virtual clock: shares, starts, budgets, claims, failures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revkit.buckets import Reservation
+from revkit.cluster.claims import Claims
+from revkit.cluster.coordinator import TICK, UNKNOWN, Coordinator
+from revkit.cluster.purse import Purse
+from revkit.cluster.rate import Rate
+from revkit.cluster.ration import PurseShare, StartShare
+from revkit.cluster.shares import fair
+from revkit.events import StopKind
+
+Terms = dict[str, Any]
+
+
+def begin(coordinator: Coordinator, key: str = "k", now: float = 0.0, **terms: Any) -> str:
+    run = coordinator.begin(key, {"job": key, **terms}, threads=4, now=now)
+    return str(run["run"])
+
+
+def report(**said: Any) -> Terms:
+    return {"limit": 0, "running": 0, "demand": 0, **said}
+
+
+# -- shares ----------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 30), st.lists(st.integers(0, 20), max_size=12))
+def test_shares_are_fair(total: int, demands: list[int]) -> None:
+    shares = fair(total, demands)
+    assert sum(shares) == min(total, sum(demands))
+    assert all(share <= demand for share, demand in zip(shares, demands, strict=True))
+    # Who has less than was asked for has no less than others, but for what does not divide; and
+    # that went to those who came first.
+    for place, (share, demand) in enumerate(zip(shares, demands, strict=True)):
+        if share < demand:
+            assert share >= max(shares[:place], default=0) - 1
+            assert share >= max(shares[place:])
+
+
+class Partition:
+    """One partition as a worker works it off, with nothing but what it was told."""
+
+    def __init__(self, coordinator: Coordinator, run: str, number: int, rows: int, now: float):
+        self.coordinator, self.left, self.running, self.number = coordinator, rows, 0, number
+        told = coordinator.open(run, worker=f"w{number}", partition=number, rows=rows, now=now)
+        self.seat, self.limit = told["seat"], told["limit"]
+
+    @property
+    def may_run(self) -> int:
+        """Attempts that it has running, or might start before it hears again."""
+        return max(self.limit, self.running)
+
+    def work(self, ends: int) -> None:
+        """Some attempts end, and others start."""
+        ended = min(ends, self.running)
+        self.running, self.left = self.running - ended, self.left - ended
+        self.running = max(self.running, min(self.limit, self.left))
+
+    def exchange(self, now: float, *, heard: bool = True) -> Terms:
+        said = report(limit=self.limit, running=self.running, demand=self.left)
+        told = self.coordinator.exchange(self.seat, said, now=now)
+        if heard:  # else the answer was lost on its way
+            self.limit = told["limit"]
+        return told
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 4),
+        st.sampled_from(["open", "work", "exchange", "exchange", "unheard", "lost", "close"]),
+        st.integers(1, 9),
+    ),
+    max_size=60,
+)
+
+
+@given(st.integers(1, 6), STEPS)
+def test_shares_never_sum_above_max_workers(
+    workers: int, steps: list[tuple[int, str, int]]
+) -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=workers)
+    seats: dict[int, Partition] = {}
+    for step, (number, what, amount) in enumerate(steps):
+        now, seat = float(step), seats.get(number)
+        if what == "open" and seat is None:
+            seats[number] = Partition(coordinator, run, number, amount, now)
+        elif seat is None:
+            continue
+        elif what == "work":
+            seat.work(amount)
+        elif what == "exchange":
+            seat.exchange(now)
+        elif what == "unheard":
+            seat.exchange(now, heard=False)
+        elif what == "lost":
+            coordinator.lost(f"w{number}")
+            del seats[number]
+        elif what == "close" and not seat.left:
+            coordinator.close(seat.seat, report(), now=now)
+            del seats[number]
+        assert sum(seat.may_run for seat in seats.values()) <= workers
+
+
+@given(st.integers(1, 5), st.lists(st.integers(1, 9), min_size=1, max_size=8), st.randoms())
+def test_every_partition_with_rows_gets_its_share_in_the_end(
+    workers: int, rows: list[int], chance: Any
+) -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=workers)
+    open_ = [Partition(coordinator, run, number, left, 0.0) for number, left in enumerate(rows)]
+    # Each turn all report, in any order; of what runs one at least ends.
+    for turn in range(4 * sum(rows) + 4 * len(rows)):
+        chance.shuffle(open_)
+        for seat in list(open_):
+            seat.work(chance.randint(1, 3))
+            seat.exchange(turn * TICK)
+            if not seat.left:
+                coordinator.close(seat.seat, report(), now=turn * TICK)
+                open_.remove(seat)
+        if not open_:
+            return
+    raise AssertionError([(seat.number, seat.left, seat.limit) for seat in open_])
+
+
+def test_one_that_only_waits_for_others_has_no_share() -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=1)
+    first = coordinator.open(run, worker="one", partition=0, rows=5, now=0.0)
+    other = coordinator.open(run, worker="two", partition=1, rows=1, now=0.0)
+    assert (first["limit"], other["limit"]) == (1, 0)
+    coordinator.exchange(first["seat"], report(demand=0), now=0.1)
+    told = coordinator.exchange(other["seat"], report(demand=1), now=0.2)
+    assert told["limit"] == 1
+
+
+def test_the_leases_of_a_worker_that_is_gone_are_free_at_once() -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=2)
+    dead = coordinator.open(run, worker="dead", partition=0, rows=9, now=0.0)
+    alive = coordinator.open(run, worker="alive", partition=1, rows=9, now=0.0)
+    assert alive["limit"] == 0
+    assert alive["tick"] < TICK  # it waits for its share
+    coordinator.lost("dead")
+    told = coordinator.exchange(alive["seat"], report(demand=9), now=0.1)
+    assert told["limit"] == 2
+    assert told["tick"] == TICK
+    late = report(limit=2, running=2, demand=9)
+    assert coordinator.exchange(dead["seat"], late, now=0.2) == {"error": UNKNOWN}
+    assert coordinator.close(dead["seat"], late, now=0.2) == {"error": UNKNOWN}
+
+
+def test_a_limit_that_is_found_by_trying_is_shared_out() -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=64, adaptive=[1, 64])
+    one = coordinator.open(run, worker="one", partition=0, rows=10_000, now=0.0)
+    two = coordinator.open(run, worker="two", partition=1, rows=10_000, now=0.0)
+    assert (one["limit"], two["limit"]) == (4, 0)
+    limits = {one["seat"]: 4, two["seat"]: 0}
+    highest = 0
+    for turn in range(1, 200):
+        for seat, limit in list(limits.items()):
+            ended = [(0.05, 0.0, "ok")] * limit
+            said = report(limit=limit, running=limit, demand=5_000, ended=ended)
+            limits[seat] = coordinator.exchange(seat, said, now=turn * TICK)["limit"]
+        highest = max(highest, sum(limits.values()))
+    assert highest == 64  # a server that is never slower can use them all
+    said = report(limit=32, running=32, demand=5_000, ended=[(0.05, 0.0, "overloaded")] * 64)
+    assert coordinator.exchange(one["seat"], said, now=100.0)["limit"] < 32
+
+
+# -- failures, pauses and stops --------------------------------------------------------------------
+
+
+def test_failures_are_counted_together_and_once() -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=2, max_failures=3)
+
+    def sit(worker: str, partition: int) -> str:
+        told = coordinator.open(run, worker=worker, partition=partition, rows=9, now=0.0)
+        return str(told["seat"])
+
+    def fail(seat: str, failed: int) -> Any:
+        return coordinator.exchange(seat, report(demand=5, failed=failed), now=1.0).get("stop")
+
+    one, two = sit("one", 0), sit("two", 1)
+    assert fail(one, 2) is None
+    coordinator.close(one, report(failed=2), now=1.0)
+    assert fail(two, 1) is None
+    coordinator.lost("two")  # its partition is done anew, and fails as before
+    again = sit("three", 1)
+    assert fail(again, 1) is None
+    anew = sit("three", 0)  # so is one whose result was on a worker that died
+    assert fail(anew, 2) is None
+    stop = fail(again, 2)
+    assert stop is not None
+    assert (StopKind(stop[0]), stop[2]) == (StopKind.FAILURES, False)
+    assert "4 rows failed, more than max_failures allows (3)" in stop[1]
+    assert fail(anew, 2) == stop
+
+
+def test_fail_fast_cancels_what_runs_elsewhere() -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=2, max_failures=0, fail_fast=True)
+    one = coordinator.open(run, worker="one", partition=0, rows=9, now=0.0)["seat"]
+    two = coordinator.open(run, worker="two", partition=1, rows=9, now=0.0)["seat"]
+    coordinator.exchange(one, report(demand=9, failed=1), now=0.1)
+    kind, reason, cancels = coordinator.exchange(two, report(demand=9), now=0.1)["stop"]
+    assert (kind, cancels) == (StopKind.FAILURES.value, True)
+    assert "fail_fast=True" in reason
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0.1, 60)), min_size=1, max_size=9))
+def test_the_longest_pause_that_a_server_asked_for_holds_for_all(
+    pauses: list[tuple[int, float]],
+) -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=3)
+    seats = [
+        coordinator.open(run, worker=str(n), partition=n, rows=9, now=0.0)["seat"] for n in range(3)
+    ]
+    until, now = 0.0, 0.0
+    for number, pause in pauses:
+        now += 0.5
+        until = max(until, now + pause)
+        told = coordinator.exchange(seats[number], report(demand=9, pause=pause), now=now)
+        assert told["pause"] == pytest.approx(until - now)
+        for seat in seats:
+            told = coordinator.exchange(seat, report(demand=9), now=now)
+            assert told["pause"] == pytest.approx(until - now)
+    late = coordinator.exchange(seats[0], report(demand=9), now=until + 0.001)
+    assert "pause" not in late
+
+
+def test_the_timeout_counts_from_the_beginning_of_the_run() -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, now=100.0, timeout=60.0)
+    first = coordinator.open(run, worker="one", partition=0, rows=1, now=100.0)
+    late = coordinator.open(run, worker="two", partition=1, rows=1, now=150.0)
+    over = coordinator.open(run, worker="three", partition=2, rows=1, now=200.0)
+    assert (first["timeout"], late["timeout"], over["timeout"]) == (60.0, 10.0, 0.0)
+
+
+def test_a_run_that_nobody_waits_for_is_stopped_and_forgotten() -> None:
+    told: list[Any] = []
+    coordinator = Coordinator(told.append)
+    run = begin(coordinator, max_workers=2)
+    seat = coordinator.open(run, worker="one", partition=0, rows=9, now=0.0)["seat"]
+    coordinator.over("k")
+    stop = coordinator.exchange(seat, report(demand=9), now=0.1)["stop"]
+    assert (stop[0], stop[2]) == (StopKind.INTERRUPTED.value, True)
+    coordinator.close(seat, report(), now=0.2)
+    assert told == [{"job": "k"}]
+    refused = coordinator.open(run, worker="one", partition=1, rows=9, now=0.3)
+    assert refused == {"error": "nobody waits for this run any more"}
+
+
+# -- the rate limit --------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(6, 6_000),
+    st.lists(
+        st.tuples(st.floats(0.0, 2.0), st.integers(0, 20), st.integers(0, 5)),
+        min_size=1,
+        max_size=60,
+    ),
+)
+def test_no_window_has_more_starts_than_the_rate_allows(
+    per_minute: int, steps: list[tuple[float, int, int]]
+) -> None:
+    """Starts that are given back as unused must not make a burst of later ones."""
+    rate = Rate(per_minute, None)
+    now, starts = 0.0, list[float]()
+    for wait, wanted, back in steps:
+        now += wait
+        unused = starts[-2 * back :: 2] if back else []
+        rate.hear(back=unused, extra=0, now=now)
+        starts = [start for start in starts if start not in unused]
+        planned = rate.plan(wanted, tokens=0, now=now)
+        assert all(now <= start <= now + 1.0 for start in planned)
+        starts = sorted(starts + planned)
+    for first in range(len(starts)):
+        for last in range(first, len(starts)):
+            window = starts[last] - starts[first]
+            assert last - first + 1 <= per_minute * (window + 0.05) / 60 + 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), min_size=1, max_size=40))
+def test_a_rate_is_shared_by_runs_and_partitions(asked: list[tuple[int, int]]) -> None:
+    limit = {"id": "r", "requests": 600.0, "tokens": None}
+    coordinator = Coordinator()
+    seats = []
+    for number in range(3):
+        run = begin(coordinator, key=f"k{number % 2}", max_workers=9, rate_limit=limit)
+        told = coordinator.open(run, worker=str(number), partition=number, rows=99, now=0.0)
+        seats.append(told["seat"])
+    starts: list[float] = []
+    for turn, (number, wanted) in enumerate(asked):
+        now = turn * TICK
+        told = coordinator.exchange(seats[number], report(demand=9, starts=wanted), now=now)
+        starts += told.get("starts", ())
+    gaps = [later - start for start, later in pairwise(starts)]
+    assert all(gap >= 0.1 - 0.021 for gap in gaps)
+
+
+def test_tokens_that_are_counted_afterwards_delay_the_next_starts() -> None:
+    rate = Rate(None, 600)
+    assert rate.plan(9, tokens=4, now=0.0)[:2] == pytest.approx([0.0, 0.388], abs=0.01)
+    rate = Rate(None, 600)
+    rate.plan(1, tokens=4, now=0.0)
+    rate.hear(back=[], extra=100, now=0.1)  # ten seconds' worth
+    assert rate.plan(9, tokens=4, now=5.0) == []
+    assert rate.plan(1, tokens=4, now=10.0) == pytest.approx([10.6], abs=0.1)
+
+
+def test_a_start_that_is_not_used_is_given_back_or_lost() -> None:
+    asked: list[int] = []
+    share = StartShare(lambda: asked.append(1))
+    share.take([1000.0, 1005.0, 1000.1], tokens=10, offset=-1000.0)
+    assert share.reserve(8, now=2.0) == 5.0  # two of them are too late
+    said = share.report(3, closing=False)
+    assert (said["starts"], said["back"], said["extra"]) == (2, [], -20)
+    assert share.reserve(8, now=5.1) is None
+    share.correct(8, 50, now=5.2)
+    assert not asked
+    again = share.reserve(8, now=5.3)
+    assert again is not None
+    assert again > 5.3
+    assert asked
+    share.take([1006.0, 1007.0, 1008.0], tokens=8, offset=-1000.0)
+    said = share.report(2, closing=False)  # only two are wanted any more
+    assert (said["starts"], said["back"], said["extra"]) == (0, [1008.0], -2 + 42 - 8)
+    said = share.report(2, closing=True)
+    assert (said["starts"], said["back"], said["extra"]) == (0, [1006.0, 1007.0], -16)
+
+
+# -- the budget ------------------------------------------------------------------------------------
+
+
+class Spender:
+    """One partition that spends what it is given."""
+
+    def __init__(self, coordinator: Coordinator, run: str, number: int):
+        self.coordinator, self.worker = coordinator, f"w{number}"
+        told = coordinator.open(run, worker=self.worker, partition=number, rows=99, now=0.0)
+        self.seat = told["seat"]
+        self.share = PurseShare(lambda: None)
+        self.running: list[Reservation] = []
+        self.billed = 0
+
+    def start(self, size: int) -> None:
+        found = self.share.reserve(size, 0)
+        if isinstance(found, Reservation):
+            self.running.append(found)
+
+    def end(self, used: float) -> None:
+        if self.running:
+            reservation = self.running.pop()
+            spent = int(reservation.prompt * used)
+            self.billed += spent
+            self.share.settle(reservation, spent, 0)
+
+    def exchange(self, now: float, *, lost: str = "") -> Terms:
+        said = report(limit=3, running=len(self.running), demand=9)
+        said |= self.share.report(3, closing=False)
+        if lost == "report":
+            return {}
+        told = self.coordinator.exchange(self.seat, said, now=now)
+        if lost != "answer":
+            self.share.take(told.get("given", (0, 0)), short=bool(told.get("short")))
+        return told
+
+    @property
+    def at_most(self) -> int:
+        """What it has spent and may yet spend, without asking anybody."""
+        return int(self.share._tokens.limit or 0)
+
+
+@given(
+    st.integers(10, 400),
+    st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.sampled_from(["start", "end", "exchange", "exchange", "report", "answer", "lost"]),
+            st.integers(1, 60),
+        ),
+        max_size=60,
+    ),
+)
+def test_a_budget_is_never_handed_out_twice(limit: int, steps: list[tuple[int, str, int]]) -> None:
+    coordinator = Coordinator()
+    budget = {"id": "b", "tokens": limit, "pico": None, "spent": [0, 0]}
+    run = begin(coordinator, max_workers=9, budget=budget)
+    made = 3
+    seats = {number: Spender(coordinator, run, number) for number in range(made)}
+    gone = 0  #: what workers that are dead may have spent
+    for step, (number, what, amount) in enumerate(steps):
+        seat = seats[number]
+        if what == "start":
+            seat.start(amount)
+        elif what == "end":
+            seat.end(amount / 60)
+        elif what == "lost":
+            gone += seat.at_most
+            coordinator.lost(seat.worker)
+            seats[number], made = Spender(coordinator, run, made), made + 1
+        else:
+            seat.exchange(float(step), lost="" if what == "exchange" else what)
+        most = gone + sum(seat.at_most for seat in seats.values())
+        assert most <= limit
+        assert coordinator.spent("b")[0] >= gone + sum(seat.billed for seat in seats.values())
+    # Messages that were lost have cost nothing: what is not spent can be had by who is left.
+    last = seats.pop(0)
+    for seat in seats.values():
+        while seat.running:
+            seat.end(0.5)
+        coordinator.close(seat.seat, report(**seat.share.report(0, closing=True)), now=99.0)
+    last.exchange(100.0)
+    left = limit - coordinator.spent("b")[0] + last.at_most - last.share._tokens.spent
+    held = sum(reservation.prompt for reservation in last.running)
+    if 0 < last.share._need[0] <= left - held:
+        last.exchange(101.0)
+        assert isinstance(last.share.reserve(last.share._need[0], 0), Reservation)
+
+
+def test_who_asks_in_vain_comes_before_who_asks_for_more() -> None:
+    coordinator = Coordinator()
+    budget = {"id": "b", "tokens": 100, "pico": None, "spent": [10, 0]}
+    run = begin(coordinator, max_workers=9, budget=budget)
+    one, two = Spender(coordinator, run, 0), Spender(coordinator, run, 1)
+    one.start(20)
+    assert "short" in one.exchange(0.1)
+    assert one.at_most == 60  # for three attempts
+    one.start(20)
+    two.start(40)
+    assert "given" not in two.exchange(0.2)  # 30 are left
+    assert one.exchange(0.3)["short"]
+    one.exchange(0.4)  # gives back what it does not use
+    assert one.at_most == 20
+    two.exchange(0.5)
+    assert two.at_most == 40
+    two.start(40)
+    one.end(1.0)
+    one.start(20)
+    one.exchange(0.6)
+    assert one.at_most == 40
+    one.start(20)
+    one.start(20)
+    assert "stop" not in one.exchange(0.7)  # what is in flight may come back
+    two.end(1.0)
+    told = two.exchange(0.8)  # 70 are spent, and 20 are in flight
+    assert told["stop"][0] == StopKind.BUDGET.value
+    assert "may need 40 tokens, more than is left of Budget(tokens=100)" in told["stop"][1]
+
+
+def test_what_a_dead_worker_had_of_a_budget_counts_as_spent() -> None:
+    purse = Purse((100, None))
+    purse.give("dead", (30, 0), attempts=2)
+    purse.hear("dead", given=(60, 0), spent=(10, 0))
+    purse.give("alive", (30, 0), attempts=1)
+    purse.hear("alive", given=(30, 0), spent=(10, 0))
+    purse.close("dead", lost=True)
+    purse.close("alive", lost=False)
+    assert purse.spent == purse.in_use == (70, 0)
+
+
+def test_dollars_are_counted_as_tokens_are() -> None:
+    purse = Purse((None, 100))
+    assert purse.give("a", (10**9, 40), attempts=9) == (2 * 10**9, 80)
+    assert purse.give("b", (10**9, 40), attempts=9) is None
+    assert not purse.is_used_up((10**9, 40))
+    purse.hear("a", given=(2 * 10**9, 80), spent=(10**9, 61))
+    assert purse.is_used_up((10**9, 40))
+
+
+# -- claims ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"),
+            st.sampled_from(["claim", "claim", "let go", "hear", "leave"]),
+            st.sets(st.sampled_from([b"1", b"2", b"3"]), min_size=1),
+        ),
+        max_size=60,
+    )
+)
+def test_a_key_has_one_owner_and_who_waits_hears_when_it_is_free(
+    steps: list[tuple[str, str, set[bytes]]],
+) -> None:
+    claims = Claims()
+    owns: dict[str, set[bytes]] = {seat: set() for seat in "abc"}
+    waits: dict[str, set[bytes]] = {seat: set() for seat in "abc"}
+    for seat, what, keys in steps:
+        if what == "claim":
+            taken = set(claims.claim(seat, "store", sorted(keys)))
+            owns[seat] |= keys - taken
+            waits[seat] = (waits[seat] - keys) | taken
+        elif what == "let go":
+            claims.let_go(seat, "store", keys)
+            owns[seat] -= keys
+        elif what == "hear":
+            waits[seat] -= set(claims.freed(seat))
+        elif what == "leave":
+            claims.leave(seat)
+            owns[seat], waits[seat] = set(), set()
+        counts = Counter(key for mine in owns.values() for key in mine)
+        assert all(times == 1 for times in counts.values())
+    for seat in "abc":
+        claims.leave(seat) if not waits[seat] else None
+        owns[seat] = owns[seat] if waits[seat] else set()
+    for seat in "abc":  # whoever still owns something lets it go: then nobody waits any more
+        claims.let_go(seat, "store", owns[seat])
+    for seat in "abc":
+        assert waits[seat] <= set(claims.freed(seat)), (seat, waits[seat])
+
+
+def test_stores_do_not_share_their_claims() -> None:
+    claims = Claims()
+    assert claims.claim("one", "here", [b"1"]) == []
+    assert claims.claim("two", "there", [b"1"]) == []
+    claims.let_go("two", "here", [b"1"])  # which is not its own
+    assert claims.claim("three", "here", [b"1"]) == [b"1"]
+    assert list(claims.parts("here", "a.jsonl", known=0)) == ["a.jsonl"]
+    assert list(claims.parts("here", "b.jsonl", known=1)) == ["b.jsonl"]
+    assert list(claims.parts("there", "b.jsonl", known=0)) == ["b.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        lambda coordinator, seat: coordinator.lost("one"),
+        lambda coordinator, seat: coordinator.close(seat, report(), now=0.2),
+        lambda coordinator, seat: coordinator.exchange(
+            seat, report(let=[("store", [b"key"])]), now=0.2
+        ),
+    ],
+    ids=["its worker dies", "it is closed", "it lets go"],
+)
+def test_a_claim_that_is_given_up_is_told(ends: Callable[[Coordinator, str], object]) -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=2)
+    one = coordinator.open(run, worker="one", partition=0, rows=9, now=0.0)["seat"]
+    two = coordinator.open(run, worker="two", partition=1, rows=9, now=0.0)["seat"]
+
+    def claim(seat: str) -> Any:
+        return coordinator.claim(seat, "store", [b"key"], parts=0, part=f"{seat}.jsonl")["taken"]
+
+    assert claim(one) == []
+    assert claim(two) == [b"key"]
+    assert "freed" not in coordinator.exchange(two, report(demand=9), now=0.1)
+    ends(coordinator, one)
+    assert coordinator.exchange(two, report(demand=9), now=0.3)["freed"] == [b"key"]
+    assert "freed" not in coordinator.exchange(two, report(demand=9), now=0.4)
+    assert claim(two) == []
+    assert coordinator.claim("nobody", "store", [b"key"], parts=0, part="x") == {"error": UNKNOWN}
