@@ -31,6 +31,7 @@ from typing import Any
 
 from ..errors import RevkitError, UsageError
 from .file import COLUMNS, SQLITE_ERRORS, network_file_system
+from .mark import MARK
 from .replies import Store, StoreWarning, default_path, locate
 
 __all__ = [
@@ -92,6 +93,18 @@ def _place(path: StorePath | None) -> Path:
     return locate(named)
 
 
+def _own_place(path: StorePath | None) -> Path:
+    """:func:`_place`, but for a directory that the workers of a Dask cluster share."""
+    place = _place(path)
+    if (place.parent / MARK).exists() and not place.exists():
+        raise UsageError(
+            f"{place.parent} is a store that the workers of a Dask cluster share, of JSON lines: "
+            "read its *.jsonl files with pandas.read_json(…, lines=True); to clear it, delete the "
+            "directory while nothing runs"
+        )
+    return place
+
+
 @dataclass(frozen=True)
 class StoreInfo:
     """What a store holds.
@@ -140,7 +153,7 @@ def info(path: StorePath | None = None) -> StoreInfo:
     >>> revkit.store.info("where/there/is/none.sqlite").replies
     0
     """
-    place = _place(path)
+    place = _own_place(path)
     if not place.exists():
         return StoreInfo(place, network=network_file_system(place))
     with Store(place) as store, store.connection() as db:
@@ -197,7 +210,7 @@ def clear(
     if before is not None:
         where.append("created < ?")
         values.append(_moment(before))
-    place = _place(path)
+    place = _own_place(path)
     if not place.exists():
         return 0
     chosen = f" WHERE {' AND '.join(where)}" if where else ""
@@ -257,7 +270,7 @@ def to_parquet(path: StorePath, *, store: StorePath | None = None) -> None:
         "created": pa.timestamp("s", tz="UTC"),
     }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
-    place, target = _place(store), Path(path)
+    place, target = _own_place(store), Path(path)
     unfinished = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with pq.ParquetWriter(unfinished, schema) as writer:

@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 
 from ..clients.base import Reply
 from ..errors import UsageError
+from .mark import MARK
 from .replies import StoreWarning
 
 __all__ = ["MARK", "SharedStore", "shared_store"]
 
-#: The file that says what the directory is; in it, the version of the parts' form.
-MARK = "revkit-store.json"
 _VERSION = 1
 _SUFFIX = ".jsonl"
 #: Seconds in which others' parts are read once, at most, where nobody says that there is news.
