@@ -1,11 +1,12 @@
 """What a client adds to a call: revkit beside the others, against a server on loopback.
 
-    python benchmarks/calls.py [--peers PYTHON] [--repeat 3] [--case 50]
+    python benchmarks/calls.py [--peers PYTHON] [--repeat 3] [--case 50] [--write]
 
 Each figure is the median of runs that take turns, each in a process of its own and against a server
 of its own. A run is void unless every reply stands at its row and the server has counted as many
 requests as rows. The clients that are not revkit's (``requirements-peers.txt``) may live in another
-environment; ``--peers`` names its interpreter.
+environment; ``--peers`` names its interpreter. ``--write`` writes ``README.md``, with what
+``start.py`` and ``pool.py`` say below it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from clients import CLIENTS
@@ -27,8 +29,9 @@ REVIEW = "I bought this for my mother and it broke twice within a month but they
 TEXT = " ".join((REVIEW.split() * 4)[:64])
 #: Rows with which each process gets everything ready before it is measured, and their numbers.
 WARM_UP, OTHER_ROWS = 64, 10_000_000
-OURS = ("revkit", "revkit, threads")
-BARE = "bare aiohttp workers"
+BARE, BARE_UVLOOP = "bare aiohttp workers", "bare aiohttp workers, uvloop"
+#: Those that run in revkit's own environment.
+HERE = ("revkit", "revkit, threads", BARE, BARE_UVLOOP)
 #: Seconds for one run.
 PATIENCE = 300
 
@@ -46,7 +49,7 @@ class Case(NamedTuple):
         return f"{self.latency_ms} ms, {self.workers:,} workers"
 
 
-FAST = ("revkit", BARE)
+FAST = ("revkit", BARE, BARE_UVLOOP)
 CASES = (
     *(Case(0, workers, 5_000, FAST) for workers in (1, 16, 64)),
     Case(50, 64, 2_560, tuple(CLIENTS)),
@@ -104,7 +107,7 @@ def run_all(cases: tuple[Case, ...], repeat: int, peers: str) -> list[dict[str, 
             for name in case.clients:
                 if name in why:
                     continue
-                found = run_one(case, name, sys.executable if name in (*OURS, BARE) else peers)
+                found = run_one(case, name, sys.executable if name in HERE else peers)
                 if isinstance(found, str):
                     why[name] = found
                 else:
@@ -142,6 +145,12 @@ def versions_of(python: str) -> dict[str, str]:
     said = subprocess.run([python, "-c", ask, *PEERS], capture_output=True, text=True, check=True)
     found: dict[str, str] = json.loads(said.stdout)
     return found
+
+
+def said_by(benchmark: str) -> str:
+    """What another of the benchmarks prints."""
+    command = [sys.executable, str(Path(__file__).with_name(benchmark))]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.rstrip()
 
 
 def ceiling(connections: int = 64, requests: int = 50_000) -> float:
@@ -212,6 +221,7 @@ def main() -> None:
             peers=versions_of(options.peers),
             ceiling=f"The server's ceiling: {ceiling():,.0f} requests/s, asked over 64 connections "
             "by a client that does nothing but write the same bytes and count what comes back.",
+            others={name: said_by(name) for name in ("start.py", "pool.py")},
         )
 
 

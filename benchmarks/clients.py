@@ -116,34 +116,41 @@ def revkit_threads(url: str, workers: int) -> Map:
     return run
 
 
-@client("bare aiohttp workers")
-def aiohttp_workers(url: str, workers: int) -> Map:
+async def bare_aiohttp(url: str, workers: int, prompts: list[str]) -> list[Any]:
     """Nothing but workers on one iterator: what one would write by hand for speed."""
     import aiohttp
     import orjson
 
     headers = {"content-type": "application/json", "authorization": "Bearer none"}
+    found: list[Any] = [None] * len(prompts)
+    rows = iter(enumerate(prompts))
 
-    async def run(prompts: list[str]) -> list[Any]:
-        found: list[Any] = [None] * len(prompts)
-        rows = iter(enumerate(prompts))
+    async def work(session: aiohttp.ClientSession) -> None:
+        for row, prompt in rows:
+            async with session.post(
+                f"{url}/v1/chat/completions", data=orjson.dumps(body(prompt)), headers=headers
+            ) as response:
+                response.raise_for_status()
+                reply = orjson.loads(await response.read())
+            text = reply["choices"][0]["message"]["content"]
+            found[row] = orjson.loads(text)["sentiment"]
 
-        async def work(session: aiohttp.ClientSession) -> None:
-            for row, prompt in rows:
-                async with session.post(
-                    f"{url}/v1/chat/completions", data=orjson.dumps(body(prompt)), headers=headers
-                ) as response:
-                    response.raise_for_status()
-                    reply = orjson.loads(await response.read())
-                text = reply["choices"][0]["message"]["content"]
-                found[row] = orjson.loads(text)["sentiment"]
+    connector = aiohttp.TCPConnector(limit=workers)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await asyncio.gather(*(work(session) for _ in range(workers)))
+    return found
 
-        connector = aiohttp.TCPConnector(limit=workers)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            await asyncio.gather(*(work(session) for _ in range(workers)))
-        return found
 
-    return lambda prompts: asyncio.run(run(prompts))
+@client("bare aiohttp workers")
+def aiohttp_workers(url: str, workers: int) -> Map:
+    return lambda prompts: asyncio.run(bare_aiohttp(url, workers, prompts))
+
+
+@client("bare aiohttp workers, uvloop")
+def aiohttp_workers_on_uvloop(url: str, workers: int) -> Map:
+    import uvloop
+
+    return lambda prompts: uvloop.run(bare_aiohttp(url, workers, prompts))
 
 
 @client("httpx.AsyncClient + gather")

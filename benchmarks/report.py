@@ -50,13 +50,51 @@ def calls_table(lines: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+def aims_table(lines: list[dict[str, Any]]) -> str:
+    """What was aimed at, beside what it came to; without what was not measured."""
+    good = {(x["latency_ms"], x["workers"], x["client"]): x for x in lines if not x["why"]}
+
+    def ratio(figure: str, case: tuple[int, int], over: tuple[int, int, str]) -> float | None:
+        mine, other = good.get((*case, "revkit")), good.get(over)
+        return None if mine is None or other is None else mine[figure] / other[figure]
+
+    cpu, pace, efficiency = "cpu_us_per_row", "rows_per_s", "efficiency"
+    told: list[tuple[str, str, float | None]] = [
+        ("0 ms, 16 workers: CPU, to bare aiohttp", "≤ 1.25", ratio(cpu, (0, 16), (0, 16, BARE))),
+        ("0 ms, 64 workers: CPU, to bare aiohttp", "≤ 1.25", ratio(cpu, (0, 64), (0, 64, BARE))),
+        ("0 ms: CPU of 64 workers, to one", "≤ 1.1", ratio(cpu, (0, 64), (0, 1, "revkit"))),
+        ("50 ms, 64 workers: rows/s, to bare", "≥ 0.95", ratio(pace, (50, 64), (50, 64, BARE))),
+    ]
+    peers = [
+        x
+        for key, x in good.items()
+        if key[:2] == (50, 64) and not key[2].startswith(("rev", "bare"))
+    ]
+    if peers:
+        best = max(peers, key=lambda x: x[pace])
+        most = 64 / 0.05 / best[pace]
+        what = f"50 ms, 64 workers: rows/s, to the best peer ({best['client']})"
+        told.append(
+            (
+                what,
+                f"≥ 3.5; {most:.2f} is all there is",
+                ratio(pace, (50, 64), (50, 64, best["client"])),
+            )
+        )
+    for workers in (256, 1_000):
+        what = f"200 ms, {workers:,} workers: efficiency, to bare"
+        told.append((what, "≥ 1", ratio(efficiency, (200, workers), (200, workers, BARE))))
+    head = ["ratio", "aim", "measured"]
+    return table(head, [[what, aim, f"{x:.2f}"] for what, aim, x in told if x is not None])
+
+
 def machine(clients: dict[str, str]) -> str:
     """What it was measured on, in a sentence; ``clients``: versions of the peers."""
     import importlib.metadata
     import os
     import platform
 
-    ours = ("revkit", "aiohttp", "pydantic", "pandas")
+    ours = ("revkit", "aiohttp", "pydantic", "pandas", "uvloop")
     versions = {name: importlib.metadata.version(name) for name in ours} | clients
     load = os.getloadavg()[1]
     return (
@@ -116,11 +154,20 @@ its progress bar is off. CPU is that of the client's process, its threads includ
 
 
 def write_readme(
-    lines: list[dict[str, Any]], *, repeat: int, peers: dict[str, str], ceiling: str
+    lines: list[dict[str, Any]],
+    *,
+    repeat: int,
+    peers: dict[str, str],
+    ceiling: str,
+    others: dict[str, str],
 ) -> None:
     """``README.md`` beside this file, and its plot."""
     here = Path(__file__).parent
     plot_calls(lines, here / "calls.png")
     head = _HEAD.format(repeat=repeat, machine=machine(peers), ceiling=ceiling)
     picture = "![CPU per row and rows per second of each client](calls.png)"
-    (here / "README.md").write_text(f"{head}{picture}\n\n{calls_table(lines)}\n")
+    parts = [aims_table(lines), picture, calls_table(lines)]
+    parts += [
+        f"`python benchmarks/{name}`:\n\n```text\n{said}\n```" for name, said in others.items()
+    ]
+    (here / "README.md").write_text(head + "\n\n".join(parts) + "\n")

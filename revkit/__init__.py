@@ -64,9 +64,6 @@ from .api import aparallel_map, last_result, parallel_map
 from .cancel import CancelToken
 from .chain import Chain, ChainResult, Step, chain
 from .clients.base import Client, Reply
-from .clients.local import Local
-from .clients.ollama import Ollama
-from .clients.openai import OpenAICompatible
 from .clients.secret import Secret
 from .config import load_agent, use
 from .data import data_file, load_reviews
@@ -110,6 +107,9 @@ from .work import Context
 
 if TYPE_CHECKING:
     from .chunks import map_chunks
+    from .clients.local import Local
+    from .clients.ollama import Ollama
+    from .clients.openai import OpenAICompatible
     from .conversation import Conversation
     from .parquet import ParquetResult, map_parquet
 
@@ -187,9 +187,12 @@ if "dask.dataframe" in sys.modules:  # else ``import revkit.dask`` does it
     from . import dask as _dask  # noqa: F401
 
 
-#: What is imported when it is used, and where it stands: most sessions use none of it.
+#: What is imported when it is used, and where it stands: a session uses little of it.
 _LATE = {
     "Conversation": "conversation",
+    "Local": "clients.local",
+    "Ollama": "clients.ollama",
+    "OpenAICompatible": "clients.openai",
     "ParquetResult": "parquet",
     "collect": "dask",
     "map_chunks": "chunks",
