@@ -76,6 +76,7 @@ class Kernel:
             number = reply["parent_header"]["msg_id"]
             if number in found:
                 found[number].status = reply["content"]["status"]
+                found[number].error = reply["content"].get("ename", "")
         return list(found.values())
 
     def run(self, code: str) -> Cell:
