@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -255,6 +256,32 @@ def test_attempts_of_a_worker_that_is_killed_are_told_of(cluster: Client, tmp_pa
             run = revkit.collect(out)
     assert f"about {lost[0]} attempt" in str(told[0].message)
     assert all(right(run.frame))
+
+
+def test_a_store_that_is_removed_during_a_run_is_begun_anew(
+    cluster: Client, tmp_path: Path
+) -> None:
+    cluster.wait_for_workers(2, timeout=30)
+    store = tmp_path / "replies"
+    gate = Gate(lambda row: row % 6 == 5)
+    with serve(gate) as server:
+        model = revkit.Ollama("m", host=server.url)
+        out = many().llm.parallel_map(TASK, model=model, store=store, max_workers=4)
+        future = cluster.compute(out)
+
+        def stands_still() -> bool:
+            kept = sum(len(part.read_bytes().splitlines()) for part in store.glob("*.jsonl"))
+            return len(gate.held) == 2 and kept == len(gate.asked) - 2
+
+        until(stands_still)  # each process is at a last row, and has kept the others
+        shutil.rmtree(store)
+        with warned() as told:
+            gate.opened.set()
+            assert all(right(future.result(60)))
+            until(lambda: bool(told))
+        assert "was removed or replaced while it was in use" in told[0]
+        out.compute()
+    assert gate.asked == Counter(range(ROWS))  # nothing is paid for again
 
 
 def test_two_workers_do_not_pay_for_the_same_row(cluster: Client, tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ class ClaimingStore:
             self._seat.let_go(self._name, keys)
 
     def close(self) -> None:
-        """The process's store stays open for its other partitions."""
+        """Write what waits. The process's store stays open for its other partitions."""
+        self._shared.flush()
 
 
 class ClaimingLookahead(Lookahead):

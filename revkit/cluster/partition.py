@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -143,6 +144,10 @@ def run_partition(job: Job, begun: Begun, number: int, frame: pd.DataFrame) -> P
             claims = ClaimingStore(store, seat, job.store)
         record = execute(_share(plan, seat, claims, job, observed=job.observed and begun.heard))
         closed |= seat.close(record.stopped)
+    elsewhere = job.made_in != (host, os.getpid())
+    if record.store_problem is not None and elsewhere and not seat.collected:
+        # What a worker warns of stands in its log. Who collects has it in the result.
+        link.tell(job.id, {"warn": record.store_problem})
     if isinstance(record.ended_by, KeyboardInterrupt):
         raise Interrupted("interrupted")
     if record.ended_by is not None:

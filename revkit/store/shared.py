@@ -3,7 +3,8 @@
 Each process writes to a part file of its own, whose name no other one has, and only ever appends
 to it: a commit is some whole lines and an ``fsync``. Readers merge all parts. A line that is not
 whole (its writer died, or is still writing) is no reply, and is looked at again later. So there is
-no lock, which network file systems keep badly, and nothing to repair after a kill.
+no lock, which network file systems keep badly, and nothing to repair after a kill. A process whose
+part is no longer at its place puts what it wrote into a new one.
 
     replies/
         revkit-store.json       says that the directory is a store
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 
 from ..clients.base import Reply
 from ..errors import UsageError
+from .file import Identity, identity
 from .mark import MARK
 from .replies import StoreWarning
 
@@ -37,6 +39,8 @@ _VERSION = 1
 _SUFFIX = ".jsonl"
 #: Seconds in which others' parts are read once, at most, where nobody says that there is news.
 _FRESH = 0.5
+#: How often one commit is tried, where its part is gone from its place each time.
+_TRIES = 3
 
 
 class _Place(NamedTuple):
@@ -73,21 +77,36 @@ class SharedStore:
 
     def __init__(self, path: Path):
         self.path = path
-        self.problem: str | None = None
+        #: kind of trouble -> what is told of it
+        self._troubles: dict[str, str] = {}
         #: the name of the part that this process writes to
-        host = re.sub(r"[^A-Za-z0-9.]+", "-", socket.gethostname())[:60]
-        self.part = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}{_SUFFIX}"
+        self.part = _new_part()
         self._lock = threading.Lock()
         self._index: dict[bytes, _Place] = {}
         #: part -> bytes of it that were read
         self._read: dict[str, int] = {}
-        self._written: int | None = None  #: file descriptor, once there is something to write
+        #: descriptor of the part, once there is something to write, and which file that is
+        self._written: int | None = None
+        self._identity: Identity | None = None
         self._waiting: list[tuple[bytes, bytes, str | None, float]] = []
         self._refreshed = float("-inf")
         self.open()
 
+    @property
+    def problem(self) -> str | None:
+        """What the store could not do, None where all is well."""
+        return "; ".join(self._troubles.values()) or None
+
     def open(self) -> None:
         """See that there is a store at the path; raises :class:`UsageError` where there is none."""
+        with self._lock:
+            if (
+                self._written is None and not self._waiting
+            ):  # nobody has used it since it was closed
+                self._troubles.clear()
+            self._make()
+
+    def _make(self) -> None:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -134,12 +153,18 @@ class SharedStore:
                         weights is not None and place.weights not in (None, weights)
                     ):
                         continue
-                    with contextlib.suppress(OSError, ValueError, KeyError):
+                    try:
+                        if place.part == self.part and self._written is not None:
+                            files[place.part] = self._written
                         if place.part not in files:
                             files[place.part] = os.open(self.path / place.part, os.O_RDONLY)
                             stack.callback(os.close, files[place.part])
                         line = os.pread(files[place.part], place.length, place.start)
-                        found[key] = _reply(json.loads(line))
+                        found[key] = _reply(key, json.loads(line))
+                    except (OSError, ValueError, KeyError):  # somebody has removed or replaced it
+                        del self._index[key]
+                        if place.part in self._read:
+                            self._read[place.part] = 0
             return found
 
     def look_into(self, parts: Iterable[str]) -> None:
@@ -182,49 +207,110 @@ class SharedStore:
             for key in keys:
                 self._index.pop(key, None)
 
+    def flush(self) -> None:
+        """Write what waits, if it can be written now."""
+        with self._lock:
+            self._write()
+
     def close(self) -> None:
         """Write what waits. Closing twice does nothing."""
         with self._lock:
-            if self._waiting and not self._write():
-                self.problem = f"{len(self._waiting)} replies could not be written to {self.path}"
+            if not self._write():
+                del self._troubles["unwritten"]
+                self._say(
+                    "lost",
+                    f"{len(self._waiting)} replies could not be written to {self.path}, and are "
+                    "not kept: the next run asks for them again",
+                )
                 self._waiting.clear()
-            if self._written is not None:
-                os.close(self._written)
-                self._written = None
+            self._end_part()
 
     def _write(self) -> bool:
+        """Write what waits; says whether it is in a file that stands at its place."""
         if not self._waiting:
             return True
         data = b"".join(line for _, line, _, _ in self._waiting)
-        try:
-            if self._written is None:
-                # Never a part that is there already: what its last line is, nobody can tell.
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-                self._written = os.open(self.path / self.part, flags, 0o600)
-            start = os.lseek(self._written, 0, os.SEEK_END)
-            _write_all(self._written, data)
-            os.fsync(self._written)
-        except OSError as error:
-            self._give_up(error)
-            return False
+        for _ in range(_TRIES):
+            try:
+                part = self._begin_part()
+            except (OSError, UsageError) as error:
+                return self._unwritten(error)
+            start = os.lseek(part, 0, os.SEEK_END)
+            try:
+                _write_all(part, data)
+                os.fsync(part)
+            except OSError as error:
+                # What was half written ends this part; another one is begun.
+                if not _ends_at(part, start):
+                    self.part = _new_part()
+                self._end_part()
+                return self._unwritten(error)
+            if self._stands():
+                break
+        else:
+            return self._unwritten("its files are removed again and again")
         for key, line, weights, created in self._waiting:
             self._index[key] = _Place(self.part, start, len(line), weights, created)
             start += len(line)
         self._waiting.clear()
-        self.problem = None
+        self._troubles.pop("unwritten", None)
         return True
 
-    def _give_up(self, error: OSError) -> None:
-        """The disk is full, say. What was half written ends this part; another one is begun."""
+    def _stands(self) -> bool:
+        """Whether the part that is open is the file at its place."""
+        return self._identity is not None and identity(self.path / self.part) == self._identity
+
+    def _begin_part(self) -> int:
+        """Have a part that stands at its place; gives its descriptor."""
+        if self._written is not None and self._stands():
+            return self._written
+        was, name = self._written, self.part if self._written is None else _new_part()
+        # Read again where it has to be begun anew.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        gone = was is not None or not (self.path / MARK).exists()
+        if gone:
+            self._make()
+        part, copied = os.open(self.path / name, flags, 0o600), 0
+        try:
+            if was is not None:
+                copied = _copy(was, part)
+            found = os.fstat(part)
+        except OSError:
+            os.close(part)
+            raise
+        self._end_part()
+        self.part, self._written, self._identity = name, part, (found.st_dev, found.st_ino)
+        if gone:
+            # Which others are there, and what is in them, is found out anew.
+            self._index.clear()
+            self._read, self._refreshed = dict.fromkeys(self._read, 0), float("-inf")
+            with (self.path / name).open("rb") as lines:
+                self._take(name, 0, lines)
+            self._say(
+                "removed",
+                f"the store {self.path} was removed or replaced while it was in use. It was begun "
+                f"anew with {copied} replies that this process still had; others may be lost",
+            )
+        return part
+
+    def _end_part(self) -> None:
         if self._written is not None:
             with contextlib.suppress(OSError):
                 os.close(self._written)
-            self._written = None
-        self.part = f"{self.part.removesuffix(_SUFFIX)[:100]}-{uuid.uuid4().hex[:6]}{_SUFFIX}"
-        if self.problem is None:
-            self.problem = f"the store {self.path} cannot be written at present ({error})"
+        self._written = self._identity = None
+
+    def _unwritten(self, error: Exception | str) -> bool:
+        """The disk is full, say."""
+        self._say("unwritten", f"the store {self.path} cannot be written at present ({error})")
+        return False
+
+    def _say(self, kind: str, message: str) -> None:
+        """Note a trouble, and warn of it once for each kind."""
+        known = kind in self._troubles
+        self._troubles[kind] = message
+        if not known:
             with contextlib.suppress(StoreWarning):
-                warnings.warn(self.problem, StoreWarning, stacklevel=4)
+                warnings.warn(message, StoreWarning, stacklevel=4)
 
     def _refresh(self) -> None:
         """Read what others have written since the last time."""
@@ -236,6 +322,8 @@ class SharedStore:
         for part, start in self._read.items():
             # Opened anew each time: that is when a network file system looks at the server.
             with contextlib.suppress(OSError), (self.path / part).open("rb") as file:
+                if file.seek(0, os.SEEK_END) < start:
+                    start = 0  # another file has taken its place
                 file.seek(start)
                 self._read[part] = self._take(part, start, file)
 
@@ -262,6 +350,35 @@ class SharedStore:
 
     def __repr__(self) -> str:
         return f"SharedStore({str(self.path)!r})"
+
+
+def _new_part() -> str:
+    """The name of a part that no process has."""
+    host = re.sub(r"[^A-Za-z0-9.]+", "-", socket.gethostname())[:60]
+    return f"{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}{_SUFFIX}"
+
+
+def _copy(source: int, target: int) -> int:
+    """Append the lines of a file to another one, as far as they can be read; gives how many."""
+    count = 0
+    with open(source, "rb", closefd=False) as lines, open(target, "ab", closefd=False) as copy:
+        lines.seek(0)
+        while True:
+            try:
+                line = lines.readline()
+            except OSError:  # of a network file system, where another machine has removed it
+                return count
+            if not line.endswith(b"\n"):
+                return count
+            copy.write(line)
+            count += 1
+
+
+def _ends_at(file: int, size: int) -> bool:
+    try:
+        return os.fstat(file).st_size == size
+    except OSError:
+        return False
 
 
 def _write_all(file: int, data: bytes) -> None:
@@ -299,7 +416,9 @@ def _line(
     )
 
 
-def _reply(said: dict[str, Any]) -> Reply:
+def _reply(key: bytes, said: dict[str, Any]) -> Reply:
+    if said["key"] != key.hex():
+        raise ValueError("the reply to another key")
     return Reply(
         said["text"],
         said.get("prompt_tokens"),
