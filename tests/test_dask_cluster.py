@@ -21,11 +21,12 @@ import dask.dataframe as dd
 import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
-from failing import TASK, number_in, right, right_answer, said
+from failing import TASK, number_in, right, said
 from servers import Answer, Status, serve
 
 import revkit
 import revkit.dask
+from revkit.cluster.coordinator import Coordinator
 
 ROWS = 24
 ASKED = list[dict[str, str]]
@@ -297,9 +298,94 @@ def test_two_workers_do_not_pay_for_the_same_row(cluster: Client, tmp_path: Path
     assert gate.asked == {0: 1, 1: 1, 2: 1}
 
 
+def heard(monkeypatch: pytest.MonkeyPatch, what: str) -> Callable[[], int]:
+    """How many seats obey what they were told; 0 while another one may not yet.
+
+    The scheduler of a LocalCluster is in this process. Whoever reports has obeyed the last answer.
+    """
+    told_to: Counter[str] = Counter()
+    coordinators: list[Coordinator] = []
+    exchange = Coordinator.exchange
+
+    def listens(self: Coordinator, name: str, report: Any, *, now: float) -> Any:
+        told = exchange(self, name, report, now=now)
+        coordinators.append(self)
+        told_to[name] += what in told
+        return told
+
+    def obey() -> int:
+        seats = list(coordinators[-1]._seats) if coordinators else []
+        return len(seats) if all(told_to[name] >= 2 for name in seats) else 0
+
+    monkeypatch.setattr(Coordinator, "exchange", listens)
+    return obey
+
+
+def test_a_pause_that_one_worker_is_asked_for_is_kept_by_the_other(
+    cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.wait_for_workers(2, timeout=30)
+    paused = heard(monkeypatch, "pause")
+    gate = Gate(lambda row: row % 6 == 0)
+    both = threading.Barrier(2)
+    busy = Status(429, {"error": "busy"}, {"retry-after": "50"})
+
+    def one_is_busy(messages: ASKED, body: dict[str, Any]) -> Answer:
+        if number_in(messages) % 6 == 0 and both.wait(30) == 0:
+            return busy
+        return gate(messages, body)
+
+    with serve(one_is_busy) as server:
+        model = revkit.Ollama("m", host=server.url)
+        out = many().llm.parallel_map(TASK, model=model, store=False, max_workers=2)
+        future = cluster.compute(out)
+        until(lambda: paused() == 2)
+        asked = len(server.chats)
+        gate.opened.set()  # the other worker is free
+        until(lambda: cluster.run_on_scheduler(running) == {})
+        paused = heard(monkeypatch, "pause")
+        until(lambda: paused() == 2)  # and has looked for a row to start
+        assert len(server.chats) == asked < ROWS / 2
+        future.cancel()
+        until(lambda: cluster.run_on_scheduler(open_seats) == 0)
+        assert len(server.chats) == asked
+
+
+def test_failures_on_two_workers_are_counted_together_and_stop_both(
+    cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.wait_for_workers(2, timeout=30)
+    stopped = heard(monkeypatch, "stop")
+    before: list[int] = []
+    both = threading.Barrier(2, lambda: before.append(len(server.chats)))
+
+    def fails(messages: ASKED, body: dict[str, Any]) -> Answer:
+        row = number_in(messages)
+        if row % 6 == 0 and not before:
+            both.wait(30)  # the first rows of two workers, which are all that may run
+            return Status(400, {"error": "no such thing"})
+        if before:
+            until(lambda: stopped() > 0)
+        return said(row)
+
+    with serve(fails) as server:
+        model = revkit.Ollama("m", host=server.url)
+        out = many().llm.parallel_map(TASK, model=model, store=False, max_workers=2, max_failures=1)
+        with pytest.raises(revkit.RunFailed, match=r"max_failures allows \(1\)") as caught:
+            revkit.collect(out)
+    run = caught.value.result
+    failed = run.attempts[run.attempts["outcome"] == "failed"]
+    assert failed["process"].nunique() == run.metrics.failed == 2
+    assert len(server.chats) <= before[0] + 2
+    assert run.metrics.not_started == ROWS - len(server.chats)
+
+
 def test_one_budget_and_one_rate_for_all_processes(cluster: Client) -> None:
+    cluster.wait_for_workers(2, timeout=30)
     budget = revkit.Budget(tokens=800)
-    with serve(right_answer) as server:
+    gate = Gate(lambda row: row % 6 == 0)
+    gate.at = lambda: gate.opened.set() if len(gate.held) == 2 else None
+    with serve(gate) as server:
         model = revkit.Ollama("m", host=server.url, max_tokens=20)
         out = many().llm.parallel_map(
             TASK,
@@ -311,8 +397,53 @@ def test_one_budget_and_one_rate_for_all_processes(cluster: Client) -> None:
         with pytest.raises(revkit.BudgetReached, match="more than is left of Budget") as caught:
             revkit.collect(out)
     run = caught.value.result
+    assert run.attempts["process"].nunique() == 2
     assert 0 < run.usage.total_tokens == budget.spent_tokens <= 800
     assert len(server.chats) == run.metrics.succeeded < ROWS
+
+
+def test_the_pace_of_a_rate_limit_is_that_of_all_processes(cluster: Client) -> None:
+    """By the server's clock. A busy machine has a request come later than its start was planned
+    for, and never earlier."""
+    cluster.wait_for_workers(2, timeout=30)
+    came: list[float] = []
+    gate = Gate(lambda row: row % 6 == 0)
+    gate.at = lambda: gate.opened.set() if len(gate.held) == 2 else None
+
+    def notes(messages: ASKED, body: dict[str, Any]) -> Answer:
+        came.append(time.monotonic())
+        return gate(messages, body)
+
+    limit = revkit.RateLimit(requests_per_minute=900)  # one in 1/15 s
+    with serve(notes) as server:
+        model = revkit.Ollama("m", host=server.url)
+        out = many().llm.parallel_map(
+            TASK, model=model, store=False, max_workers=8, rate_limit=limit
+        )
+        before = time.monotonic()
+        run = revkit.collect(out)
+    assert run.attempts["process"].nunique() == 2
+    assert all(right(run.frame))
+    late = [at - before - place * 0.95 / 15 for place, at in enumerate(sorted(came))]
+    assert len(late) == ROWS
+    assert min(late) >= 0
+
+
+def test_a_limit_that_is_found_by_trying_is_one_for_all_processes(cluster: Client) -> None:
+    cluster.wait_for_workers(2, timeout=30)
+    gate = Gate(lambda row: row % 6 == 0)
+    gate.at = lambda: gate.opened.set() if len(gate.held) == 2 else None
+    with serve(gate) as server:
+        model = revkit.Ollama("m", host=server.url)
+        out = many().llm.parallel_map(
+            TASK, model=model, store=False, max_workers=revkit.Adaptive(minimum=2, maximum=3)
+        )
+        run = revkit.collect(out)
+    assert all(right(run.frame))
+    assert run.attempts["process"].nunique() == 2
+    assert gate.most <= run.metrics.workers == 3
+    assert {limit for _, limit in run._record.limits} <= {2, 3}
+    assert run._record.limits
 
 
 def test_an_interrupt_stops_the_run_and_not_the_cluster(cluster: Client) -> None:
