@@ -210,6 +210,26 @@ def test_failures_are_counted_together_and_once() -> None:
     assert fail(anew, 2) == stop
 
 
+def test_failures_on_a_worker_that_died_count_when_they_come_again() -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=2, max_failures=3)
+    dead = coordinator.open(run, worker="dead", partition=0, rows=9, now=0.0)["seat"]
+    alive = coordinator.open(run, worker="alive", partition=1, rows=9, now=0.0)["seat"]
+    coordinator.exchange(dead, report(demand=7, failed=2), now=0.1)
+    coordinator.lost("dead")
+    assert "stop" not in coordinator.exchange(alive, report(demand=6, failed=3), now=0.2)
+
+
+def test_a_stop_that_cancels_comes_on_top_of_one_that_does_not() -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=2)
+    seat = coordinator.open(run, worker="one", partition=0, rows=9, now=0.0)["seat"]
+    stop = [StopKind.BUDGET.value, "it is spent", False]
+    assert coordinator.exchange(seat, report(stop=stop), now=0.1)["stop"] == stop
+    coordinator.stop("k", (StopKind.CANCELLED.value, "enough", True))
+    assert coordinator.exchange(seat, report(), now=0.2)["stop"] == [*stop[:2], True]
+
+
 def test_fail_fast_cancels_what_runs_elsewhere() -> None:
     coordinator = Coordinator()
     run = begin(coordinator, max_workers=2, max_failures=0, fail_fast=True)
@@ -527,6 +547,12 @@ def test_a_key_has_one_owner_and_who_waits_hears_when_it_is_free(
         claims.let_go(seat, "store", owns[seat])
     for seat in "abc":
         assert waits[seat] <= set(claims.freed(seat)), (seat, waits[seat])
+    for seat in "abc":
+        claims.claim(seat, "store", [b"1"])
+    for seat in "bac":  # one that waits, its owner, and one that was told of it by then
+        claims.leave(seat)
+        assert claims.freed(seat) == []
+    assert not any(vars(claims).values())  # of who is gone nothing is kept
 
 
 def test_stores_do_not_share_their_claims() -> None:
