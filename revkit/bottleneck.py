@@ -156,8 +156,8 @@ def flat_from(rates: Mapping[int, float]) -> int | None:
     >>> flat_from({1: 2.0, 2: 3.9, 4: 7.7, 8: 14.0}) is None
     True
     """
-    *levels, highest = sorted(rates)
-    for level in levels:
-        if all(rates[more] < _GROWS * rates[level] for more in (*levels, highest) if more > level):
+    levels = sorted(rates)
+    for level in levels[:-1]:
+        if all(rates[more] < _GROWS * rates[level] for more in levels if more > level):
             return level
     return None

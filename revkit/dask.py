@@ -144,6 +144,8 @@ class DaskSeriesAccessor:
 def _lazily(frame: Any, task: TaskLike, meta: Any, options: dict[str, Any], *, scalar: bool) -> Any:
     """The collection that ``parallel_map`` returns."""
     job = make_job(frame._meta, task, options, dtypes=meta, scalar=scalar, stacklevel=3)
+    if current_client() is not None:
+        job.check_travels()
     key = f"{job.name}-{{}}-{uuid.uuid4().hex}"
     told = delayed(job, name=key.format("job"), traverse=False, pure=False)
     begun = _task(begin, key.format("begin"), told)

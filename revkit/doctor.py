@@ -86,7 +86,7 @@ def _at_once(client: Client) -> bool:
         print(printable(f"     {line}"))
     if found.slots is not None:
         print(printable(f"     {setting_of(client.settings())}"))
-    return found.problem is None
+    return found.problem is None or found.slots is not None
 
 
 def _replies() -> str:

@@ -30,6 +30,7 @@ REQUESTS = 1 + _EACH * sum(LEVELS)
 MAX_TOKENS = 16
 #: Seconds for all of it.
 LIMIT_S = 120.0
+_TOO_LONG = f"more than {LIMIT_S:g} s are not spent on it"
 #: Seconds for one reply below which revkit's own work counts too much.
 _QUICKEST = 0.02
 
@@ -54,11 +55,13 @@ class Probe(NamedTuple):
             f"{level} at once: {number(rate)} replies a second, {duration(level / rate)} each"
             for level, rate in self.rates.items()
         ]
-        if self.problem is not None:
+        if self.problem is not None and self.slots is None:
             return [*lines, f"no more can be told: {self.problem}"]
         if self.slots is None:
             most = max(self.rates)
             return [*lines, f"throughput still grew at {most} at once: it takes {most} or more"]
+        if self.problem is not None:
+            lines.append(f"it ended there: {self.problem}")
         return [
             *lines,
             f"throughput is flat from {self.slots} at once: more workers than that cannot help",
@@ -74,12 +77,12 @@ def probe(client: Client) -> Probe:
     for level, requests in [(1, 1), *((level, level * _EACH) for level in LEVELS)]:
         left = end - time.monotonic()
         if left <= 0:
-            return Probe(rates, None, f"it took longer than {duration(LIMIT_S)}")
+            return Probe(rates, flat_from(rates), _TOO_LONG)
         # Each has a number of its own: a server may know the answer to what it was just asked.
         numbers = [{"number": number} for number in range(sent, sent + requests)]
         run = _round(client, numbers, level, left)
         if isinstance(run, str):
-            return Probe(rates, None, run)
+            return Probe(rates, flat_from(rates), run)
         attempts = run.attempts
         seconds = float(attempts["end_s"].max() - attempts["start_s"].min())
         if sent:  # for the first one the model was loaded
@@ -112,7 +115,7 @@ def _round(
     failed = attempts["error_type"].notna() & (attempts["error_type"] != "BadOutput")
     if failed.any():  # a bad output is a reply, and took its time
         return str(attempts.loc[failed, "error"].iloc[0])
-    return run if run.stopped is None else run.stopped
+    return run if run.stopped is None else _TOO_LONG
 
 
 def told_slots(client: OpenAICompatible) -> int | None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .engines.loop import LoopEngine
     from .engines.threads import ThreadEngine
 
-__all__ = ["aexecute", "execute"]
+__all__ = ["aexecute", "execute", "timed_out"]
 
 _Rendered = dict[int, list[Message]]
 
@@ -190,7 +190,7 @@ class _Looking:
         timeout = self._plan.timeout
         if timeout is None or time.monotonic() - self._began < timeout:
             return False
-        self._scheduler.stop(_timed_out(timeout))
+        self._scheduler.stop(timed_out(timeout))
         return True
 
     def end(self) -> None:
@@ -222,7 +222,7 @@ class _Watch:
         elif plan.cancel is not None and plan.cancel.cancelled:
             engine.stop(_cancelled_by(plan.cancel))
         elif plan.timeout is not None and engine.clock() - engine.began >= plan.timeout:
-            engine.stop(_timed_out(plan.timeout))
+            engine.stop(timed_out(plan.timeout))
         else:
             engine.tick()
             stopped = self._scheduler.stopped
@@ -237,7 +237,8 @@ def _cancelled_by(cancel: CancelToken) -> Stop:
     return Stop(StopKind.CANCELLED, cancel.reason, cancels=True)
 
 
-def _timed_out(seconds: float) -> Stop:
+def timed_out(seconds: float) -> Stop:
+    """The stop of a run that had so much time."""
     return Stop(StopKind.TIMEOUT, f"timeout={seconds:g} s was over", cancels=True)
 
 
@@ -347,7 +348,7 @@ def _tasks(
         wake=drain.wake,
         hand_over=hand_over if drain.is_awaited else None,
         attempt_timeout=plan.attempt_timeout,
-        timeout=None if plan.timeout is None else (plan.timeout, _timed_out(plan.timeout)),
+        timeout=None if plan.timeout is None else (plan.timeout, timed_out(plan.timeout)),
     )
 
 

@@ -220,6 +220,23 @@ def test_failures_on_a_worker_that_died_count_when_they_come_again() -> None:
     assert "stop" not in coordinator.exchange(alive, report(demand=6, failed=3), now=0.2)
 
 
+def test_attempts_of_workers_that_died_are_counted_whether_or_not_they_had_ended() -> None:
+    coordinator = Coordinator()
+    run = begin(coordinator, max_workers=9)
+
+    def sit(worker: str, partition: int) -> Any:
+        return coordinator.open(run, worker=worker, partition=partition, rows=9, now=0.0)["seat"]
+
+    done, half = sit("dead", 0), sit("dead", 1)
+    coordinator.close(done, report(ok=9, made=10), now=0.1)
+    coordinator.exchange(half, report(demand=7, running=2, ok=2, made=3), now=0.1)
+    coordinator.lost("dead")
+    again = sit("alive", 1)
+    assert coordinator.close(again, report(ok=9, made=9), now=0.2)["lost"] == 2 + 3
+    anew = sit("alive", 0)  # its result was on the worker that died
+    assert coordinator.close(anew, report(ok=9, made=9), now=0.3)["lost"] == 2 + 3 + 10
+
+
 def test_a_stop_that_cancels_comes_on_top_of_one_that_does_not() -> None:
     coordinator = Coordinator()
     run = begin(coordinator, max_workers=2)

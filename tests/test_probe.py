@@ -102,6 +102,12 @@ def test_the_words_of_a_probe() -> None:
         "2 at once: 4.00 replies a second, 500 ms each",
         "no more can be told: it broke",
     ]
+    assert Probe({1: 0.2, 2: 0.2}, 1, "it was too long").lines() == [
+        "1 at once: 0.20 replies a second, 5.00 s each",
+        "2 at once: 0.20 replies a second, 10.0 s each",
+        "it ended there: it was too long",
+        "throughput is flat from 1 at once: more workers than that cannot help",
+    ]
 
 
 # -- the command -----------------------------------------------------------------------------

@@ -65,6 +65,19 @@ def test_a_line_that_is_not_whole_is_read_when_it_is(tmp_path: Path) -> None:
     reader.close()
 
 
+def test_a_damaged_line_costs_no_other(tmp_path: Path) -> None:
+    writer, reader = SharedStore(tmp_path), SharedStore(tmp_path)
+    put(writer, b"1")
+    with (tmp_path / writer.part).open("ab") as part:
+        part.write(b"garbage\n")
+    put(writer, b"2")
+    with pytest.warns(StoreWarning, match="is damaged, and is passed over"):
+        reader.look_into([writer.part])
+    assert reader.get([b"1", b"2"]).keys() == {b"1", b"2"}
+    writer.close()
+    reader.close()
+
+
 REMOVED = "was removed or replaced while it was in use"
 
 

@@ -38,8 +38,10 @@ def collect_parts(job: Job, audience: Audience, parts: Sequence[Any]) -> Paralle
         Interrupted: the user stopped it.
     """
     client = current_client()
-    if client is not None and audience.listen(client) not in job.clients:
-        job.clients.append(str(client.id))
+    if client is not None:
+        job.check_travels()
+        if audience.listen(client) not in job.clients:
+            job.clients.append(str(client.id))
     link = client_link()
 
     def stop(reason: tuple[str, str, bool]) -> None:
@@ -78,10 +80,9 @@ def _result(job: Job, gathered: Gathered, told: Sequence[str]) -> ParallelResult
     if gathered.missing:
         record.warnings.append(
             f"{gathered.missing} of {gathered.missing + len(parts)} partitions had not come back "
-            "when the run was interrupted; their rows are not in the result"
+            "when the run was ended; their rows are not in the result"
         )
-    if gathered.interrupted:
-        record.ended_by = KeyboardInterrupt()
+    record.ended_by = KeyboardInterrupt() if gathered.interrupted else gathered.error
     return finish(call, record)
 
 

@@ -36,11 +36,13 @@ class Gathered(NamedTuple):
         parts: in their order.
         missing: how many have not come.
         interrupted: the user has stopped it.
+        error: what else has ended it, out of a partition.
     """
 
     parts: list[Part]
     missing: int
     interrupted: bool
+    error: Exception | None = None
 
 
 def gather(
@@ -54,17 +56,17 @@ def gather(
         stop: has the run stopped. It is called again and again: the run may not have begun.
     """
     found: dict[int, Part] = {}
-    broken_off = False
+    broken_off, error = False, None
     try:
         if client is None:
             _compute_here(parts, found, press, stop)
         else:
-            _compute_there(client, parts, found, press, stop)
+            error = _compute_there(client, parts, found, press, stop)
     except KeyboardInterrupt:
         stop()
         broken_off = True
     came = sorted(found.values(), key=lambda part: part.number)
-    return Gathered(came, len(parts) - len(came), broken_off or press())
+    return Gathered(came, len(parts) - len(came), broken_off or press(), error)
 
 
 def _compute_here(
@@ -103,27 +105,29 @@ def _compute_there(
     found: dict[int, Part],
     press: Press,
     stop: Callable[[], object],
-) -> None:
+) -> Exception | None:
+    """On the cluster's workers; gives what a partition came to that never came back."""
     from distributed import as_completed
 
     futures = client.compute(list(parts))
-    until = float("inf")
+    until, error = float("inf"), None
     try:
         coming = as_completed(futures, loop=client.loop, with_results=True, raise_errors=False)
         while not coming.is_empty():
-            if press():
+            if press() or error is not None:
                 stop()
                 until = min(until, time.monotonic() + _GRACE)
                 if time.monotonic() > until:
-                    return
+                    break
             if not coming.has_ready():
                 time.sleep(_TICK)
                 continue
             future, came = coming.next()
             if isinstance(came, Part):
                 found[came.number] = came
-            elif not press():
-                future.result()  # raises what it came to
+            elif error is None and not press():
+                error = future.exception() or RuntimeError(f"a partition was {future.status}")
     finally:
         for future in futures:
             future.release()
+    return None if press() else error

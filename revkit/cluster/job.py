@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import pickle
 import socket
 import typing
 import uuid
@@ -129,6 +130,19 @@ class Job:
     def __getstate__(self) -> dict[str, Any]:
         left: dict[str, Any] = {"asked": {}, "budget": None, "observers": (), "graph": None}
         return {**self.__dict__, **left}
+
+    def check_travels(self) -> None:
+        """Say in the user's words, and not in Dask's, what cannot be sent to workers.
+
+        Raises:
+            UsageError: the client holds a key in the clear, or connections of this process.
+        """
+        try:
+            pickle.dumps(self.client)
+        except UsageError:
+            raise
+        except Exception:  # noqa: BLE001 - Dask has other ways, and says so where none does
+            return
 
     def prepare(self, frame: pd.DataFrame, *, alone: bool = False) -> Prepared:
         """The call over some of the rows.

@@ -43,8 +43,8 @@ def merge(
     if lost := max((part.lost for part in ran), default=0):
         attempts_ = "attempts were" if lost > 1 else "attempt was"
         whole.warnings.append(
-            f"about {lost} {attempts_} running on Dask workers that died: not in run.attempts, and "
-            "possibly billed"
+            f"about {lost} {attempts_} made, or running, on Dask workers that died: not in "
+            "run.attempts, run.usage and the timeline, and possibly billed"
         )
     attempts = []
     first = 0

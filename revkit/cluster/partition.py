@@ -20,7 +20,7 @@ from ..lookahead import Lookahead
 from ..observers import Chosen
 from ..plan import Plan
 from ..record import Record
-from ..run import execute
+from ..run import execute, timed_out
 from ..store.shared import shared_store
 from ..task import ModelTask
 from ..tokens import prompt_size
@@ -51,7 +51,7 @@ class Part:
         workers: what the run of all partitions might have.
         limits: (time on the coordinator's clock, limit) where that changed.
         stop: why the run of all partitions was stopped.
-        lost: attempts that were running on workers that died, in the run of all partitions.
+        lost: attempts that workers had made or begun that died, in the run of all partitions.
     """
 
     number: int
@@ -143,6 +143,9 @@ def run_partition(job: Job, begun: Begun, number: int, frame: pd.DataFrame) -> P
             store = stack.enter_context(shared_store(job.store))
             claims = ClaimingStore(store, seat, job.store)
         record = execute(_share(plan, seat, claims, job, observed=job.observed and begun.heard))
+        if record.stopped is not None and record.stopped.kind is StopKind.TIMEOUT:
+            # Of the run, not what was left of it for this partition.
+            record.stopped = timed_out(job.terms["timeout"])
         closed |= seat.close(record.stopped)
     elsewhere = job.made_in != (host, os.getpid())
     if record.store_problem is not None and elsewhere and not seat.collected:

@@ -36,6 +36,7 @@ class Seated:
         held: attempts that it may have running, as far as anybody can know.
         running: those that it has, as it said.
         failed, ok: rows of it.
+        made: attempts at rows that are settled.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Seated:
     running: int = 0
     failed: int = 0
     ok: int = 0
+    made: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -62,10 +64,11 @@ class Run:
         collected: its partitions' records go to the client, so that they do not raise.
         adaptive: finds how many of ``workers`` the server can use; None: all may run.
         seats: by name, in the order in which they came.
-        through: partitions that are through, with the rows that have failed and that are ok.
+        through: partitions that are through, with the rows that have failed and that are ok, and
+            the attempts made.
         failed, ok: the sums of these.
         error: what the first row that failed says.
-        lost: attempts that were running on workers that died.
+        lost: attempts that workers had made or begun that died, as far as they had said so.
         ended: all its partitions are through, and that was told.
         stop: why nothing more may start.
         paused_until: nothing may start before this time, because the server asked for it.
@@ -79,7 +82,7 @@ class Run:
     collected: bool
     adaptive: AdaptiveLimit | None
     seats: dict[str, Seated] = field(default_factory=dict)
-    through: dict[int, tuple[int, int]] = field(default_factory=dict)
+    through: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     failed: int = 0
     ok: int = 0
     error: str | None = None
@@ -97,8 +100,8 @@ class Run:
 
     def sit(self, name: str, worker: str, partition: int, rows: int) -> Seated:
         """A partition is begun with; again, where the worker died that had it or its result."""
-        failed, ok = self.through.pop(partition, (0, 0))
-        self.failed, self.ok = self.failed - failed, self.ok - ok
+        failed, ok, made = self.through.pop(partition, (0, 0, 0))
+        self.failed, self.ok, self.lost = self.failed - failed, self.ok - ok, self.lost + made
         seat = self.seats[name] = Seated(name, self, worker, partition, min(rows, self.workers))
         return seat
 
@@ -106,9 +109,9 @@ class Run:
         """A partition is through; or lost with its worker, and its rows will be done anew."""
         del self.seats[seat.name]
         if lost:
-            self.lost += seat.running
+            self.lost += seat.running + seat.made
             return
-        self.through[seat.partition] = seat.failed, seat.ok
+        self.through[seat.partition] = seat.failed, seat.ok, seat.made
         self.failed, self.ok = self.failed + seat.failed, self.ok + seat.ok
 
     def grant(self, seat: Seated) -> tuple[int, int]:
@@ -131,6 +134,7 @@ class Run:
         seat.held = max(report["limit"], seat.running)
         seat.demand = min(report["demand"], self.workers)
         seat.failed, seat.ok = report.get("failed", 0), report.get("ok", 0)
+        seat.made = report.get("made", 0)
         self.error = self.error or report.get("error")
         if stop := report.get("stop"):
             self.stop_for(stop_of(stop))

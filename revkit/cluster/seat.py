@@ -40,7 +40,7 @@ class Seat:
         self._job = job
         self._place = place
         self._total = rows
-        self._settled = self._failed = self._ok = 0
+        self._settled = self._failed = self._ok = self._made = 0
         #: what the first row that failed says, until it was told
         self._said: str | None = None
         #: rows that wait for another partition's reply
@@ -102,6 +102,7 @@ class Seat:
         self._settled += 1
         self._failed += row.status == "error"
         self._ok += row.status == "ok"
+        self._made += row.attempts
         if row.status == "error" and self._failed == 1:
             self._said = row.error
         if row.status == "error" or self._settled == self._total:
@@ -201,6 +202,7 @@ class Seat:
             "demand": 0 if closing else left - self.waiting,
             "failed": self._failed,
             "ok": self._ok,
+            "made": self._made,
         }
         if self._said is not None:
             said["error"], self._said = self._said, None

@@ -336,7 +336,11 @@ class SharedStore:
                 said = json.loads(line)
                 key, created = bytes.fromhex(said["key"]), float(said["created"])
             except (ValueError, KeyError, TypeError):
-                break  # a page that has not arrived yet; what follows is read with it
+                if b"\0" in line:  # a page that has not arrived yet; what follows is read with it
+                    break
+                self._say("damaged", f"a line of {self.path / part} is damaged, and is passed over")
+                start += len(line)
+                continue
             known = self._index.get(key)
             if known is None or known.created <= created:
                 self._index[key] = _Place(part, start, len(line), said.get("weights"), created)
