@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dask
 import dask.dataframe as dd
@@ -20,10 +20,13 @@ from servers import Answer, Status, serve
 
 import revkit
 import revkit.dask
+from revkit.clients.base import Reply
+from revkit.cluster.claiming import ClaimingStore
 from revkit.cluster.coordinator import Coordinator
 from revkit.cluster.ration import Ration
 from revkit.cluster.seat import Seat
 from revkit.events import Stop, StopKind
+from revkit.store.shared import SharedStore
 
 #: Seconds after which a run that hangs is over, so that its test fails.
 LONG = 60.0
@@ -192,6 +195,28 @@ class Held:
             assert self.gate.wait(LONG)
             return said(row) if self.reply is None else self.reply
         return said(row)
+
+
+def test_a_claim_whose_reply_came_meanwhile_is_given_up_at_once(tmp_path: Path) -> None:
+    here, there = SharedStore(tmp_path), SharedStore(tmp_path)
+    let: list[Any] = []
+
+    class Asked:
+        """A seat; between its first look and its claim, another one has kept a reply."""
+
+        def claim(self, store: str, keys: list[bytes], **known: Any) -> dict[str, Any]:
+            there.put([(b"came", Reply("good"))], task="a task", model="a model")
+            return {"taken": [b"taken"], "parts": [there.part]}
+
+        def let_go(self, store: str, keys: list[bytes]) -> None:
+            let.append((store, keys))
+
+    store = ClaimingStore(here, cast("Seat", Asked()), "replies")
+    assert store.get([b"came", b"mine", b"taken"]) == {b"came": Reply("good")}
+    assert store.taken == {b"taken"}
+    assert let == [("replies", [b"came"])]
+    here.close()
+    there.close()
 
 
 def texts(ddf: Any) -> Any:
