@@ -5,6 +5,7 @@ On Dask's scheduler in this process, where the coordinator can be listened to.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +22,13 @@ from servers import Answer, Status, serve
 import revkit
 import revkit.dask
 from revkit.clients.base import Reply
+from revkit.cluster import seat as seats
 from revkit.cluster.claiming import ClaimingStore
 from revkit.cluster.coordinator import Coordinator
 from revkit.cluster.ration import Ration
 from revkit.cluster.seat import Seat
 from revkit.events import Stop, StopKind
+from revkit.store import StoreWarning
 from revkit.store.shared import SharedStore
 
 #: Seconds after which a run that hangs is over, so that its test fails.
@@ -159,6 +162,22 @@ def test_what_may_have_been_lost_on_its_way_is_said_again() -> None:
     assert lets == [[("store", [b"key"])], [("store", [b"key"])], None]
 
 
+def test_a_scheduler_that_is_silent_for_long_stops_the_partition(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seats, "_SILENCE", -1.0)
+    link = Telling()
+    link.answers = [ConnectionError("gone")]
+    seat, stops = seated(link), []
+    seat.started(stops.append, lambda change: change())
+    seat.urge()
+    seat.wait(LONG)
+    seat.close()
+    assert stops == [
+        Stop(StopKind.INTERRUPTED, "the Dask scheduler does not answer: gone", cancels=True)
+    ]
+
+
 def test_a_stop_wakes_who_waits_for_another_partition() -> None:
     link = Telling()
     link.answers = [{"stop": ["cancelled", "enough", True]}]
@@ -217,6 +236,26 @@ def test_a_claim_whose_reply_came_meanwhile_is_given_up_at_once(tmp_path: Path) 
     assert let == [("replies", [b"came"])]
     here.close()
     there.close()
+
+
+def test_what_could_not_be_written_is_tried_again_when_a_partition_is_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = SharedStore(tmp_path)
+    store = ClaimingStore(shared, seated(Telling()), "replies")
+
+    def full(file: int) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        with pytest.warns(StoreWarning, match="cannot be written at present"):
+            assert not store.put([(b"key", Reply("good"))], task="a task", model="a model")
+    assert store.problem is not None
+    store.close()
+    assert store.problem is None
+    shared.close()
+    store._seat.close()
 
 
 def texts(ddf: Any) -> Any:

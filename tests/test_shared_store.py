@@ -147,6 +147,41 @@ def test_a_store_that_is_removed_between_two_runs_is_begun_anew(tmp_path: Path) 
     assert texts(place, b"1", b"2", b"3") == ["uno", None, "new"]
 
 
+@pytest.mark.parametrize("removes", ["directory", "part"])
+def test_what_others_wrote_is_looked_for_anew_in_a_store_that_was_removed(
+    tmp_path: Path, removes: str
+) -> None:
+    place = tmp_path / "replies"
+    store, other = SharedStore(place), SharedStore(place)
+    assert put(other, b"theirs")
+    assert put(store, b"mine")
+    assert store.get([b"theirs"])
+    if removes == "directory":
+        shutil.rmtree(place)
+    else:
+        (place / store.part).unlink()
+    with pytest.warns(StoreWarning, match=REMOVED):
+        assert put(store, b"new")
+    if removes == "directory":
+        assert put(store, b"theirs")
+    assert store.get([b"theirs"])
+    assert texts(place, b"theirs", b"mine", b"new") == ["good"] * 3
+    store.close()
+    other._end_part()
+
+
+def test_the_newest_reply_stands_in_whatever_order_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = SharedStore(tmp_path), SharedStore(tmp_path)
+    for store, key, created in ((one, b"1", 1), (two, b"1", 2), (two, b"2", 1), (one, b"2", 2)):
+        monkeypatch.setattr(module.time, "time", lambda now=created: float(now))
+        assert put(store, key, f"{created}")
+    assert texts(tmp_path, b"1", b"2") == ["2", "2"]
+    one.close()
+    two.close()
+
+
 def test_others_read_a_store_that_was_replaced_from_its_beginning(tmp_path: Path) -> None:
     writer, reader = SharedStore(tmp_path), SharedStore(tmp_path)
     for key in (b"1", b"2"):
