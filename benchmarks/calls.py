@@ -6,7 +6,7 @@ Each figure is the median of runs that take turns, each in a process of its own 
 of its own. A run is void unless every reply stands at its row and the server has counted as many
 requests as rows. The clients that are not revkit's (``requirements-peers.txt``) may live in another
 environment; ``--peers`` names its interpreter. ``--write`` writes ``README.md``, with what
-``start.py`` and ``pool.py`` say below it.
+``start.py``, ``pool.py`` and ``cluster.py`` say below it.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def main() -> None:
             peers=versions_of(options.peers),
             ceiling=f"The server's ceiling: {ceiling():,.0f} requests/s, asked over 64 connections "
             "by a client that does nothing but write the same bytes and count what comes back.",
-            others={name: said_by(name) for name in ("start.py", "pool.py")},
+            others={name: said_by(name) for name in ("start.py", "pool.py", "cluster.py")},
         )
 
 
