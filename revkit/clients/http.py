@@ -375,6 +375,7 @@ class AiohttpTransport:
         self._max_body = max_body
         self._proxy = proxy
         self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._deadline = _Deadline(timeout)
         self._urls: dict[str, Any] = {}  #: a run has one or two: parsing them is a tenth of a row
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -384,7 +385,7 @@ class AiohttpTransport:
                 socket_factory=self._socket,
             ),
             headers=HEADERS,
-            timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_TIMEOUT),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -397,6 +398,9 @@ class AiohttpTransport:
             import yarl
 
             url = self._urls[request.url] = yarl.URL(request.url)
+        task = asyncio.current_task()
+        assert task is not None
+        self._deadline.set(task)
         try:
             response = await self._session.request(
                 "GET" if request.body is None else "POST",
@@ -417,8 +421,14 @@ class AiohttpTransport:
                 response.release()  # at its end it is released by itself, and this costs time
                 raise
             return Response(response.status, headers, body.end())
+        except asyncio.CancelledError:
+            if self._deadline.has_passed(task):
+                raise self._peer.no_reply_in_time() from None
+            raise
         except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
             raise from_aiohttp(error, self._peer) from None
+        finally:
+            self._deadline.lift(task)
 
     def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, _ = address
@@ -432,10 +442,63 @@ class AiohttpTransport:
         Over TLS asyncio says goodbye on a connection that was broken off, and would wait half a
         minute for the server, which is busy, to say it too.
         """
+        self._deadline.close()
         await self._session.close()
         for left in list(self._sockets):
             with suppress(OSError):  # it is closed
                 left.shutdown(socket.SHUT_RDWR)
+
+
+class _Deadline:
+    """Cancels the task of a request that takes longer than ``seconds``.
+
+    One timer serves all that are running. aiohttp's own, one for each request, and what goes with
+    it take a twentieth of a row's CPU.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        #: by task, until when its request may run; who began first stands first
+        self._running: dict[asyncio.Task[Any], float] = {}
+        #: tasks that were cancelled here, and how many other cancellations they had before
+        self._passed: dict[asyncio.Task[Any], int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, task: asyncio.Task[Any]) -> None:
+        """Its request begins."""
+        when = self._running[task] = time.monotonic() + self._seconds
+        if self._timer is None:
+            self._set_timer(when)
+
+    def lift(self, task: asyncio.Task[Any]) -> None:
+        """Its request is over, however it ended."""
+        self._running.pop(task, None)
+        if self._passed:
+            self.has_passed(task)  # nobody has asked: it ended otherwise
+
+    def has_passed(self, task: asyncio.Task[Any]) -> bool:
+        """Whether a task was cancelled because of it, and for no other reason besides."""
+        before = self._passed.pop(task, None)
+        return before is not None and task.uncancel() <= before
+
+    def _set_timer(self, when: float) -> None:
+        delay = max(0.0, when - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        for task, when in list(self._running.items()):
+            if when > now:
+                self._set_timer(when)
+                return
+            del self._running[task]
+            self._passed[task] = task.cancelling()
+            task.cancel()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
