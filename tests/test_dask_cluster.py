@@ -486,6 +486,12 @@ def test_an_interrupt_of_collect_gives_what_is_done(cluster: Client) -> None:
     assert cluster.submit(len, "four").result(30) == 4
 
 
+def test_a_key_in_the_clear_is_refused_before_anything_is_sent(cluster: Client) -> None:
+    model = revkit.OpenAICompatible("m", base_url="http://127.0.0.1:9/v1", api_key="sk-in-clear")
+    with pytest.raises(revkit.UsageError, match=r"revkit\.Secret"):
+        many().llm.parallel_map(TASK, model=model, store=False)
+
+
 def test_a_row_that_kills_its_worker_does_not_cost_what_the_others_have(cluster: Client) -> None:
     def fatal(row: Any) -> int:
         if row["review"] == "r3":
@@ -510,13 +516,6 @@ def test_a_row_that_kills_its_worker_does_not_cost_what_the_others_have(cluster:
     assert result is revkit.last_result()
     assert set(result.frame["review"]) <= {"r0", "r1", "r2"}
     assert result.frame["one"].dropna().eq(1).all()
-    cluster.wait_for_workers(2, timeout=30)
-
-
-def test_a_key_in_the_clear_is_refused_before_anything_is_sent(cluster: Client) -> None:
-    model = revkit.OpenAICompatible("m", base_url="http://127.0.0.1:9/v1", api_key="sk-in-clear")
-    with pytest.raises(revkit.UsageError, match=r"revkit\.Secret"):
-        many().llm.parallel_map(TASK, model=model, store=False)
 
 
 def open_seats(dask_scheduler: Any) -> int:
