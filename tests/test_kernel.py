@@ -212,6 +212,24 @@ def test_the_stop_button_ends_the_cell_and_keeps_what_is_done(kernel: Kernel) ->
     assert after.text == "['done'] 2\n3\n"
 
 
+class Withheld:
+    """A rule for a server that withholds every reply but those to rows 0 and 1 until released."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self._held = threading.Semaphore(0)
+
+    def __call__(self, messages: list[dict[str, str]], body: dict[str, Any]) -> str:
+        if messages[-1]["content"] not in ("0", "1"):
+            self._held.release()
+            self.release.wait(GATE_LIMIT)
+        return "said"
+
+    def await_requests(self, count: int) -> None:
+        for _ in range(count):
+            assert self._held.acquire(timeout=GATE_LIMIT)
+
+
 RUNS = {
     "async": "df.llm.parallel_map(task, engine='async', **options)",
     "thread": "df.llm.parallel_map(task, engine='thread', **options)",
@@ -225,23 +243,15 @@ RUNS = {
 def test_the_stop_button_leaves_no_request_behind(kernel: Kernel, run: str, tmp_path: Path) -> None:
     """The server withholds every reply but two until the next cell has run."""
     place = str(tmp_path / "replies.sqlite")
-    release, held = threading.Event(), threading.Semaphore(0)
-
-    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
-        if messages[-1]["content"] not in ("0", "1"):
-            held.release()
-            release.wait(GATE_LIMIT)
-        return "said"
-
-    with serve(rule) as server:
+    withheld = Withheld()
+    with serve(withheld) as server:
         kernel.run(
             f"model = revkit.Ollama('m', host={server.url!r})\n"
             f"task, options = '{{n}}', dict(model=model, store={place!r}, max_workers=4)\n"
             "df = pd.DataFrame({'n': [str(n) for n in range(12)]})"
         )
         sent = kernel.send(RUNS[run])
-        for _ in range(4):
-            assert held.acquire(timeout=GATE_LIMIT)
+        withheld.await_requests(4)
         kernel.press_stop()
         (cell,) = kernel.cells(sent)
         assert cell.status == "error"
@@ -257,7 +267,7 @@ def test_the_stop_button_leaves_no_request_behind(kernel: Kernel, run: str, tmp_
         assert server.await_hang_ups()
         assert server.in_flight == 4  # still withheld
         assert len(server.chats) == 2 + 4
-        release.set()
+        withheld.release.set()
         again = kernel.run(
             f"df = df[['n']].copy()\nrun = {RUNS[run]}\nprint(run.metrics.succeeded)"
         )
@@ -286,15 +296,8 @@ def test_the_stop_button_stops_a_cluster_s_calls_and_not_the_cluster(
     kernel: Kernel, cluster: None, run: str
 ) -> None:
     """The server withholds the replies to all rows but two until the next cell has run."""
-    release, held = threading.Event(), threading.Semaphore(0)
-
-    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
-        if messages[-1]["content"] not in ("0", "1"):
-            held.release()
-            release.wait(GATE_LIMIT)
-        return "said"
-
-    with serve(rule) as server:
+    withheld = Withheld()
+    with serve(withheld) as server:
         kernel.run(
             f"model = revkit.Ollama('m', host={server.url!r})\n"
             "ddf = dd.from_pandas(pd.DataFrame({'n': [str(n) for n in range(12)]}),"
@@ -303,8 +306,7 @@ def test_the_stop_button_stops_a_cluster_s_calls_and_not_the_cluster(
             "pids = client.run(os.getpid)"
         )
         sent = kernel.send(run)
-        for _ in range(4):  # so both processes are at it
-            assert held.acquire(timeout=GATE_LIMIT)
+        withheld.await_requests(4)  # so both processes are at it
         kernel.press_stop()
         (cell,) = kernel.cells(sent)
         collected = run.startswith("revkit")
@@ -320,7 +322,7 @@ def test_the_stop_button_stops_a_cluster_s_calls_and_not_the_cluster(
                 "print(done.total, done.succeeded + done.cancelled, done.not_started)"
             )
             assert after.text == f"12 {asked} {12 - asked}\n"
-        release.set()
+        withheld.release.set()
         again = kernel.run(
             "print(rated.compute()['error'].isna().sum(), client.run(os.getpid) == pids)"
         )

@@ -100,9 +100,7 @@ class SharedStore:
     def open(self) -> None:
         """See that there is a store at the path; raises :class:`UsageError` where there is none."""
         with self._lock:
-            if (
-                self._written is None and not self._waiting
-            ):  # nobody has used it since it was closed
+            if self._written is None and not self._waiting:  # unused since it was closed
                 self._troubles.clear()
             self._make()
 
