@@ -570,6 +570,24 @@ def test_a_client_of_another_loop_is_explained() -> None:
     assert caught.value.ends_run
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_a_task_that_others_cancel_too_is_cancelled_and_not_late(others: bool) -> None:
+    async def main(url: str) -> asyncio.Task[Any]:
+        transport = AiohttpTransport(url, max_workers=1, timeout=0.0)
+        task = asyncio.create_task(transport.send(Request(url + "/api/chat", CHAT)))
+        await asyncio.sleep(0)  # its time is over by the next turn of the loop
+        if others:
+            asyncio.get_running_loop().call_later(0, task.cancel)
+        await asyncio.wait([task])
+        await transport.aclose()
+        return task
+
+    with serve() as server:
+        task = asyncio.run(main(server.url))
+    assert task.cancelled() == others
+    assert others or (type(task.exception()) is AttemptTimeout and not task.cancelling())
+
+
 def test_the_total_is_watched_even_with_a_users_client_in_threads() -> None:
     drip = Drip(lambda: server.closing, servers._http("content-length: 999\r\n"))
     with serve(lambda *_: Raw(drip)) as server, httpx.Client(trust_env=False) as client:
