@@ -11,8 +11,9 @@ threads and for asyncio.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 from ..errors import ModelError
 
@@ -44,8 +45,7 @@ class Message(TypedDict):
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One HTTP request. Its repr is empty: any of it may hold a key, and tracebacks show it.
 
     Attributes:
@@ -54,13 +54,15 @@ class Request:
         headers: headers beside those that the transport sets itself.
     """
 
-    url: str = field(repr=False)
-    body: bytes | None = field(default=None, repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    url: str
+    body: bytes | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+
+    def __repr__(self) -> str:
+        return "Request()"
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """One whole HTTP response. Header names are lower-case."""
 
     status: int

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -162,8 +161,7 @@ def _lower(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(NamedTuple):
     """How much of the protocol a request uses.
 
     Attributes:
@@ -189,13 +187,13 @@ class Dialect:
         said = f"{found.get('param') or ''} {error_message(refusal.body)}"
         if _UNSUPPORTED.search(f"{found.get('code') or ''} {said}"):
             if not self.new_limit and re.search(r"\bmax_tokens\b", said):
-                return replace(self, new_limit=True)
+                return self._replace(new_limit=True)
             if self.temperature and "temperature" in said:
-                return replace(self, temperature=False)
+                return self._replace(temperature=False)
         if self.format:
             vague = not worked and refusal.status in (400, 422)
             if _FORMAT.search(said) or vague:
-                return replace(self, format=self.format - 1)
+                return self._replace(format=self.format - 1)
         return None
 
     def meet(self, other: Dialect) -> Dialect:
@@ -249,7 +247,7 @@ class OpenAISession:
                 raise client.failure(response)
             dialect = weaker
         reply = self._read(client.decode(response), response)
-        if dialect != self._dialect:
+        if dialect is not self._dialect:
             self._dialect = self._dialect.meet(dialect)
         self._worked = True
         return reply

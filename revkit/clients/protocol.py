@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
-import dataclasses
 import json
 import math
 import re
@@ -259,7 +258,7 @@ class HttpClient(Client):
             return response
         text = response.body.decode("utf-8", "surrogateescape")
         body = self._keys.sub("[key]", text).encode("utf-8", "surrogateescape")
-        return dataclasses.replace(response, body=body)
+        return response._replace(body=body)
 
     def quote(self, text: str) -> str:
         """A server's words as they may be shown: on one line, bounded, without keys."""
