@@ -286,9 +286,14 @@ class Scheduler:
         return [Started(attempt, start) for attempt, start in list(self._running.values())]
 
     @property
+    def awaits_commit(self) -> bool:
+        """Whether no attempt starts before good replies have been committed."""
+        return self._uncommitted >= self._max_workers
+
+    @property
     def room(self) -> int:
         """How many attempts more might run, 0 or fewer where there is no place for another one."""
-        if self._uncommitted >= self._max_workers:
+        if self.awaits_commit:
             return 0
         limit = self._max_workers if self._throttle is None else self._throttle.limit
         return limit - len(self._running)
