@@ -47,6 +47,7 @@ def merge(
             "run.attempts, run.usage and the timeline, and possibly billed"
         )
     attempts = []
+    problems: list[str] = []
     first = 0
     for part in parts:
         record, shift = part.record, part.offset - origin
@@ -58,13 +59,15 @@ def merge(
         whole.visits += [(at + shift, rows) for at, rows in record.visits]
         whole.warnings += [told for told in record.warnings if told not in whole.warnings]
         whole.store = record.store or whole.store
-        whole.store_problem = record.store_problem or whole.store_problem
+        if record.store_problem is not None and record.store_problem not in problems:
+            problems.append(record.store_problem)
         whole.weights = record.weights or whole.weights
         if record.first_refused is not None and whole.first_refused is None:
             row, failure = record.first_refused
             whole.first_refused = row + first, failure
         first += record.total
     _attempts(whole, attempts, lanes)
+    whole.store_problem = "; ".join(problems) or None
     whole.visits.sort()
     whole.holds = _joined(whole.holds)
     ended_at = [part.record.ended + part.offset - origin for part in ran]

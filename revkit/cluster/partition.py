@@ -47,7 +47,6 @@ class Part:
         host, process: where it ran: the machine's name, and the Dask worker's.
         offset: seconds to be added to the record's times for those of the coordinator.
         began: when the run of all partitions began, on the coordinator's clock.
-        opened, closed: when this one did.
         workers: what the run of all partitions might have.
         limits: (time on the coordinator's clock, limit) where that changed.
         stop: why the run of all partitions was stopped.
