@@ -144,7 +144,8 @@ and sends one request a row, with the same instructions and the same schema wher
 are medians of {repeat} runs that took turns, in parentheses the ratio to bare aiohttp workers. A
 run is void unless every reply stood at its row and the server counted as many requests as rows.
 revkit runs with what is on by default: typed output, validation, a fresh store, attempts recorded;
-its progress bar is off. CPU is that of the client's process, its threads included.
+its progress bar is off. CPU is that of the client's process, its threads included. Each process has
+done a few rows before it is measured, and collected what its imports left as garbage.
 
 {machine}
 
