@@ -55,7 +55,7 @@ class Drain:
 
     Attributes:
         has_work: there is a row for an engine to run.
-        is_awaited: rows wait for the drain: a good reply holds its place until it is committed.
+        is_awaited: rows may wait for the drain, when many good replies are not committed yet.
         tell: takes a change of the scheduler to where the engine makes it.
     """
 
