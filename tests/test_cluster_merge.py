@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -109,7 +110,8 @@ def test_a_partition_of_functions_has_no_tokens() -> None:
     record.close(ended=1.0, stopped=None)
     one = Part(0, pd.DataFrame(index=[0]), record, host="node", process="0", workers=1)
     whole = merge([one], ["label"], asks_model=False)
-    assert not len(whole.prompt_tokens) and not len(whole.completion_tokens)
+    assert not len(whole.prompt_tokens)
+    assert not len(whole.completion_tokens)
 
 
 def test_lanes_are_numbered_host_by_host_and_dask_worker_by_number() -> None:
@@ -163,7 +165,7 @@ def test_no_two_attempts_are_in_one_lane_at_a_time(
         lanes[worker].append((start, end))
     for spans in lanes.values():
         spans.sort()
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
     assert sum(map(len, lanes.values())) == sum(workers for *_, workers in partitions)
 
 
