@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -34,10 +35,18 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 BAD = Failure("BadOutput", "no label")
 
 
-def good(row: int, start: float, end: float, *, worker: int = 0, number: int = 1) -> Attempted:
+def good(
+    row: int,
+    start: float,
+    end: float,
+    *,
+    worker: int = 0,
+    number: int = 1,
+    due: float | None = None,
+) -> Attempted:
     reply = Reply(f"reply {row}", 10 + row, 1)
     outcome = Success({"label": f"value {row}"}, reply)
-    return Attempted(Attempt(row, number, worker), start, end, outcome, Decision.OK)
+    return Attempted(Attempt(row, number, worker, None, due), start, end, outcome, Decision.OK)
 
 
 def bad(row: int, start: float, end: float, *, worker: int = 0, again: bool = False) -> Attempted:
@@ -75,29 +84,36 @@ def test_rows_stand_behind_those_of_the_partitions_before() -> None:
     two = part(1, rows=3)
     two.record.kept(1, {"label": "kept"}, Reply("kept", 7, 2))
     two.record.refused(2, Failure("UsageError", "no text"))
-    whole = merged(one, two)
-    assert whole.total == 5
+    three = part(2, rows=1)
+    three.record.refused(0, Failure("UsageError", "nor here"))
+    whole = merged(one, two, three)
+    assert whole.total == 6
     assert whole.status == [
         *(Status.OK, Status.ERROR),
         *(Status.NOT_STARTED, Status.OK, Status.ERROR),
+        Status.ERROR,
     ]
-    assert list(whole.source) == [*one.record.source, *two.record.source]
-    assert whole.values == {"label": ["value 0", None, None, "kept", None]}
-    assert set(whole.failures) == {1, 4}
+    assert bytes(whole.source) == bytes(one.record.source + two.record.source + three.record.source)
+    assert whole.values == {"label": ["value 0", None, None, "kept", None, None]}
+    assert set(whole.failures) == {1, 4, 5}
     assert {row: reply.text for row, reply in whole.replies.items()} == {0: "reply 0", 3: "kept"}
     assert whole.first_refused == (4, Failure("UsageError", "no text"))
-    assert (whole.settled, whole.failed, whole.from_store) == (4, 2, 1)
+    assert (whole.settled, whole.failed, whole.from_store) == (5, 3, 1)
     assert whole.tokens == one.record.tokens + two.record.tokens == 11
 
 
 def test_attempts_are_told_in_order_on_one_clock_and_failures_stay_with_theirs() -> None:
-    one = part(0, [bad(0, 5, 6, again=True), good(0, 8, 9, number=2)], offset=100.0, began=90.0)
+    one = part(
+        0, [bad(0, 5, 6, again=True), good(0, 8, 9, number=2, due=7)], offset=100.0, began=90.0
+    )
     two = part(1, [good(1, 51, 52), bad(0, 52, 53)], offset=55.0, began=90.0, process="1")
     whole = merged(one, two)
     assert list(whole.row) == [0, 3, 2, 0]
     assert list(whole.start) == [15.0, 16.0, 17.0, 18.0]
     assert list(whole.end) == [16.0, 17.0, 18.0, 19.0]
     assert list(whole.number) == [1, 1, 1, 2]
+    assert math.isnan(whole.due[0])
+    assert whole.due[3] == 17.0
     assert list(whole.prompt_tokens) == [-1, 11, -1, 10]
     assert list(whole.completion_tokens) == [-1, 1, -1, 1]
     assert set(whole.attempt_failures) == {0, 2}
@@ -137,6 +153,13 @@ def test_a_lane_is_used_again_when_its_partition_is_through() -> None:
     assert whole.places == [Place("node", "0")] * 3
 
 
+def test_lanes_are_chosen_in_the_order_in_which_partitions_began_for_all() -> None:
+    early = part(0, [good(0, 50, 51)], at=50.0, ended=51.0)
+    late = part(1, [good(0, 1, 2)], at=1.0, ended=2.0, offset=60.0)
+    whole = merged(early, late)
+    assert whole.places == [Place("node", "0")]
+
+
 @given(
     st.lists(
         st.tuples(
@@ -171,7 +194,10 @@ def test_no_two_attempts_are_in_one_lane_at_a_time(
 
 def test_holds_that_touch_are_one_where_they_are_of_one_kind() -> None:
     one, two = part(0), part(1, offset=1.0)
-    one.record.holds = [Hold(HoldKind.RATE_LIMIT, 0, 2), Hold(HoldKind.PAUSE, 5, 6)]
+    one.record.holds = [
+        *(Hold(HoldKind.RATE_LIMIT, 0, 2), Hold(HoldKind.PAUSE, 5, 6)),
+        Hold(HoldKind.RATE_LIMIT, 3, 3.5),
+    ]
     two.record.holds = [Hold(HoldKind.RATE_LIMIT, 1, 3), Hold(HoldKind.PAUSE, 0, 1)]
     assert merged(one, two).holds == [
         Hold(HoldKind.RATE_LIMIT, 0, 4),
@@ -206,18 +232,25 @@ def test_what_several_partitions_say_is_said_once() -> None:
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_stop_is_told_unless_all_rows_are_ok(finished: bool) -> None:
     stop = Stop(StopKind.BUDGET, "it is used up", cancels=False)
+    other = Stop(StopKind.FAILURES, "too many", cancels=False)
     facts = [good(0, 0, 1), good(1, 1, 2)]
     one = part(0, facts, stop=stop, stopped_at=4.0, offset=2.0)
-    two = part(1, facts if finished else facts[:1], stop=stop, stopped_at=3.0)
+    two = part(1, facts if finished else facts[:1], stop=other, stopped_at=3.0)
     whole = merged(one, two, part(2, facts))
     assert whole.stopped == (None if finished else stop)
     assert whole.stopped_at == (None if finished else 3.0)
 
 
+def test_a_stop_that_no_partition_has_a_time_of_came_at_the_end() -> None:
+    stop = Stop(StopKind.CANCELLED, "enough", cancels=True)
+    assert merged(part(0, stop=stop, ended=5.0)).stopped_at == 5.0
+
+
 def test_the_run_began_when_its_coordinator_says() -> None:
     """Its first partition may have begun later; what began before stands at the run's beginning."""
     one = part(0, at=30.0, ended=40.0, offset=70.0, began=90.0)
-    whole = merged(one)
+    two = part(1, at=30.0, ended=40.0, offset=65.0, began=90.0)
+    whole = merged(one, two)
     assert whole.started_at == NOON - timedelta(seconds=10)
     assert whole.ended == 20.0
 
