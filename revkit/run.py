@@ -346,7 +346,7 @@ def _tasks(
         workers=plan.workers,
         emit=drain.emit,
         wake=drain.wake,
-        hand_over=hand_over if drain.is_awaited else drain.wake,
+        hand_over=hand_over if drain.is_awaited else None,
         attempt_timeout=plan.attempt_timeout,
         timeout=None if plan.timeout is None else (plan.timeout, timed_out(plan.timeout)),
     )

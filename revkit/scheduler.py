@@ -13,8 +13,8 @@ A row is in exactly one of four places:
                                |  v
                              to be tried again
 
-Where replies are kept in a store, nothing is started while as many good ones as there are workers
-are not committed yet: these, and what runs, are all that a kill of the process can lose.
+Where replies are kept in a store, a good one holds its place among the running until it has been
+committed: what a kill of the process can lose is never more than ``max_workers`` calls.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Scheduler:
     Args:
         rows: the row numbers to run, in order; taken lazily.
         more: others will be added later, by :meth:`add`.
-        commits: successes are committed, and :meth:`committed` is told of it.
+        commits: a success holds its place until :meth:`committed`.
         max_workers: never more attempts than these are running.
         retry: when a failed attempt is tried again.
         max_failures: the run is stopped when more rows than this have failed; None: never.
@@ -216,7 +216,7 @@ class Scheduler:
                 outcome,
                 start=self._running[row][1],
                 end=now,
-                running=len(self._running),
+                running=len(self._running) + self._uncommitted,
             )
         del self._running[row]
         self._has_next()  # so that a stop, which looks at no row, finds all done where it is
@@ -286,17 +286,10 @@ class Scheduler:
         return [Started(attempt, start) for attempt, start in list(self._running.values())]
 
     @property
-    def awaits_commit(self) -> bool:
-        """Whether no attempt starts before good replies have been committed."""
-        return self._uncommitted >= self._max_workers
-
-    @property
     def room(self) -> int:
         """How many attempts more might run, 0 or fewer where there is no place for another one."""
-        if self.awaits_commit:
-            return 0
         limit = self._max_workers if self._throttle is None else self._throttle.limit
-        return limit - len(self._running)
+        return limit - len(self._running) - self._uncommitted
 
     def _has_next(self) -> bool:
         """Whether there is a row that was never started; looks at it."""

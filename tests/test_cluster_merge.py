@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revkit.clients.base import Reply
@@ -160,6 +160,7 @@ def test_lanes_are_chosen_in_the_order_in_which_partitions_began_for_all() -> No
     assert whole.places == [Place("node", "0")]
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -226,6 +227,7 @@ def test_what_several_partitions_say_is_said_once() -> None:
     assert whole.store == "place"
     assert whole.store_problem == "it is full; it was removed"
     assert whole.weights == "a digest"
+    assert merged(part(0)).store_problem is None
     assert merged(part(0, lost=1)).warnings[0].startswith("about 1 attempt was made")
 
 

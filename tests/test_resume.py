@@ -394,7 +394,7 @@ def test_followers_of_a_cancelled_row_are_not_started(run_on: Run, place: Path) 
 
 
 @every_engine
-def test_no_call_starts_while_replies_of_all_workers_are_not_committed(
+def test_calls_that_are_not_committed_never_exceed_the_workers(
     run_on: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake, at_risk, committed = FakeModel(label), [], [0]
@@ -413,7 +413,7 @@ def test_no_call_starts_while_replies_of_all_workers_are_not_committed(
         reviews(*[f"good {i}" for i in range(400)]), model=fake, store=place, max_workers=8
     )
     assert run.metrics.succeeded == 400
-    assert max(at_risk) < 8 + 8  # those that run, and the replies
+    assert max(at_risk) <= 8
 
 
 @every_engine

@@ -113,7 +113,7 @@ class Histories(RuleBasedStateMachine):
         return self.max_failures is not None and doubtful > self.max_failures
 
     def room(self) -> bool:
-        return max(len(self.running), self.uncommitted) < self.max_workers
+        return len(self.running) + self.uncommitted < self.max_workers
 
     def earliest(self) -> float:
         """When something can be taken if nothing else happens; inf: never."""

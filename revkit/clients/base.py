@@ -11,8 +11,7 @@ threads and for asyncio.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
 
 from ..errors import ModelError
@@ -45,8 +44,11 @@ class Message(TypedDict):
     content: str
 
 
-class Request(NamedTuple):
+@dataclass(slots=True)  # frozen, it would take three times as long to make
+class Request:
     """One HTTP request. Its repr is empty: any of it may hold a key, and tracebacks show it.
+
+    It is no tuple, for tools that report errors walk through those and do not ask for their repr.
 
     Attributes:
         url: absolute URL.
@@ -54,12 +56,9 @@ class Request(NamedTuple):
         headers: headers beside those that the transport sets itself.
     """
 
-    url: str
-    body: bytes | None = None
-    headers: Mapping[str, str] = MappingProxyType({})
-
-    def __repr__(self) -> str:
-        return "Request()"
+    url: str = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class Response(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -271,7 +272,7 @@ def _addressed(request: Request, child: Child) -> Request:
     """The request with the address and the key of the process that is up."""
     path = request.url.removeprefix(_ENDPOINT)
     headers = {**request.headers, "authorization": f"Bearer {child.key}"}
-    return request._replace(url=child.endpoint + path, headers=headers)
+    return replace(request, url=child.endpoint + path, headers=headers)
 
 
 def _in_words(error: ConnectionFailed, child: Child) -> ConnectionFailed:

@@ -30,8 +30,9 @@ __all__ = ["LoopEngine", "LoopThread", "background", "clock_of", "is_uvloop", "r
 #: worker lets others run.
 _BREATH = 0.001
 #: Where rows wait for the drain it is woken when so many turns of the loop have brought it nothing
-#: new. A reply takes two turns from its socket to its worker; a commit costs as much as ten rows.
-_QUIET = 3
+#: new, or after so many facts or seconds. A reply takes two turns from its socket to its worker; a
+#: commit costs as much as ten rows in it.
+_QUIET, _MANY, _BUSY = 3, 64, 0.005
 #: uvloop counts whole milliseconds from the last one that it looked at: a timer may be early by
 #: so many seconds.
 _EARLY = 0.0015
@@ -55,7 +56,8 @@ class LoopEngine:
 
     Args:
         wake: wakes the drain, for which there are facts.
-        hand_over: wakes the drain, and may give it a moment in which the loop stands still.
+        hand_over: wakes the drain where rows wait for it, and may give it a moment in which the
+            loop stands still; None: rows do not wait, and the drain is in no hurry.
         attempt_timeout: seconds that one attempt may take; None: any time.
         timeout: seconds for the whole run, and the stop that comes then; None: any time.
 
@@ -77,7 +79,7 @@ class LoopEngine:
         workers: int,
         emit: Emit,
         wake: Callable[[], None],
-        hand_over: Callable[[], object],
+        hand_over: Callable[[], object] | None,
         attempt_timeout: float | None = None,
         timeout: tuple[float, Stop] | None = None,
     ):
@@ -88,11 +90,11 @@ class LoopEngine:
         self._emit = emit
         self._wake = wake
         self._hand_over = hand_over
-        #: facts since the drain was woken; what wakes it in time; and whether it is watched when
-        #: there are no more for now
+        #: facts since the drain was woken; and whether it is watched when there are no more for now
         self._facts = 0
-        self._soon: asyncio.TimerHandle | None = None
         self._watching = False
+        #: when the drain was last woken, or since when it is watched when to, on the loop's clock
+        self._woke = float("-inf")
         self._attempt_timeout = attempt_timeout
         self._tasks: list[asyncio.Task[None]] = []
         #: when a worker last let others run, on the loop's clock
@@ -138,9 +140,8 @@ class LoopEngine:
             if not isinstance(error, Exception):
                 raise
         finally:
-            for alarm in (timer, self._soon):
-                if alarm is not None:
-                    alarm.cancel()
+            if timer is not None:
+                timer.cancel()
             self._emit(Ended(crash, at))
             self._wake()
 
@@ -187,31 +188,34 @@ class LoopEngine:
             for _ in range(min(self._scheduler.room, len(self._waiting))):
                 self._wake_one()
 
-    def _wake_drain(self) -> None:
+    def _wake_drain(self, now: float) -> None:
         """Let the drain know of a fact, though not of each: threads that take turns cost more.
 
-        Where rows wait for it, as soon as the loop has nothing else to do; else soon.
+        Where rows wait for it, as soon as the loop has nothing else to do, or there are many.
         """
         self._facts += 1
-        if self._soon is None:
-            self._soon = self._loop.call_later(OFTEN, self._hand_over_now)
-        if not self._watching and self._scheduler.awaits_commit:
-            self._watching = True
+        if self._hand_over is None:
+            if now - self._woke >= OFTEN:
+                self._woke = now
+                self._wake()
+        elif not self._watching:
+            self._watching, self._woke = True, now
             self._loop.call_soon(self._watch, self._facts, _QUIET)
+        elif self._facts >= _MANY:
+            self._hand_over_now(now)
 
     def _watch(self, seen: int, turns: int) -> None:
         turns = turns - 1 if self._facts == seen else _QUIET
-        self._watching = turns > 0 and self._facts > 0
-        if self._watching:
+        now = self._clock()
+        if turns and now - self._woke < _BUSY:
             self._loop.call_soon(self._watch, self._facts, turns)
-        elif self._facts:  # else the timer was quicker
-            self._hand_over_now()
+        else:
+            self._watching = False
+            self._hand_over_now(now)
 
-    def _hand_over_now(self) -> None:
-        if self._soon is not None:
-            self._soon.cancel()
-            self._soon = None
-        self._facts = 0
+    def _hand_over_now(self, now: float) -> None:
+        assert self._hand_over is not None
+        self._woke, self._facts = now, 0
         self._hand_over()
         self.make_changes()  # those that it has asked for by now
 
@@ -291,7 +295,7 @@ class LoopEngine:
                 self._obey()
                 self._wake()
             else:
-                self._wake_drain()
+                self._wake_drain(end)
             if outcome is CANCELLED:
                 return
             if end - self._breathed >= _BREATH:
