@@ -11,6 +11,7 @@ import base64
 import html
 import json
 import logging
+import pickle
 import traceback
 import urllib.parse
 from collections.abc import Callable
@@ -229,6 +230,8 @@ def test_a_key_is_shown_nowhere(
 def test_a_request_does_not_show_itself() -> None:
     request = Request(f"http://box/v1?key={KEY}", KEY.encode(), {"x": KEY})
     assert repr(request) == "Request()"
+    assert not isinstance(request, tuple)  # reporters of errors walk through those
+    assert pickle.loads(pickle.dumps(Request("http://box"))) == Request("http://box")
 
 
 @pytest.mark.parametrize(
