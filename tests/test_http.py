@@ -8,6 +8,7 @@ import gzip
 import queue
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -780,3 +781,47 @@ def test_a_connection_that_nobody_accepts_is_aborted(patient: None) -> None:
             steps.wait("connect_tcp.started")
             abort(transport, sent)
         transport.close()
+
+
+#: A script that hangs tells where, and ends.
+ABORTS = """
+import faulthandler, gc, threading, time
+from revkit.clients.http import HttpxTransport
+
+faulthandler.dump_traceback_later(20, exit=True)
+
+class Garbage:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        time.sleep(0)  # another thread may run
+
+def start_threads():
+    while not done.is_set():
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+
+def wait(depth=5):
+    wait(depth - 1) if depth else done.wait()
+
+done = threading.Event()
+threads = [threading.Thread(target=target) for target in 3 * [start_threads] + 20 * [wait]]
+for thread in threads:
+    thread.start()
+transport = HttpxTransport("http://127.0.0.1:1")
+gc.set_threshold(5)
+for _ in range(1000):
+    Garbage()
+    transport.abort()
+assert gc.isenabled()
+done.set()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_an_abort_hangs_no_process_that_starts_threads_and_collects_garbage() -> None:
+    """Python 3.11 before 3.11.12 does that where the collector is left on."""
+    found = subprocess.run([sys.executable, "-c", ABORTS], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr

@@ -34,6 +34,7 @@ connection that is being made where the system does not let it be shut down (not
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import socket
 import sys
@@ -78,6 +79,8 @@ HEADERS = {
     "accept-encoding": "gzip",
     "user-agent": f"revkit/{__version__}",
 }
+#: Held while garbage collection is off; reentrant, for a collection may just be closing a client.
+_COLLECTOR = threading.RLock()
 #: Steps of httpcore that an aborted request does not take any more. A TLS handshake is not among
 #: them, for httpcore would leave its socket open; nor is the body, for it may be there already.
 _STEPS = frozenset(
@@ -184,7 +187,7 @@ class HttpxTransport:
         """
         with self._lock:  # with which no connection goes back to a pool that others use
             self._aborted = True
-            frames = sys._current_frames()
+            frames = _frames()
             for thread in list(self._at_work):
                 found = _socket_in(frames.get(thread))
                 if found is not None:
@@ -245,6 +248,26 @@ class HttpxTransport:
         self.abort()
         for own in self._opened:
             own.close()
+
+
+def _frames() -> dict[int, FrameType]:
+    """What every thread does now.
+
+    Python 3.11 holds the lock of its list of threads meanwhile. A garbage collection within it may
+    let another thread run, which waits for that lock when it starts or ends a thread, and keeps
+    all others from running: the process hangs (python/cpython#106883, fixed in 3.11.12; later
+    versions do not collect here).
+    """
+    if sys.version_info >= (3, 12):
+        return sys._current_frames()
+    with _COLLECTOR:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if enabled:
+                gc.enable()
 
 
 def _socket_in(frame: FrameType | None) -> socket.socket | None:
