@@ -11,6 +11,8 @@ import revkit
 
 # For the processes that are started before a test's own settings: kernels, above all.
 os.environ["REVKIT_STORE"] = "off"
+# Dask's profiler hangs a worker now and then on Python 3.11 before 3.11.12 (python/cpython#106883).
+os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
 
 
 @pytest.fixture(autouse=True)
