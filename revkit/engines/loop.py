@@ -30,9 +30,11 @@ __all__ = ["LoopEngine", "LoopThread", "background", "clock_of", "is_uvloop", "r
 #: worker lets others run.
 _BREATH = 0.001
 #: Where rows wait for the drain it is woken when so many turns of the loop have brought it nothing
-#: new, or after so many facts or seconds. A reply takes two turns from its socket to its worker; a
-#: commit costs as much as ten rows in it.
-_QUIET, _MANY, _BUSY = 3, 64, 0.005
+#: new, or after so many seconds or facts. A reply takes two turns from its socket to its worker.
+_QUIET, _LATE, _FEW = 3, 0.005, 16
+#: A commit costs as much as ten rows in it. Where the loop's thread has computed for more than this
+#: share of so many seconds, more commits would not have rows done sooner: after so many facts.
+_BUSY, _MOMENTS, _MANY = 0.6, 0.1, 64
 #: uvloop counts whole milliseconds from the last one that it looked at: a timer may be early by
 #: so many seconds.
 _EARLY = 0.0015
@@ -95,6 +97,10 @@ class LoopEngine:
         self._watching = False
         #: when the drain was last woken, or since when it is watched when to, on the loop's clock
         self._woke = float("-inf")
+        #: after how many facts it is woken at the latest; and when that was decided, on the loop's
+        #: clock and in seconds of its thread's CPU
+        self._enough = _FEW
+        self._decided, self._used = float("-inf"), 0.0
         self._attempt_timeout = attempt_timeout
         self._tasks: list[asyncio.Task[None]] = []
         #: when a worker last let others run, on the loop's clock
@@ -201,13 +207,13 @@ class LoopEngine:
         elif not self._watching:
             self._watching, self._woke = True, now
             self._loop.call_soon(self._watch, self._facts, _QUIET)
-        elif self._facts >= _MANY:
+        elif self._facts >= self._enough:
             self._hand_over_now(now)
 
     def _watch(self, seen: int, turns: int) -> None:
         turns = turns - 1 if self._facts == seen else _QUIET
         now = self._clock()
-        if turns and now - self._woke < _BUSY:
+        if turns and now - self._woke < _LATE:
             self._loop.call_soon(self._watch, self._facts, turns)
         else:
             self._watching = False
@@ -218,6 +224,11 @@ class LoopEngine:
         self._woke, self._facts = now, 0
         self._hand_over()
         self.make_changes()  # those that it has asked for by now
+        if now - self._decided >= _MOMENTS:
+            used = time.thread_time()
+            is_busy = used - self._used > _BUSY * (now - self._decided)
+            self._enough = _MANY if is_busy else _FEW
+            self._decided, self._used = now, used
 
     def _wake_next(self, now: float) -> None:
         """Let one waiting worker ask again as soon as there is something for it."""
