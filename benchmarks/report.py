@@ -141,8 +141,9 @@ run.
 
 A chat model on loopback that only waits answers each client; a client runs in a process of its own
 and sends one request a row, with the same instructions and the same schema where it can. Figures
-are medians of {repeat} runs that took turns, in parentheses the ratio to bare aiohttp workers. A
-run is void unless every reply stood at its row and the server counted as many requests as rows.
+are medians of {repeat} runs that took turns, of {more} where no other tool takes part; in
+parentheses the ratio to bare aiohttp workers. A run is void unless every reply stood at its row and
+the server counted as many requests as rows.
 revkit runs with what is on by default: typed output, validation, a fresh store, attempts recorded;
 its progress bar is off. CPU is that of the client's process, its threads included. Each process has
 done a few rows before it is measured, and collected what its imports left as garbage.
@@ -165,7 +166,7 @@ def write_readme(
     """``README.md`` beside this file, and its plot."""
     here = Path(__file__).parent
     plot_calls(lines, here / "calls.png")
-    head = _HEAD.format(repeat=repeat, machine=machine(peers), ceiling=ceiling)
+    head = _HEAD.format(repeat=repeat, more=2 * repeat + 1, machine=machine(peers), ceiling=ceiling)
     picture = "![CPU per row and rows per second of each client](calls.png)"
     parts = [aims_table(lines), picture, calls_table(lines)]
     parts += [
