@@ -26,6 +26,8 @@ from .tokens import Price, prompt_size
 from .work import CallableWork, ModelWork, Rows, Work
 
 if TYPE_CHECKING:
+    import asyncio
+
     from .clients.base import Message
     from .observers import Chosen
     from .store import Store
@@ -115,6 +117,11 @@ class Plan:
             refused={},
             workers=max(1, min(self.workers, len(rows))),
         )
+
+    @property
+    def loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
+        """What makes the loop that the client brings, one on a virtual clock, say."""
+        return None if self.client is None else self.client.loop_factory
 
     @property
     def find_price(self) -> Callable[[], Price | None]:

@@ -42,6 +42,8 @@ _TICK = 0.1
 #: Seconds that the loop stands still, at most, while the drain does what rows wait for: else the
 #: two threads compete for the interpreter, which a busy one gives away every 5 ms.
 _HAND_OVER = 0.002
+#: The same for a loop of the client's own: on a virtual clock, time would leap meanwhile.
+_HAND_OVER_OWN = 1.0
 #: What runs in threads when the run is interrupted gets this long to end (seconds).
 _GRACE = 1.0
 
@@ -95,6 +97,7 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
     if plan.loop == "notebook":
         return _execute_on_notebook_loop(plan, press)
     woken, stepped = threading.Event(), threading.Event()
+    longest = _HAND_OVER if plan.loop_factory is None else _HAND_OVER_OWN
 
     def wake() -> None:
         if not woken.is_set():  # far cheaper than to set it again
@@ -103,7 +106,8 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
     def hand_over() -> None:
         stepped.clear()
         wake()
-        stepped.wait(_HAND_OVER)
+        if drain.ended is None:  # else nobody steps any more
+            stepped.wait(longest)
 
     with press.raising():  # nothing is done yet
         scheduler, drain, rendered = _assemble(plan, wake)
@@ -194,8 +198,8 @@ class _Looking:
         return True
 
     def end(self) -> None:
-        client = self._plan.client
-        if self._plan.open_store is not None and client is not None and not client.loop_factory:
+        plan = self._plan
+        if plan.open_store is not None and plan.loop_factory is None:
             self.seconds = time.monotonic() - self._began
 
 
@@ -282,7 +286,7 @@ def _started(
     else:
         from .engines import loop as loops
 
-        factory = plan.client.loop_factory if plan.client is not None else None
+        factory = plan.loop_factory
         engine = _tasks(plan, scheduler, drain, rendered, hand_over)
         own = None if factory is None else loops.LoopThread(factory, "revkit-loop-of-a-run")
         loop = loops.background() if own is None else own.loop
@@ -362,7 +366,7 @@ async def aexecute(plan: Plan) -> Record:
 
     from .engines.loop import clock_of
 
-    if plan.client is not None and plan.client.loop_factory is not None:
+    if plan.loop_factory is not None:
         raise UsageError(
             f"{plan.client!r} brings an event loop of its own: call parallel_map, which runs "
             "beside yours"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,6 +13,7 @@ import pytest
 
 from revkit import SENTIMENT, Reply, Retry, UsageError
 from revkit.errors import ConnectionFailed, ServerError
+from revkit.store import Store
 from revkit.testing import NBVAL_SANITIZE, FakeModel
 from revkit.testing.clock import VirtualClockLoop
 
@@ -106,6 +109,26 @@ def test_latency_by_rule_on_the_virtual_clock() -> None:
     assert run.attempts["row"].tolist() == [1, 0, 2]
     assert run.attempts["start_s"].tolist() == pytest.approx([0, 0, 0.25])
     assert run.attempts["end_s"].tolist() == pytest.approx([0.25, 3600, 0.25 + 86_400 * 30])
+
+
+def test_virtual_time_does_not_pass_while_a_reply_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is slow, and another reply would be the next thing to come."""
+    put = Store.put
+
+    def slowly(*args: Any, **kwargs: Any) -> bool:
+        time.sleep(0.05)
+        return put(*args, **kwargs)
+
+    monkeypatch.setattr(Store, "put", slowly)
+    seconds = {"a": 1.0, "b": 0.25, "c": 0.25}
+    fake = FakeModel(lambda text: text, latency=seconds.__getitem__, clock="virtual")
+    run = pd.DataFrame({"text": list(seconds)}).llm.parallel_map(
+        "{text}", model=fake, max_workers=2, store=tmp_path / "replies.sqlite"
+    )
+    assert run.attempts["row"].tolist() == [1, 2, 0]
+    assert run.attempts["start_s"].tolist() == [0.0, 0.25, 0.0]
 
 
 def test_each_run_starts_its_virtual_clock_anew() -> None:

@@ -262,7 +262,7 @@ def make_job(
             f"repeat={plan.samples} on Dask is for tasks that ask a model: what the samples of "
             f"{plan.task.name} come to shows in what it returns, and Dask must know it before"
         )
-    if plan.client is not None and plan.client.loop_factory is not None:
+    if plan.loop_factory is not None:
         raise UsageError(f"{plan.client!r} keeps a clock of its own, which no cluster shares")
     known = None
     if isinstance(plan.task, CallableTask):
