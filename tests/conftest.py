@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,9 @@ import revkit
 os.environ["REVKIT_STORE"] = "off"
 # Dask's profiler hangs a worker now and then on Python 3.11 before 3.11.12 (python/cpython#106883).
 os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
+# A shell has interrupts ignored in what it starts in the background, and in all that this starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
