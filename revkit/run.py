@@ -10,6 +10,7 @@ import contextvars
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -42,8 +43,6 @@ _TICK = 0.1
 #: Seconds that the loop stands still, at most, while the drain does what rows wait for: else the
 #: two threads compete for the interpreter, which a busy one gives away every 5 ms.
 _HAND_OVER = 0.002
-#: The same for a loop of the client's own: on a virtual clock, time would leap meanwhile.
-_HAND_OVER_OWN = 1.0
 #: What runs in threads when the run is interrupted gets this long to end (seconds).
 _GRACE = 1.0
 
@@ -96,19 +95,13 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
             return execute(plan, press)
     if plan.loop == "notebook":
         return _execute_on_notebook_loop(plan, press)
-    woken, stepped = threading.Event(), threading.Event()
-    longest = _HAND_OVER if plan.loop_factory is None else _HAND_OVER_OWN
+    woken = threading.Event()
 
     def wake() -> None:
         if not woken.is_set():  # far cheaper than to set it again
             woken.set()
 
-    def hand_over() -> None:
-        stepped.clear()
-        wake()
-        if drain.ended is None:  # else nobody steps any more
-            stepped.wait(longest)
-
+    steps = _Steps(wake)
     with press.raising():  # nothing is done yet
         scheduler, drain, rendered = _assemble(plan, wake)
     try:
@@ -130,7 +123,7 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
                 drain.record.ended_by = drain.record.ended_by or KeyboardInterrupt()
                 scheduler.stop(INTERRUPTED)
             drain.open_display()
-            engine = stack.enter_context(_started(plan, scheduler, drain, rendered, hand_over))
+            engine = stack.enter_context(_started(plan, scheduler, drain, rendered, steps))
             drain.starts(engine.clock, engine.began, looked=looking.seconds)
             drain.tell = engine.tell
             plan.started(engine.stop, engine.tell)
@@ -139,11 +132,12 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
                 while drain.ended is None and not watch.is_over():
                     woken.wait(_TICK)
                     woken.clear()
-                    drain.step()
-                    stepped.set()
+                    steps.take(drain.step)
             except BaseException as error:  # noqa: BLE001 - raised again, with all that is done
                 engine.stop(INTERRUPTED)
                 drain.record.ended_by = error
+            finally:
+                steps.end()
             if press():
                 drain.record.ended_by = KeyboardInterrupt()
             press.hold()
@@ -158,6 +152,42 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
     finally:
         press.hold()
         drain.put_away()
+
+
+class _Steps:
+    """The steps of a drain, for each of which a loop may stand still.
+
+    Attributes:
+        patience: seconds that it does so at most; None: as long as it takes.
+    """
+
+    def __init__(self, wake: Callable[[], None]):
+        self._wake = wake
+        self._asked: deque[threading.Event] = deque()
+        self._over = False
+        self.patience: float | None = _HAND_OVER
+
+    def hand_over(self) -> None:
+        """Wake the drain, and wait for a step that has begun since. Called by the loop."""
+        taken = threading.Event()
+        self._asked.append(taken)
+        self._wake()
+        if not self._over:
+            taken.wait(self.patience)
+
+    def take(self, step: Callable[[], None]) -> None:
+        """Take a step, and let those go on who asked for it before it began."""
+        asked = [self._asked.popleft() for _ in range(len(self._asked))]
+        try:
+            step()
+        finally:
+            for taken in asked:
+                taken.set()
+
+    def end(self) -> None:
+        """There are no more: nobody waits for one."""
+        self._over = True
+        self.take(lambda: None)
 
 
 class _Engine(NamedTuple):
@@ -272,7 +302,7 @@ def _started(
     scheduler: Scheduler,
     drain: Drain,
     rendered: _Rendered,
-    hand_over: Callable[[], object],
+    steps: _Steps,
 ) -> Iterator[_Engine]:
     """Start the plan's engine beside the calling thread."""
     if not drain.has_work or scheduler.stopped is not None:
@@ -287,10 +317,12 @@ def _started(
         from .engines import loop as loops
 
         factory = plan.loop_factory
-        engine = _tasks(plan, scheduler, drain, rendered, hand_over)
+        engine = _tasks(plan, scheduler, drain, rendered, steps.hand_over)
         own = None if factory is None else loops.LoopThread(factory, "revkit-loop-of-a-run")
         loop = loops.background() if own is None else own.loop
         clock = loops.clock_of(loop)
+        if abs(clock() - time.monotonic()) > _TICK:  # a virtual one, say: it may leap meanwhile
+            steps.patience = None
 
         def tell(change: Callable[[], object]) -> None:
             engine.changes.append(change)

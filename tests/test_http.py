@@ -788,7 +788,7 @@ ABORTS = """
 import faulthandler, gc, threading, time
 from revkit.clients.http import HttpxTransport
 
-faulthandler.dump_traceback_later(20, exit=True)
+faulthandler.dump_traceback_later(60, exit=True)
 
 class Garbage:
     def __init__(self):
@@ -811,7 +811,7 @@ for thread in threads:
     thread.start()
 transport = HttpxTransport("http://127.0.0.1:1")
 gc.set_threshold(5)
-for _ in range(1000):
+for _ in range(50):
     Garbage()
     transport.abort()
 assert gc.isenabled()

@@ -131,6 +131,15 @@ def test_virtual_time_does_not_pass_while_a_reply_is_stored(
     assert run.attempts["start_s"].tolist() == [0.0, 0.25, 0.0]
 
 
+def test_virtual_time_does_not_pass_while_many_replies_are_stored(tmp_path: Path) -> None:
+    """The drain takes more steps than those that the loop asks for: it looks rows up as well."""
+    fake = FakeModel(lambda text: text, latency=0.25, clock="virtual")
+    run = frame(600).llm.parallel_map(
+        "{review}", model=fake, max_workers=8, store=tmp_path / "replies.sqlite", timeout=1000
+    )
+    assert run.metrics.wall_s == 600 / 8 * 0.25
+
+
 def test_each_run_starts_its_virtual_clock_anew() -> None:
     fake = FakeModel(lambda text: text, latency=5, clock="virtual")
     for _ in range(2):

@@ -262,8 +262,8 @@ def _frames() -> dict[int, FrameType]:
         return sys._current_frames()
     with _COLLECTOR:
         enabled = gc.isenabled()
-        gc.disable()
         try:
+            gc.disable()
             return sys._current_frames()
         finally:
             if enabled:
@@ -376,7 +376,7 @@ class HttpxAsyncTransport:
 
 
 class AiohttpTransport:
-    """Carries requests on the running loop, over aiohttp: a tenth of the CPU of httpx's pool.
+    """Carries requests on the running loop, over aiohttp: a small part of the CPU of httpx's pool.
 
     Args: as for :class:`HttpxTransport`; and ``max_workers``, the most connections that are open
     at the same time.
