@@ -46,12 +46,18 @@ def calls_table(lines: list[dict[str, Any]]) -> str:
                 ]
             )
         head = ["client", "CPU, µs a row", "rows/s", "efficiency", "peak MiB", "in flight", "conns"]
-        parts.append(f"**{latency} ms, {workers:,} workers, {rows:,} rows**\n\n{table(head, told)}")
+        many = "workers" if workers > 1 else "worker"
+        title = f"**{latency} ms, {workers:,} {many}, {rows:,} rows**"
+        parts.append(f"{title}\n\n{table(head, told)}")
     return "\n\n".join(parts)
 
 
-def aims_table(lines: list[dict[str, Any]]) -> str:
-    """What was aimed at, beside what it came to; without what was not measured."""
+def aims_table(lines: list[dict[str, Any]], others: dict[str, str]) -> str:
+    """What was aimed at, beside what it came to; without what was not measured.
+
+    Args:
+        others: what the other benchmarks print.
+    """
     good = {(x["latency_ms"], x["workers"], x["client"]): x for x in lines if not x["why"]}
 
     def ratio(figure: str, case: tuple[int, int], over: tuple[int, int, str]) -> float | None:
@@ -84,8 +90,38 @@ def aims_table(lines: list[dict[str, Any]]) -> str:
     for workers in (256, 1_000):
         what = f"200 ms, {workers:,} workers: efficiency, to bare"
         told.append((what, "≥ 1", ratio(efficiency, (200, workers), (200, workers, BARE))))
-    head = ["ratio", "aim", "measured"]
-    return table(head, [[what, aim, f"{x:.2f}"] for what, aim, x in told if x is not None])
+    rows = [[what, aim, f"{x:.2f}"] for what, aim, x in told if x is not None]
+    return table(["ratio", "aim", "measured"], rows + _in_flight(good) + _other_aims(others))
+
+
+def _in_flight(good: dict[tuple[int, int, str], dict[str, Any]]) -> list[list[str]]:
+    mine = [x for (latency, _, name), x in good.items() if latency and name == "revkit"]
+    aim = " / ".join(f"{x['workers']:,}" for x in mine)
+    return [
+        [f"highest {what}", aim, " / ".join(f"{x[key]:,.0f}" for x in mine)]
+        for what, key in (("number in flight", "most_in_flight"), ("connections", "connections"))
+    ]
+
+
+def _other_aims(others: dict[str, str]) -> list[list[str]]:
+    # By the words that their lines begin with, without their numbers of workers.
+    start = {line.split()[0]: line.split() for line in others["start.py"].splitlines() if line}
+    pool = {tuple(line.split()[:2]): line.split() for line in others["pool.py"].splitlines()}
+    thread, loop = pool["thread", "16"], pool["async", "16"]
+    return [
+        ["pool alone, 16 workers, threads / loop: CPU in µs a row", "≤ 15", _pair(thread, loop, 2)],
+        ["the same: memory grown, in MiB", "≤ 100", _pair(thread, loop, 4)],
+        ["import revkit, to import pandas: CPU / wall", "≤ 1.3", " / ".join(start["ratio"][1:])],
+        [
+            "first twelve rows in ms: plain function / coroutine",
+            "< 20",
+            _pair(start["thread"], start["async"], 1),
+        ],
+    ]
+
+
+def _pair(one: list[str], other: list[str], column: int) -> str:
+    return f"{one[column]} / {other[column]}"
 
 
 def machine(clients: dict[str, str]) -> str:
@@ -168,7 +204,7 @@ def write_readme(
     plot_calls(lines, here / "calls.png")
     head = _HEAD.format(repeat=repeat, more=2 * repeat + 1, machine=machine(peers), ceiling=ceiling)
     picture = "![CPU per row and rows per second of each client](calls.png)"
-    parts = [aims_table(lines), picture, calls_table(lines)]
+    parts = [aims_table(lines, others), picture, calls_table(lines)]
     parts += [
         f"`python benchmarks/{name}`:\n\n```text\n{said}\n```" for name, said in others.items()
     ]
