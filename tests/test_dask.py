@@ -505,6 +505,13 @@ def press_stop() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
+def press_stop_until(happened: threading.Event) -> None:
+    """A signal that comes just when that thread begins to wait is seen with the next one only."""
+    press_stop()
+    while not happened.wait(0.5):
+        press_stop()
+
+
 class Holds:
     """A rule that holds two rows of the second partition back, and then presses stop."""
 
@@ -567,13 +574,12 @@ def test_a_second_interrupt_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     def read(part: int) -> pd.DataFrame:
         if part:
             through.wait(GATE_LIMIT)
-            press_stop()
-            signalled.wait(GATE_LIMIT)
-            press_stop()
+            press_stop_until(signalled)
+            press_stop_until(left)
             release.wait(GATE_LIMIT)
         return pd.DataFrame({"n": [2 * part, 2 * part + 1]})
 
-    signalled = threading.Event()
+    signalled, left = threading.Event(), threading.Event()
 
     class Last:
         def on_event(self, event: revkit.Event) -> None:
@@ -588,7 +594,7 @@ def test_a_second_interrupt_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 
     def stops(*args: Any, **named: Any) -> None:
         stop(*args, **named)
-        signalled.set()
+        (left if threading.current_thread() is threading.main_thread() else signalled).set()
 
     monkeypatch.setattr(coordinator, "stop", stops)
     with (
