@@ -31,7 +31,8 @@ import revkit
 from revkit.clients.base import Request
 from revkit.clients.http import AiohttpTransport
 from revkit.events import Attempt
-from revkit.work import ModelWork, Rows
+from revkit.rows import Rows
+from revkit.work import ModelWork
 
 TASK = revkit.Signature(
     "Say what the customer who wrote the review thinks of the product.",

@@ -63,7 +63,8 @@ from .adaptive import Adaptive
 from .api import aparallel_map, last_result, parallel_map
 from .cancel import CancelToken
 from .chain import Chain, ChainResult, Step, chain
-from .clients.base import Client, Reply
+from .chat import Reply
+from .clients.base import Client
 from .clients.secret import Secret
 from .config import load_agent, use
 from .data import data_file, load_reviews

@@ -7,7 +7,6 @@ A call has three steps: :func:`prepare` decides everything and refuses what cann
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import os
 import warnings
@@ -20,8 +19,10 @@ import pandas as pd
 from . import columns, config, prices, provenance, samples
 from .adaptive import Adaptive
 from .batch import batch
+from .binding import bind_frame, bind_items, bind_series, series_frame
 from .cancel import CancelToken
 from .clients.base import Client
+from .dtypes import same_rows, snapshot
 from .errors import (
     BudgetReached,
     Interrupted,
@@ -33,6 +34,7 @@ from .errors import (
 )
 from .events import Status, StopKind
 from .interrupt import Press, noted_interrupts
+from .keeping import store_of
 from .limits import Budget, RateLimit
 from .observers import resolve
 from .outputs import Field
@@ -176,12 +178,12 @@ def prepare(
             "batch_key= picks a list out of a mapping, and items= is a frame or Series"
         )
     if isinstance(source, pd.DataFrame):
-        frame, binding = source, columns.bind_frame(source, task, on)
+        frame, binding = source, bind_frame(source, task, on)
     elif isinstance(source, pd.Series):
-        binding = columns.bind_series(source, task, on)
-        frame = columns.series_frame(source)
+        binding = bind_series(source, task, on)
+        frame = series_frame(source)
     else:
-        binding, frame = columns.bind_items(batch(source, batch_key), task, on)
+        binding, frame = bind_items(batch(source, batch_key), task, on)
     observers = resolve(observer)
     client = None
     if isinstance(task, ModelTask):
@@ -192,7 +194,7 @@ def prepare(
         raise UsageError(f"store= keeps replies of models; {task.name} is a function")
     open_store = None
     if client is not None and len(frame) > len(binding.refused):
-        open_store = config.store_of(store, client)
+        open_store = store_of(store, client)
     _check_repeat(repeat, task, client)
     if isinstance(task, CallableTask):
         names = [task.output]
@@ -273,7 +275,7 @@ def prepare(
     )
     return Prepared(
         plan=plan,
-        before=columns.snapshot(frame),
+        before=snapshot(frame),
         target=frame if inplace else None,
         inputs=binding.columns,
         prefix=prefix,
@@ -444,9 +446,8 @@ def finish(call: Prepared, record: Record) -> ParallelResult:
         model_name=None if plan.client is None else plan.client.name,
         find_price=plan.find_price,
         provenance=provenance.of_run(call.provenance, record),
+        rerun=_Rerun(call, record),
     )
-    result._retry = functools.partial(_retry, call, record)
-    result._aretry = functools.partial(_aretry, call, record)
     for message in record.warnings:
         warnings.warn(message, UserWarning, stacklevel=4)
     if isinstance(record.ended_by, KeyboardInterrupt):
@@ -479,13 +480,6 @@ def _go_on(record: Record) -> str:
     return "; run the same again, and it goes on from there"
 
 
-def _retry(call: Prepared, record: Record) -> ParallelResult:
-    again, rows = _what_is_left(call, record)
-    with noted_interrupts() as press:
-        result = finish(_once_more(call), record.continued(execute(again, press), rows))
-    return _unless_pressed(result, press)
-
-
 def _unless_pressed(result: ParallelResult, press: Press) -> ParallelResult:
     """The result, unless an interrupt came while it was written."""
     if press():
@@ -493,9 +487,24 @@ def _unless_pressed(result: ParallelResult, press: Press) -> ParallelResult:
     return result
 
 
-async def _aretry(call: Prepared, record: Record) -> ParallelResult:
-    again, rows = _what_is_left(call, record)
-    return finish(_once_more(call), record.continued(await aexecute(again), rows))
+class _Rerun:
+    """Runs the rows of a call again that are not ok."""
+
+    def __init__(self, call: Prepared, record: Record):
+        self._call = call
+        self._record = record
+
+    def run(self) -> ParallelResult:
+        again, rows = _what_is_left(self._call, self._record)
+        with noted_interrupts() as press:
+            record = self._record.continued(execute(again, press), rows)
+            result = finish(_once_more(self._call), record)
+        return _unless_pressed(result, press)
+
+    async def arun(self) -> ParallelResult:
+        again, rows = _what_is_left(self._call, self._record)
+        record = self._record.continued(await aexecute(again), rows)
+        return finish(_once_more(self._call), record)
 
 
 def _what_is_left(call: Prepared, record: Record) -> tuple[Plan, list[int]]:
@@ -513,7 +522,7 @@ def _what_is_left(call: Prepared, record: Record) -> tuple[Plan, list[int]]:
 
 
 def _once_more(call: Prepared) -> Prepared:
-    return dataclasses.replace(call, before=columns.snapshot(call.before))
+    return dataclasses.replace(call, before=snapshot(call.before))
 
 
 def _can_write(call: Prepared, made: Mapping[Any, Any]) -> bool:
@@ -523,7 +532,7 @@ def _can_write(call: Prepared, made: Mapping[Any, Any]) -> bool:
     new = [label for label in made if label not in call.before.columns and label in target.columns]
     if not call.overwrite and any(columns.is_foreign(target, x, fingerprint) for x in new):
         why = f'a column "{new[0]}" has appeared in it while the run went on'
-    elif not columns.same_rows(target, call.before, call.inputs):
+    elif not same_rows(target, call.before, call.inputs):
         why = "its rows were changed while the run went on"
     else:
         return True

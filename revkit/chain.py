@@ -27,6 +27,7 @@ from .api import (
     shows_options,
 )
 from .cancel import CancelToken
+from .dtypes import same_rows
 from .errors import ColumnExists, Interrupted, MissingColumn, RunFailed, UsageError, nearest
 from .limits import Budget, RateLimit
 from .policy import Retry
@@ -389,9 +390,7 @@ def _labels(
 
 
 def _same(before: pd.DataFrame, now: pd.DataFrame) -> bool:
-    return list(before.columns) == list(now.columns) and columns.same_rows(
-        now, before, before.columns
-    )
+    return list(before.columns) == list(now.columns) and same_rows(now, before, before.columns)
 
 
 def _is_of(result: ParallelResult, step: Step, source: Any) -> bool:
@@ -401,7 +400,7 @@ def _is_of(result: ParallelResult, step: Step, source: Any) -> bool:
         return False
     if not isinstance(source, pd.DataFrame):
         return len(result.frame) == len(source)
-    return columns.same_rows(result.frame, source, source.columns)
+    return same_rows(result.frame, source, source.columns)
 
 
 @shows_options(

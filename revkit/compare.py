@@ -11,15 +11,17 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from . import display
-from .columns import ATTRS, STRING
+from .dtypes import ATTRS, STRING
 from .errors import UsageError
-from .result import ParallelResult
+
+if TYPE_CHECKING:
+    from .result import ParallelResult
 
 __all__ = ["Comparison", "compare"]
 
@@ -124,8 +126,6 @@ def compare(before: ParallelResult, after: ParallelResult) -> Comparison:
     Raises:
         UsageError: the runs are not on the same rows, or have no output in common.
     """
-    if not isinstance(after, ParallelResult):
-        raise UsageError(f"a run is compared with another run, not with {type(after).__name__}")
     _check_rows(before, after)
     shared = [name for name in before.outputs if name in after.outputs]
     if not shared:

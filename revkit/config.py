@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +11,9 @@ from .clients.base import Client
 from .errors import NoModel, UsageError, nearest
 
 if TYPE_CHECKING:
-    from .store import Store
     from .task import ModelTask
 
-__all__ = ["client_for", "load_agent", "resolve", "store_of", "use"]
+__all__ = ["client_for", "load_agent", "resolve", "use"]
 
 #: The model that ``use`` has set for this process.
 _used: Client | None = None
@@ -113,33 +110,6 @@ def resolve(model: Any, task: ModelTask) -> Client:
             file=sys.stderr,
         )
     return Local()
-
-
-def store_of(store: Any, client: Client) -> Callable[[], Store | None] | None:
-    """What opens the store of a run; None where it certainly has none."""
-    if store is False or (store is None and not client.keeps_replies):
-        return None
-    return functools.partial(_open_store, store)
-
-
-def _open_store(store: Any) -> Store | None:
-    """Open the store of replies that ``store=`` and ``REVKIT_STORE`` ask for, if any.
-
-    Where it was not asked for and is begun, one line says where it is.
-
-    Raises:
-        UsageError: ``store`` is not a path, True or False; or something else is at the path.
-    """
-    from .store import configured
-
-    opened = configured(store)
-    if opened is not None and opened.is_new and store is None:
-        print(  # noqa: T201 - the first time that texts of rows are kept, the user must know
-            f"revkit: replies are kept in {opened.path}, so that no call is paid for twice "
-            "(store=False keeps none; revkit.store.clear() empties it)",
-            file=sys.stderr,
-        )
-    return opened
 
 
 def load_agent(path: str | os.PathLike[str]) -> Client:

@@ -11,7 +11,8 @@ from .task import Template
 from .work import adrive, drive
 
 if TYPE_CHECKING:
-    from .clients.base import AsyncTransport, Client, Message, Reply, Transport
+    from .chat import Message, Reply
+    from .clients.base import AsyncTransport, Client, Transport
 
 __all__ = ["Conversation"]
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .clients.base import Reply
+from .chat import Reply
 from .engines import Ended
 from .events import CANCELLED, Attempted, Decision, Held, Started, Status, Stop, StopKind, Success
 from .lookahead import Lookahead, Seen

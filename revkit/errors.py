@@ -34,12 +34,7 @@ name of its own type.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .chain import ChainResult
-    from .clients.base import Reply
-    from .result import ParallelResult
+from typing import Any, Protocol
 
 __all__ = [
     "AccessDenied",
@@ -69,6 +64,13 @@ __all__ = [
     "nearest",
     "one_line",
 ]
+
+
+class HasText(Protocol):
+    """A model's reply, as far as an error knows it (:class:`revkit.Reply`)."""
+
+    @property
+    def text(self) -> str: ...
 
 
 class RevkitError(Exception):
@@ -128,7 +130,7 @@ class RowFailure(RevkitError):
         *,
         status: int | None = None,
         text: str | None = None,
-        reply: Reply | None = None,
+        reply: HasText | None = None,
     ):
         super().__init__(one_line(message))
         self.status = status
@@ -225,11 +227,11 @@ class RunFailed(RevkitError):
         results: of a chain: the result of each step so far, the partial one last; else None.
     """
 
-    results: ChainResult | None = None
+    results: Any = None
 
-    def __init__(self, message: str, result: ParallelResult | None = None):
+    def __init__(self, message: str, result: Any = None):
         super().__init__(message)
-        self.result: ParallelResult = result  # type: ignore[assignment]
+        self.result = result
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return type(self), (str(self),)  # the result stays where it is
@@ -254,11 +256,11 @@ class Interrupted(KeyboardInterrupt):
     :class:`RunFailed`.
     """
 
-    results: ChainResult | None = None
+    results: Any = None
 
-    def __init__(self, message: str, result: ParallelResult | None = None):
+    def __init__(self, message: str, result: Any = None):
         super().__init__(message)
-        self.result: ParallelResult = result  # type: ignore[assignment]
+        self.result = result
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return type(self), (str(self),)  # the result stays where it is

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from . import display
-from .columns import same_rows
+from .dtypes import same_rows
 from .errors import MissingColumn, MissingExtra, UsageError, nearest
 
 if TYPE_CHECKING:

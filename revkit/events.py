@@ -13,7 +13,7 @@ from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from .clients.base import Reply
+    from .chat import Reply
 
 __all__ = [
     "CANCELLED",

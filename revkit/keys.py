@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .task import RENDER_VERSION
 
 if TYPE_CHECKING:
-    from .clients.base import Message
+    from .chat import Message
     from .task import ModelTask
 
 __all__ = ["KEY_BYTES", "ReplyKeys"]

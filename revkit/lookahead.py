@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .clients.base import Client, Message, Reply
+from .chat import Message, Reply
+from .clients.base import Client
 from .keys import ReplyKeys
+from .rows import Rows
 from .task import ModelTask
-from .work import Rows
 
 if TYPE_CHECKING:
     from .store import Store

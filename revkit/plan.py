@@ -19,16 +19,17 @@ from .lookahead import Lookahead
 from .policy import Retry
 from .prices import known_price
 from .record import Record, RowResult
+from .rows import Rows
 from .state import States
 from .task import CallableTask, ModelTask
 from .throttle import Throttle
 from .tokens import Price, prompt_size
-from .work import CallableWork, ModelWork, Rows, Work
+from .work import CallableWork, ModelWork, Work
 
 if TYPE_CHECKING:
     import asyncio
 
-    from .clients.base import Message
+    from .chat import Message
     from .observers import Chosen
     from .store import Store
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from . import columns, metrics
 from .api import ItemOptions, Prepared, TaskLike, prepare_any, shows_options
+from .dtypes import strings
 from .errors import UsageError
 from .lookahead import Lookahead
 from .plan import Plan
@@ -28,7 +29,7 @@ from .task import ModelTask
 from .tokens import TokenEstimate, prompt_size
 
 if TYPE_CHECKING:
-    from .clients.base import Message
+    from .chat import Message
     from .record import Record
 
 __all__ = ["Expected", "Preview", "RowCounts", "apreview", "apreview_any", "preview", "preview_any"]
@@ -263,7 +264,7 @@ def _read(call: Prepared, sample: list[int], record: Record | None) -> Preview:
             f"output_{name}" if name in ("row", "error") else name: values
             for name, values in columns.finished(record.values, plan.task.outputs).items()
         }
-        made["error"] = columns.strings([record.error(row) for row in range(record.total)])
+        made["error"] = strings([record.error(row) for row in range(record.total)])
         answers = pd.DataFrame({"row": np.array(places, np.int64), **made}, index.take(places))
     prompts = [_messages(plan, row) for row in sample]
     turns = [(row, turn) for row, turns in zip(places, prompts, strict=True) for turn in turns]
@@ -273,8 +274,8 @@ def _read(call: Prepared, sample: list[int], record: Record | None) -> Preview:
         prompts=pd.DataFrame(
             {
                 "row": np.array(rows, np.int64),
-                "role": columns.strings([turn["role"] for _, turn in turns]),
-                "content": columns.strings([turn["content"] for _, turn in turns]),
+                "role": strings([turn["role"] for _, turn in turns]),
+                "content": strings([turn["content"] for _, turn in turns]),
             },
             index.take(rows),
         ),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from .clients.base import Reply
+from .chat import Reply
 from .events import Attempted, Decision, Failure, Hold, Source, Status, Stop, Success
 
 __all__ = ["DECISIONS", "SOURCES", "Record", "RowResult"]

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 
 from . import metrics as figures
 from . import tables
-from .columns import errors, snapshot
+from .columns import errors
+from .dtypes import snapshot
 from .errors import UsageError, nearest
 from .events import Status, StopKind
 from .record import Record
+from .rows import Rows
 from .task import CallableTask, ModelTask
-from .work import Rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +44,13 @@ _LANE_NAME = 21
 _GROUPINGS = ("worker", "status", "wave")
 #: Groups that it makes of an output that is no class output, at most.
 _GROUPS = 50
+
+
+class Rerun(Protocol):
+    """Runs the rows of a result again that are not ok, and returns one result for both runs."""
+
+    def run(self) -> ParallelResult: ...
+    async def arun(self) -> ParallelResult: ...
 
 
 class ParallelResult:
@@ -79,6 +87,7 @@ class ParallelResult:
         model_name: str | None,
         find_price: Callable[[], Price | None] = lambda: None,
         provenance: Mapping[str, Any],
+        rerun: Rerun,
     ):
         self.frame = frame
         self.task = task
@@ -96,8 +105,7 @@ class ParallelResult:
         self._rows = rows
         self._columns = dict(columns)
         self._find_price = find_price
-        self._retry: Callable[[], ParallelResult] | None = None
-        self._aretry: Callable[[], Awaitable[ParallelResult]] | None = None
+        self._rerun = rerun
         # Of our own: the user may sort or filter ``frame``, and rows go by position.
         self._index = frame.index
         self._values = snapshot(frame[list(columns.values())])
@@ -223,6 +231,9 @@ class ParallelResult:
         """
         from .compare import compare
 
+        if not isinstance(other, ParallelResult):
+            raise UsageError(f"a run is compared with another run, not with {type(other).__name__}")
+
         return compare(self, other)
 
     def evaluate(self, label: Any, *, output: str | None = None) -> Evaluation:
@@ -286,13 +297,11 @@ class ParallelResult:
         >>> df["response"].tolist()
         [1, 2, 3]
         """
-        assert self._retry is not None
-        return self._retry()
+        return self._rerun.run()
 
     async def aretry_failed(self) -> ParallelResult:
         """:meth:`retry_failed`, awaited: runs on the caller's event loop."""
-        assert self._aretry is not None
-        return await self._aretry()
+        return await self._rerun.arun()
 
     # -- as a file -----------------------------------------------------------------------------
 
@@ -345,7 +354,7 @@ class ParallelResult:
         """
         from . import saved
 
-        return saved.read(path)
+        return saved.read(path, cls)
 
     # -- where the time went -------------------------------------------------------------------
 

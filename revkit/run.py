@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from .cancel import CancelToken
-from .clients.base import Message
+from .chat import Message
 from .drain import INTERRUPTED, Drain
 from .engines import Ended
 from .errors import UsageError

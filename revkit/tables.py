@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from . import metrics as figures
-from .columns import STRING
+from .dtypes import STRING
 from .events import Status
 from .record import DECISIONS, SOURCES, Record
-from .work import Rows
+from .rows import Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,7 +19,7 @@ from .errors import UsageError, nearest
 from .outputs import Field, Outputs, as_fields
 
 if TYPE_CHECKING:
-    from .clients.base import Message
+    from .chat import Message
 
 __all__ = ["CallableTask", "ModelTask", "Signature", "Template", "as_task"]
 

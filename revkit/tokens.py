@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .errors import UsageError
 
 if TYPE_CHECKING:
-    from .clients.base import Message
+    from .chat import Message
 
 __all__ = ["Price", "TokenEstimate", "prompt_size"]
 

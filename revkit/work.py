@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -20,23 +20,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .cancel import CancelToken
-from .clients.base import (
-    Aborted,
-    AsyncTransport,
-    Client,
-    Exchange,
-    Message,
-    Reply,
-    Request,
-    Response,
-    Transport,
-)
+from .chat import Message, Reply
+from .clients.base import Aborted, AsyncTransport, Client, Exchange, Request, Response, Transport
 from .errors import BadOutput, RowFailure, one_line
 from .events import CANCELLED, Attempt, Failure, Outcome, Success
+from .rows import Rows
 from .state import States
 from .task import CallableTask, ModelTask
 
-__all__ = ["CallableWork", "Context", "ModelWork", "Rows", "Work", "adrive", "drive"]
+__all__ = ["CallableWork", "Context", "ModelWork", "Work", "adrive", "drive"]
 
 #: An error message may quote a whole reply; a column of them should stay readable.
 _MESSAGE_BOUND = 2_000
@@ -44,50 +36,6 @@ _MESSAGE_BOUND = 2_000
 _PLAIN = frozenset({str, int, float, bool})
 
 _OTHER_LOOP = ("bound to a different event loop", "attached to a different loop")
-
-
-class Rows:
-    """The rows of a run, as columns.
-
-    Args:
-        names: the row's keys.
-        columns: a list of values for each name.
-        scalar: a callable gets the one value itself, not a mapping of it.
-        samples: rows that each line of the columns stands for.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[Any],
-        columns: Sequence[list[Any]],
-        *,
-        scalar: bool = False,
-        samples: int = 1,
-    ):
-        self.names = tuple(names)
-        self.columns = list(columns)
-        self._pairs = list(zip(self.names, self.columns, strict=True))
-        self.scalar = scalar
-        self.samples = samples
-
-    def mapping(self, row: int) -> dict[Any, Any]:
-        """The row as a new dict."""
-        line = row // self.samples
-        return {name: column[line] for name, column in self._pairs}
-
-    def repeated(self, samples: int) -> Rows:
-        """So many rows for each line."""
-        return Rows(self.names, self.columns, scalar=self.scalar, samples=samples)
-
-    def only(self, rows: Sequence[int]) -> Rows:
-        """Some of the rows, in the order given."""
-        lines = [row // self.samples for row in rows]
-        columns = [[column[line] for line in lines] for column in self.columns]
-        return Rows(self.names, columns, scalar=self.scalar)
-
-    def item(self, row: int) -> Any:
-        """The row as a callable gets it."""
-        return self.columns[0][row // self.samples] if self.scalar else self.mapping(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +122,7 @@ class Failures:
                 message,
                 status=error.status,
                 text=error.text if unfit is None else unfit.text,
-                reply=error.reply if unfit is None else unfit,
+                reply=unfit or (error.reply if isinstance(error.reply, Reply) else None),
                 correctable=isinstance(error, BadOutput) and unfit is not None,
                 transient=error.transient,
                 pause=error.pause,

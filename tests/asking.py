@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from revkit.clients.base import Client, Reply
+from revkit.chat import Reply
+from revkit.clients.base import Client
 from revkit.task import ModelTask, Signature, Template
 from revkit.work import adrive, drive
 

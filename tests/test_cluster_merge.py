@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revkit.clients.base import Reply
+from revkit.chat import Reply
 from revkit.cluster.merge import Place, merge
 from revkit.cluster.partition import Part
 from revkit.events import (

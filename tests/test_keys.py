@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revkit import SENTIMENT, Local, Ollama, OpenAICompatible, Signature
-from revkit.clients.base import Message
+from revkit.chat import Message
 from revkit.keys import KEY_BYTES, ReplyKeys
 from revkit.task import ModelTask, Template
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from revkit import SENTIMENT, SENTIMENT_WITH_REASON, BadReply, ServerError, Signature
+from revkit.chat import Reply
 from revkit.clients import label_scores
-from revkit.clients.base import Reply, Request, Response
+from revkit.clients.base import Request, Response
 from revkit.clients.label_scores import LabelSession, can_score
 from revkit.task import Template
 

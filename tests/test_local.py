@@ -32,8 +32,9 @@ from revkit import (
     Signature,
     UsageError,
 )
+from revkit.chat import Reply
 from revkit.clients import local_process
-from revkit.clients.base import Aborted, Reply, Request, Response, Transport
+from revkit.clients.base import Aborted, Request, Response, Transport
 from revkit.clients.local import _LocalTransport
 from revkit.clients.local_process import Child, ModelProcess
 

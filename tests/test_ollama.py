@@ -15,7 +15,7 @@ from asking import CLASSIFY, ENGINES, ROW, SUMMARISE, Ask, ask_in_a_thread, ask_
 from ollama._client import _parse_host
 from servers import Status, serve
 
-from revkit.clients.base import Reply
+from revkit.chat import Reply
 from revkit.clients.ollama import Ollama, read_host
 from revkit.errors import (
     BadOutput,

@@ -13,7 +13,8 @@ import servers
 from asking import CLASSIFY, ENGINES, ROW, SUMMARISE, Ask
 from servers import Status, serve
 
-from revkit.clients.base import Reply, Request, Response
+from revkit.chat import Reply
+from revkit.clients.base import Request, Response
 from revkit.clients.openai import OpenAICompatible, OpenAISession
 from revkit.errors import (
     AccessDenied,

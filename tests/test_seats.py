@@ -21,7 +21,7 @@ from servers import Answer, Status, serve
 
 import revkit
 import revkit.dask
-from revkit.clients.base import Reply
+from revkit.chat import Reply
 from revkit.cluster import seat as seats
 from revkit.cluster.claiming import ClaimingStore
 from revkit.cluster.coordinator import Coordinator

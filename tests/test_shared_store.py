@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import revkit
-from revkit.clients.base import Reply
+from revkit.chat import Reply
 from revkit.store import StoreWarning, clear, info, to_parquet
 from revkit.store import shared as module
 from revkit.store.shared import SharedStore, shared_store

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ..chat import Message, Reply
 from ..errors import ModelError
 
 if TYPE_CHECKING:
@@ -27,21 +28,12 @@ __all__ = [
     "AsyncTransport",
     "Client",
     "Exchange",
-    "Message",
-    "Reply",
     "Request",
     "Response",
     "Session",
     "Transport",
     "repeats",
 ]
-
-
-class Message(TypedDict):
-    """One chat turn."""
-
-    role: str
-    content: str
 
 
 @dataclass(slots=True)  # frozen, it would take three times as long to make
@@ -67,25 +59,6 @@ class Response(NamedTuple):
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What the model said to one prompt.
-
-    Attributes:
-        text: the message's text.
-        prompt_tokens, completion_tokens: as the server counts them; None where it does not.
-        finish_reason: why it stopped (``"stop"``, ``"length"``, …); None where it does not say.
-        probabilities: for class outputs, output -> label -> probability (each sums to 1), where
-            the model gives them.
-    """
-
-    text: str
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    finish_reason: str | None = None
-    probabilities: Mapping[str, Mapping[str, float]] | None = None
 
 
 Exchange = Generator[Request, Response, Reply]

@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ..chat import Message, Reply
 from ..errors import BadReply, ServerError
-from .base import Exchange, Message, Reply, Request, Response
+from .base import Exchange, Request, Response
 from .protocol import error_message
 
 if TYPE_CHECKING:

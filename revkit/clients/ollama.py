@@ -7,8 +7,9 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..chat import Message, Reply
 from ..errors import BadOutput, BadReply, UsageError
-from .base import Exchange, Message, Reply, Request, Response, repeats
+from .base import Exchange, Request, Response, repeats
 from .protocol import HttpClient, count, encode, error_message, public, static_body
 from .secret import Secret
 

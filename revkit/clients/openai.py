@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from ..chat import Message, Reply
 from ..errors import BadOutput, BadReply, UsageError
-from .base import Exchange, Message, Reply, Request, Response, repeats
+from .base import Exchange, Request, Response, repeats
 from .protocol import HttpClient, count, encode, error_message, public, static_body
 from .secret import Secret
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from ..chat import Message
 from ..errors import (
     AccessDenied,
     BadReply,
@@ -31,7 +32,7 @@ from ..errors import (
     UsageError,
     one_line,
 )
-from .base import AsyncTransport, Client, Message, Request, Response, Transport
+from .base import AsyncTransport, Client, Request, Response, Transport
 from .network import display_url
 from .secret import Secret
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, MutableMapping, Sequence
 from itertools import chain
 from typing import Any
 
-from ..clients.base import Message, Reply
+from ..chat import Message, Reply
 from ..lookahead import Lookahead, Seen
 from ..plan import Plan
 from ..store.shared import SharedStore

@@ -22,6 +22,7 @@ from .. import columns, samples
 from ..api import Prepared, prepare_any
 from ..buckets import PICO
 from ..clients.base import Client
+from ..dtypes import STRING, snapshot
 from ..errors import UsageError
 from ..limits import Budget
 from ..observers import Chosen
@@ -201,7 +202,7 @@ class Job:
         made: dict[Any, Any] = {labels[name]: array for name, array in arrays.items()}
         if self.error is not None:
             made[self.error] = columns.errors(record)
-        frame = columns.snapshot(frame)
+        frame = snapshot(frame)
         columns.write(frame, made, self.task.fingerprint)
         return frame
 
@@ -373,7 +374,7 @@ def _directory(store: Any) -> str | None:
     return str(path)
 
 
-_PLAIN = {int: "Int64", float: "Float64", bool: "boolean", str: columns.STRING}
+_PLAIN = {int: "Int64", float: "Float64", bool: "boolean", str: STRING}
 
 
 def _dtypes(task: CallableTask, given: Any) -> dict[str, Any]:

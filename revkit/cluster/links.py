@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import RevkitError, UsageError
 from .audience import audience_of, words_of_end
 from .coordinator import Coordinator
+from .requests import HANDLER, ask
 
 if TYPE_CHECKING:
     from distributed import Client, Worker
 
 __all__ = [
-    "HANDLER",
     "Begun",
     "Link",
     "client_link",
@@ -37,9 +37,6 @@ __all__ = [
     "current_client",
     "link_here",
 ]
-
-#: What the coordinator is called on the Dask scheduler.
-HANDLER = "revkit"
 
 
 @dataclass(eq=False)
@@ -137,16 +134,6 @@ def computed_here(graph: Any, state: Mapping[str, Any], errored: bool) -> None:
             audience.ended(told)
         elif words := words_of_end(told):
             warnings.warn(words, UserWarning, stacklevel=2)
-
-
-def ask(
-    coordinator: Coordinator, what: str, message: Mapping[str, Any], *, now: float
-) -> dict[str, Any]:
-    """Carry a message out; those that need the time get it."""
-    if what in ("open", "exchange", "close"):
-        message = {**message, "now": now}
-    answer = getattr(coordinator, what)(**message)
-    return answer if isinstance(answer, dict) else {"answer": answer}
 
 
 _local: _LocalLink | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
-from ..clients.base import Message
+from ..chat import Message
 from ..errors import BudgetReached, Interrupted, RunCancelled, RunFailed, RunTimeout
 from ..events import Status, Stop, StopKind
 from ..lookahead import Lookahead

@@ -12,7 +12,7 @@ from distributed import Scheduler, SchedulerPlugin
 
 from .audience import topic_of, words_of_end
 from .coordinator import Coordinator
-from .links import HANDLER, ask
+from .requests import HANDLER, ask
 
 __all__ = ["CoordinatorPlugin"]
 

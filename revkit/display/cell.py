@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import base64
 from html import escape
-from typing import TYPE_CHECKING
 
 from . import facts
+from .facts import RunFacts
 from .markup import heading, page, table, timed
-
-if TYPE_CHECKING:
-    from ..result import ParallelResult
 
 __all__ = ["html"]
 
 
-def html(result: ParallelResult) -> str:
+def html(result: RunFacts) -> str:
     """Counts, labels, percentiles, figures, usage, timeline, errors, and what to do next."""
     parts = [heading(facts.counts(result.metrics), result.model_name)]
     parts += [f'<p class="revkit-trouble">{escape(why)}</p>' for why in facts.troubles(result)]
@@ -49,7 +46,7 @@ def html(result: ParallelResult) -> str:
     return page(parts)
 
 
-def _latency(result: ParallelResult) -> str:
+def _latency(result: RunFacts) -> str:
     """The table of latencies."""
     lines = facts.latency(result)
     if not lines:
@@ -69,7 +66,7 @@ def _latency(result: ParallelResult) -> str:
     return table(("latency", *names), rows, "revkit-latency", timed=True)
 
 
-def _figures(result: ParallelResult) -> str:
+def _figures(result: RunFacts) -> str:
     figures = facts.figures(result.metrics)
     notes = " ".join(f"{figure.name}: {figure.note}." for figure in figures if figure.note)
     return table([f.name for f in figures], [[timed(f.value) for f in figures]]) + (
@@ -77,6 +74,6 @@ def _figures(result: ParallelResult) -> str:
     )
 
 
-def _usage(result: ParallelResult) -> str:
+def _usage(result: RunFacts) -> str:
     usage = facts.usage(result)
     return table(("tokens", *usage), [["", *usage.values()]]) if usage else ""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .words import NONE, dollars, duration, harmless, number, plural, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..metrics import Metrics
-    from ..result import ParallelResult
+    from ..metrics import Metrics, Usage
 
 __all__ = [
     "Figure",
     "Group",
     "Line",
+    "RunFacts",
     "Share",
     "bottleneck",
     "counts",
@@ -34,6 +34,33 @@ __all__ = [
 
 _LABELS = 20  # labels that are shown of one output
 _GROUPS = 10  # kinds of error that are shown
+
+
+class RunFacts(Protocol):
+    """What is read of a run to show it: a :class:`revkit.ParallelResult` has it all."""
+
+    outputs: dict[str, tuple[Any, ...] | None]
+    model_name: str | None
+    stopped: str | None
+    store: str | None
+    store_problem: str | None
+    provenance: dict[str, Any]
+
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def usage(self) -> Usage: ...
+    @property
+    def errors(self) -> pd.DataFrame: ...
+    @property
+    def latency(self) -> pd.Series: ...
+    @property
+    def waiting(self) -> pd.DataFrame: ...
+    @property
+    def bottleneck(self) -> Any: ...
+    def latency_by(self, by: str) -> pd.DataFrame: ...
+    def summary(self, output: str | None = None) -> pd.DataFrame: ...
+    def timeline_png(self) -> bytes: ...
 
 
 class Share(NamedTuple):
@@ -86,13 +113,13 @@ def counts(metrics: Metrics) -> list[str]:
     ]
 
 
-def troubles(result: ParallelResult) -> list[str]:
+def troubles(result: RunFacts) -> list[str]:
     """Why the run was stopped, and what the store could not do."""
     told = {"stopped": result.stopped, "store": result.store_problem}
     return [f"{what}: {harmless(why, 500)}" for what, why in told.items() if why is not None]
 
 
-def summaries(result: ParallelResult) -> Iterator[tuple[str, list[Share], str]]:
+def summaries(result: RunFacts) -> Iterator[tuple[str, list[Share], str]]:
     """Each class output: its name, its labels in declared order, and what is left out."""
     for name, labels in result.outputs.items():
         if labels:
@@ -146,7 +173,7 @@ _WAITS = {
 }
 
 
-def latency(result: ParallelResult) -> list[Line]:
+def latency(result: RunFacts) -> list[Line]:
     """Service times, and what rows waited for; the first line is there if any attempt was made.
 
     The others are there where they tell something, which time decides.
@@ -189,7 +216,7 @@ _SETTINGS = {
 _SETTING = "its number of parallel requests is a setting of the server"
 
 
-def bottleneck(result: ParallelResult) -> str:
+def bottleneck(result: RunFacts) -> str:
     """That the server was the limit, how that shows, and what helps; empty where it was not."""
     found = result.bottleneck
     if found is None:
@@ -213,7 +240,7 @@ def _spans(milliseconds: pd.Series) -> dict[str, str]:
     return {str(k): duration(ms / 1e3) for k, ms in milliseconds.items() if k != "count"}
 
 
-def usage(result: ParallelResult) -> dict[str, str]:
+def usage(result: RunFacts) -> dict[str, str]:
     """Tokens, and what they cost; what is not known or costs nothing is left out."""
     used = result.usage
     tokens = {
@@ -225,7 +252,7 @@ def usage(result: ParallelResult) -> dict[str, str]:
     return told | ({"cost": dollars(used.cost_usd)} if used.cost_usd else {})
 
 
-def errors(result: ParallelResult) -> tuple[list[Group], str]:
+def errors(result: RunFacts) -> tuple[list[Group], str]:
     """Failed rows grouped by what went wrong, most frequent first, and what is left out."""
     table = result.errors
     columns = [table[c].tolist() for c in ("error_type", "message", "row", "index", "item")]
@@ -243,7 +270,7 @@ def errors(result: ParallelResult) -> tuple[list[Group], str]:
     return ordered[:_GROUPS], f"{more:,} more kinds of error." if more > 0 else ""
 
 
-def next_steps(result: ParallelResult) -> list[str]:
+def next_steps(result: RunFacts) -> list[str]:
     """How to go on, by what happened."""
     metrics, steps = result.metrics, []
     keeps = result.store is not None and result.store_problem is None

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..errors import one_line
 from .facts import row_name
 from .markup import heading, page, table, timed
 from .words import NONE, dollars, duration, harmless, plural, wrapped
 
-if TYPE_CHECKING:
-    from ..preview import Preview
-
 __all__ = ["preview_html", "preview_text"]
+
+
+class PreviewFacts(Protocol):
+    """What is read of a preview to show it: a :class:`revkit.Preview` has it all."""
+
+    @property
+    def prompts(self) -> Any: ...
+    @property
+    def answers(self) -> Any: ...
+    @property
+    def rows(self) -> Any: ...
+    @property
+    def expected(self) -> Any: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def task(self) -> Any: ...
+
 
 _SAMPLED = 10  # rows of a preview that are shown
 _TURN = 2000  # characters of a chat turn that are shown
 
 
-def preview_text(preview: Preview) -> str:
+def preview_text(preview: PreviewFacts) -> str:
     """The repr of a preview: lines of at most 100 characters, and nothing that time decides."""
     lines = wrapped("Preview: " + ", ".join(_outlook(preview)), indent=0)
     lines.append(f"model: {harmless(preview.model_name, 80)}")
@@ -42,7 +59,7 @@ def preview_text(preview: Preview) -> str:
     return "\n".join(lines + (["", more] if more else []))
 
 
-def preview_html(preview: Preview) -> str:
+def preview_html(preview: PreviewFacts) -> str:
     """The cell's output: rows, what they may use, the prompts and what the model made of them."""
     parts = [heading(_outlook(preview), preview.model_name)]
     seconds, spent = preview.expected.time_s, NONE
@@ -79,7 +96,7 @@ class _Sample(NamedTuple):
     answer: dict[str, str]
 
 
-def _outlook(preview: Preview) -> list[str]:
+def _outlook(preview: PreviewFacts) -> list[str]:
     """How many rows there are, and what a run would do with them."""
     rows = preview.rows
     optional = {
@@ -94,7 +111,7 @@ def _outlook(preview: Preview) -> list[str]:
     ]
 
 
-def _expected(preview: Preview) -> dict[str, str]:
+def _expected(preview: PreviewFacts) -> dict[str, str]:
     """What the rows that are left may use, but for the time."""
     expected = preview.expected
     return {
@@ -105,7 +122,7 @@ def _expected(preview: Preview) -> dict[str, str]:
     }
 
 
-def _notes(preview: Preview) -> str:
+def _notes(preview: PreviewFacts) -> str:
     """What the figures rest on, in sentences."""
     rows, notes = preview.rows, [preview.expected.basis]
     if rows.looked_at < rows.total - rows.missing_input:
@@ -115,7 +132,7 @@ def _notes(preview: Preview) -> str:
     return "; ".join(notes)
 
 
-def _samples(preview: Preview) -> tuple[list[tuple[str, str]], list[_Sample], str]:
+def _samples(preview: PreviewFacts) -> tuple[list[tuple[str, str]], list[_Sample], str]:
     """The turns that all prompts begin with, the rows that are shown, and what is left out."""
     turns: dict[int, list[tuple[str, str]]] = {}
     columns = [preview.prompts[column].tolist() for column in ("row", "role", "content")]

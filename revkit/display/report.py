@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from . import facts
+from .facts import RunFacts
 from .words import COLUMNS, columns_of, harmless, printable, wrapped
-
-if TYPE_CHECKING:
-    from ..result import ParallelResult
 
 __all__ = ["short", "text"]
 
 _BAR = 40  # width of the bar of a label that every row has
 
 
-def short(result: ParallelResult) -> str:
+def short(result: RunFacts) -> str:
     """The repr: counts and labels on one or two lines, and nothing that time decides."""
     lines = ["ParallelResult: " + ", ".join(facts.counts(result.metrics))]
     summaries = [
@@ -27,7 +23,7 @@ def short(result: ParallelResult) -> str:
     return "\n".join(lines)
 
 
-def text(result: ParallelResult) -> str:
+def text(result: RunFacts) -> str:
     """The report: several lines of at most 100 characters, to be printed."""
     lines = [", ".join(facts.counts(result.metrics))]
     if result.model_name is not None:
@@ -64,7 +60,7 @@ def text(result: ParallelResult) -> str:
     return printable("\n".join(lines))
 
 
-def _latency(result: ParallelResult) -> list[str]:
+def _latency(result: RunFacts) -> list[str]:
     """The table of latencies."""
     table = facts.latency(result)
     if not table:

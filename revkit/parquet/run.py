@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..api import Options, TaskLike, prepare_any, shows_options
 from ..chunks import CHUNK_ROWS, LEAVE_OUT, Whole, check_chunk_rows
-from ..columns import STRING
+from ..dtypes import STRING
 from ..errors import Interrupted, RunFailed, UsageError
 from ..metrics import Usage
 from ..result import ParallelResult

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..columns import ATTRS, STRING
+from ..dtypes import ATTRS, STRING
 from ..errors import UsageError
 from ..files import replacing
 from ..result import ParallelResult

@@ -9,7 +9,7 @@ import os
 from array import array
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -17,20 +17,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..clients.base import Reply
+from ..chat import Reply
 from ..errors import UsageError, one_line
 from ..events import Decision, Failure, Hold, HoldKind, Source, Status, Stop, StopKind
 from ..record import DECISIONS, SOURCES, Record
-from ..result import ParallelResult
+from ..rows import Rows
 from ..tokens import Price
-from ..work import Rows
 from .values import UNFIT, decoded
 from .write import ATTEMPTS, FORMAT, METADATA, PREFIX, SAMPLED
+
+if TYPE_CHECKING:
+    from ..result import ParallelResult
 
 __all__ = ["read"]
 
 
-def read(path: str | os.PathLike[str]) -> ParallelResult:
+def read(path: str | os.PathLike[str], kind: type[ParallelResult]) -> ParallelResult:
     """:meth:`ParallelResult.read_parquet`."""
     place = Path(path).expanduser()
     data = place.read_bytes()
@@ -48,7 +50,7 @@ def read(path: str | os.PathLike[str]) -> ParallelResult:
     try:
         kept = json.loads(told)
         if kept["format"] <= FORMAT:
-            return _result(place, data, table, kept)
+            return _result(kind, place, data, table, kept)
     except (LookupError, AttributeError, *UNFIT) as error:
         why = one_line(f"{type(error).__name__}: {error}")[:200]
         raise UsageError(f"{place} is damaged: what it says of its run is not whole ({why})") from (
@@ -60,7 +62,9 @@ def read(path: str | os.PathLike[str]) -> ParallelResult:
     )
 
 
-def _result(place: Path, data: bytes, table: pa.Table, kept: dict[str, Any]) -> ParallelResult:
+def _result(
+    kind: type[ParallelResult], place: Path, data: bytes, table: pa.Table, kept: dict[str, Any]
+) -> ParallelResult:
     bound_to = [(_label(name), column) for name, column in kept["inputs"]["bound_to"]]
     names = kept["frame"]["columns"]
     own = [column for _, column in bound_to if column not in names]
@@ -82,7 +86,7 @@ def _result(place: Path, data: bytes, table: pa.Table, kept: dict[str, Any]) -> 
     }
     record = _record(table, kept, values)
     price = None if kept["price"] is None else _price(kept["price"])
-    result = ParallelResult(
+    result = kind(
         record,
         frame=frame,
         task=None,
@@ -97,22 +101,28 @@ def _result(place: Path, data: bytes, table: pa.Table, kept: dict[str, Any]) -> 
         model_name=kept["model_name"],
         find_price=lambda: price,  # that of its day
         provenance=kept["provenance"],
+        rerun=_NoRerun(place),
     )
     for name, known in classes.items():
         result.outputs[name] = None if known is None else tuple(known)
+    return result
 
-    def retry() -> NoReturn:
+
+class _NoRerun:
+    """Refuses: a file holds neither the function nor the model."""
+
+    def __init__(self, place: Path):
+        self._place = place
+
+    def run(self) -> NoReturn:
         raise UsageError(
-            f"this result was read from {place}, which holds neither the function nor the model; "
-            'run what is not ok again: run.frame[run.rows["status"].to_numpy() != "ok"]'
-            ".llm.parallel_map(task, …)"
+            f"this result was read from {self._place}, which holds neither the function nor the "
+            'model; run the rows that are not ok again: run.frame[run.rows["status"].to_numpy() '
+            '!= "ok"].llm.parallel_map(task, …)'
         )
 
-    async def aretry() -> NoReturn:
-        retry()
-
-    result._retry, result._aretry = retry, aretry
-    return result
+    async def arun(self) -> NoReturn:
+        self.run()
 
 
 def _price(told: dict[str, Any]) -> Price:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..columns import STRING, same_rows
+from ..dtypes import STRING, same_rows
 from ..errors import UsageError, one_line
 from ..events import Status
 from ..files import replacing
-from ..result import ParallelResult
 from .values import UNFIT, Note, encoded, same, through_parquet
+
+if TYPE_CHECKING:
+    from ..result import ParallelResult
 
 __all__ = ["ATTEMPTS", "FORMAT", "METADATA", "PREFIX", "readable", "write"]
 

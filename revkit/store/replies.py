@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..clients.base import Reply
+from ..chat import Reply
 from ..errors import UsageError
 from .file import COLUMNS, SQLITE_ERRORS, File, identity, is_damage, open_file
 

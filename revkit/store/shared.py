@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..clients.base import Reply
+from ..chat import Reply
 from ..errors import UsageError
 from .file import Identity, identity
 from .mark import MARK

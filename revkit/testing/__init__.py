@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from ..clients.base import Aborted, Client, Exchange, Message, Reply, Request, Response
+from ..chat import Message, Reply
+from ..clients.base import Aborted, Client, Exchange, Request, Response
 from ..errors import ModelError, UsageError
 
 if TYPE_CHECKING:

@@ -1,0 +1,35 @@
+"""What is said to a model and by it: chat turns and replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypedDict
+
+__all__ = ["Message", "Reply"]
+
+
+class Message(TypedDict):
+    """One chat turn."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model said to one prompt.
+
+    Attributes:
+        text: the message's text.
+        prompt_tokens, completion_tokens: as the server counts them; None where it does not.
+        finish_reason: why it stopped (``"stop"``, ``"length"``, …); None where it does not say.
+        probabilities: for class outputs, output -> label -> probability (each sums to 1), where
+            the model gives them.
+    """
+
+    text: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish_reason: str | None = None
+    probabilities: Mapping[str, Mapping[str, float]] | None = None
