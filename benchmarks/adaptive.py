@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from revkit.adaptive import Adaptive, AdaptiveLimit
-from revkit.policy import Retry
+from revkit.scheduling.adaptive import Adaptive, AdaptiveLimit
+from revkit.scheduling.policy import Retry
 
 ROWS = {4: 3_000, 32: 10_000, 200: 40_000}  # by slots
 SEEDS = range(10)

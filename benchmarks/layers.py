@@ -28,11 +28,11 @@ from clients import CLIENTS, Map, body
 from server import prompt, serving
 
 import revkit
-from revkit.clients.base import Request
+from revkit.clients.contract import Request
 from revkit.clients.http import AiohttpTransport
-from revkit.events import Attempt
-from revkit.rows import Rows
-from revkit.work import ModelWork
+from revkit.runtime.work import ModelWork
+from revkit.scheduling.events import Attempt
+from revkit.tables.rows import Rows
 
 TASK = revkit.Signature(
     "Say what the customer who wrote the review thinks of the product.",

@@ -4,8 +4,8 @@
 
 Scores the shipped half of the Amazon review snippets, finds the prior that does best on the
 snippets of half of those reviews, shows how it does on the others, and prints the entry for
-``_MEASURED`` in ``revkit/clients/label_scores.py``. "Best" is macro-F1 over the three labels plus
-the accuracy on clearly polar rows: a prior for one of them alone costs much of the other.
+``_MEASURED`` in ``revkit/clients/local/label_scores.py``. "Best" is macro-F1 over the three labels
+plus the accuracy on clearly polar rows: a prior for one of them alone costs much of the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score
 
 import revkit
-from revkit.clients.label_scores import LabelSession
+from revkit.clients.local.label_scores import LabelSession
 
 #: Shifts of the log prior of "neutral" and "negative" that are tried, around the mean score.
 SHIFTS = np.arange(-2, 2.01, 0.1)

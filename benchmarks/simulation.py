@@ -16,9 +16,9 @@ import random
 import time
 from pathlib import Path
 
-from revkit.events import Attempt, Decision, Failure, Success
-from revkit.policy import Retry
-from revkit.scheduler import DONE, Scheduler
+from revkit.scheduling.events import Attempt, Decision, Failure, Success
+from revkit.scheduling.policy import Retry
+from revkit.scheduling.scheduler import DONE, Scheduler
 
 FAILS, SIGMA = 0.02, 0.5
 WORKERS = (1, 16, 256, 4_096)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 import revkit
-from revkit.evaluate import Evaluation
-from revkit.forecast import WhatIf
+from revkit.results.evaluate import Evaluation
+from revkit.results.forecast import WhatIf
 from revkit.testing import FakeModel
 
 HERE = Path(__file__).parent

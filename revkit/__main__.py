@@ -74,10 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if options.command == "doctor":
-            from .doctor import doctor as run_doctor
+            from .cli.doctor import doctor as run_doctor
 
             return run_doctor(options.parallel)
-        from .demo import demo as run_demo
+        from .cli.demo import demo as run_demo
 
         return run_demo(
             model=options.model,

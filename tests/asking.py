@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from revkit.chat import Reply
-from revkit.clients.base import Client
-from revkit.task import ModelTask, Signature, Template
-from revkit.work import adrive, drive
+from revkit.clients.contract import Client
+from revkit.runtime.work import adrive, drive
+from revkit.task.chat import Reply
+from revkit.task.kinds import ModelTask, Signature, Template
 
 CLASSIFY = Signature(
     "Classify.", inputs="review", outputs={"sentiment": ["positive", "negative"], "stars": int}

@@ -26,9 +26,9 @@ from servers import DRIP, HANG, NOT_HTTP, RESET, RESET_IN_BODY, SHORT_BODY, Answ
 
 import revkit
 from revkit import Signature
-from revkit.clients.base import Client
-from revkit.keys import ReplyKeys
+from revkit.clients.contract import Client
 from revkit.store import Store
+from revkit.store.keys import ReplyKeys
 
 LABELS = ["red", "green", "blue"]
 TASK = Signature(

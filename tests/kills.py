@@ -29,8 +29,13 @@ import revkit
 
 #: What a run imports, by far the slowest part of a child's start.
 IMPORTED = [
-    *("aiohttp", "httpcore", "pydantic", "sqlite3", "revkit.clients.http", "revkit.accessor"),
-    *("revkit.engines.loop", "revkit.engines.threads", "revkit.store", "pyarrow.pandas_compat"),
+    *("aiohttp", "httpcore", "pydantic", "sqlite3", "revkit.clients.http", "revkit.api.accessor"),
+    *(
+        "revkit.runtime.engines.loop",
+        "revkit.runtime.engines.threads",
+        "revkit.store",
+        "pyarrow.pandas_compat",
+    ),
 ]
 
 #: A child that says nothing for so many seconds has got stuck.

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revkit.adaptive import Adaptive, AdaptiveLimit
 from revkit.errors import UsageError
+from revkit.scheduling.adaptive import Adaptive, AdaptiveLimit
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "adaptive.py"
 SPEC = importlib.util.spec_from_file_location("simulated", PATH)

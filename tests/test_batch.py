@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import revkit
 from revkit import UsageError
-from revkit.batch import batch
+from revkit.tables.batch import batch
 from revkit.testing import FakeModel
 
 

@@ -18,9 +18,9 @@ from test_display import result, sanitized
 
 import revkit
 from revkit import display
-from revkit.bottleneck import Bottleneck, find_bottleneck
-from revkit.events import Decision, Failure, Hold, HoldKind
-from revkit.record import DECISIONS, Record
+from revkit.record.record import DECISIONS, Record
+from revkit.results.bottleneck import Bottleneck, find_bottleneck
+from revkit.scheduling.events import Decision, Failure, Hold, HoldKind
 from revkit.testing import FakeModel
 
 Work = Callable[[float], float]  # what a row takes that the server begins at that time

@@ -11,8 +11,8 @@ import pytest
 
 import revkit
 from revkit import UsageError, map_chunks
+from revkit.record.totals import ERRORS, Totals
 from revkit.testing import FakeModel
-from revkit.totals import ERRORS, Totals
 
 
 def numbers(rows: int, start: int = 0) -> pd.DataFrame:
@@ -190,7 +190,7 @@ def test_progress_counts_over_all_chunks() -> None:
 
 
 def test_a_bar_goes_on_over_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from revkit import progress
+    from revkit.display import progress
 
     shown: list[tuple[int | None, int, int]] = []
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revkit.chat import Reply
-from revkit.cluster.merge import Place, merge
-from revkit.cluster.partition import Part
-from revkit.events import (
+from revkit.dask.merge import Place, merge
+from revkit.dask.partition import Part
+from revkit.record.record import Record
+from revkit.scheduling.events import (
     Attempt,
     Attempted,
     Decision,
@@ -29,7 +29,7 @@ from revkit.events import (
     StopKind,
     Success,
 )
-from revkit.record import Record
+from revkit.task.chat import Reply
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 BAD = Failure("BadOutput", "no label")

@@ -17,7 +17,7 @@ from test_display import sanitized
 
 import revkit
 from revkit import BadReply, Field, ParallelResult, Price, RunCancelled, Signature, UsageError
-from revkit.compare import _same
+from revkit.results.compare import _same
 from revkit.testing import FakeModel
 
 REVIEWS = ["good", "bad", "fine", "poor", "great"]

@@ -10,29 +10,30 @@ import pandas as pd
 import pytest
 
 import revkit
-from revkit import NoModel, Signature, UsageError, config
+from revkit import NoModel, Signature, UsageError
+from revkit.clients import registry
 from revkit.testing import FakeModel
 
 OTHER = Signature("Count.", inputs="review", outputs={"n": int})
 
 
 def resolved(model: Any = None, task: Any = OTHER) -> str:
-    return config.resolve(model, task).name
+    return registry.resolve(model, task).name
 
 
 # -- names ---------------------------------------------------------------------------------------
 
 
 def test_names_of_models() -> None:
-    ollama = config.client_for("ollama:llama3.2:3b")
+    ollama = registry.client_for("ollama:llama3.2:3b")
     assert isinstance(ollama, revkit.Ollama)
     assert ollama.name == "ollama:llama3.2:3b"
-    openai = config.client_for("openai:gpt-4.1-mini")
+    openai = registry.client_for("openai:gpt-4.1-mini")
     assert isinstance(openai, revkit.OpenAICompatible)
     assert openai.name == "openai:gpt-4.1-mini"
-    assert isinstance(config.client_for("local"), revkit.Local)
+    assert isinstance(registry.client_for("local"), revkit.Local)
     fake = FakeModel([])
-    assert config.client_for(fake) is fake
+    assert registry.client_for(fake) is fake
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_the_argument_then_use_then_the_environment(monkeypatch: pytest.MonkeyPa
     assert resolved(task=revkit.SENTIMENT) == "ollama:env"
     used = revkit.use("openai:used")
     assert used is not None
-    assert config.resolve(None, OTHER) is used
+    assert registry.resolve(None, OTHER) is used
     assert resolved("ollama:argument") == "ollama:argument"
     assert revkit.use(None) is None
     assert resolved() == "ollama:env"
@@ -81,7 +82,7 @@ def test_a_name_that_is_refused_leaves_the_model_in_use() -> None:
     used = revkit.use("ollama:used")
     with pytest.raises(UsageError):
         revkit.use("nonsense")
-    assert config.resolve(None, OTHER) is used
+    assert registry.resolve(None, OTHER) is used
 
 
 def test_use_reaches_runs() -> None:
@@ -105,9 +106,9 @@ def test_no_model_lists_the_choices() -> None:
 def test_the_embedded_model_serves_the_sentiment_tasks_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(config, "_told_embedded", False)
+    monkeypatch.setattr(registry, "_told_embedded", False)
     for task in (revkit.SENTIMENT, revkit.SENTIMENT_WITH_REASON, revkit.SENTIMENT):
-        assert isinstance(config.resolve(None, task), revkit.Local)
+        assert isinstance(registry.resolve(None, task), revkit.Local)
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.count("\n") == 1
@@ -163,7 +164,7 @@ def test_agent_of_ollama(tmp_path: Path) -> None:
     for number in ("50", "0.5", "7"):
         assert number in settings
     revkit.use(client)
-    assert config.resolve(None, OTHER) is client
+    assert registry.resolve(None, OTHER) is client
 
 
 def test_agent_of_openai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

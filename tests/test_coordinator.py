@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revkit.buckets import Reservation
-from revkit.cluster.claims import Claims
-from revkit.cluster.coordinator import TICK, UNKNOWN, Coordinator
-from revkit.cluster.purse import Purse
-from revkit.cluster.rate import Rate
-from revkit.cluster.ration import PurseShare, StartShare
-from revkit.cluster.shares import fair
-from revkit.events import StopKind
+from revkit.dask.claims import Claims
+from revkit.dask.coordinator import TICK, UNKNOWN, Coordinator
+from revkit.dask.purse import Purse
+from revkit.dask.rate import Rate
+from revkit.dask.ration import PurseShare, StartShare
+from revkit.dask.shares import fair
+from revkit.scheduling.buckets import Reservation
+from revkit.scheduling.events import StopKind
 
 Terms = dict[str, Any]
 

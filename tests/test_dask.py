@@ -25,8 +25,8 @@ from servers import GATE_LIMIT, Answer, Server, Status, serve
 
 import revkit
 import revkit.dask
-from revkit.cluster import links
-from revkit.cluster.links import link_here
+from revkit.dask import links
+from revkit.dask.links import link_here
 from revkit.store.shared import MARK, SharedStore
 from revkit.testing import FakeModel
 

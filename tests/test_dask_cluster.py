@@ -27,7 +27,7 @@ from servers import Answer, Status, serve
 
 import revkit
 import revkit.dask
-from revkit.cluster.coordinator import Coordinator
+from revkit.dask.coordinator import Coordinator
 
 ROWS = 24
 ASKED = list[dict[str, str]]

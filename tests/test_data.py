@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from revkit import data
+from revkit.api import data
 from revkit.errors import UsageError
 
 DATA = Path(__file__).parent.parent / "data"

@@ -19,8 +19,8 @@ from pages import Page
 
 import revkit.testing
 from revkit import display
-from revkit.metrics import Metrics, Usage
 from revkit.plot import NotebookFigure
+from revkit.record.metrics import Metrics, Usage
 
 SANITIZE = Path(revkit.testing.NBVAL_SANITIZE)
 NAMES = ["min", "mean", "p50", "p90", "p95", "p99", "max"]

@@ -24,8 +24,8 @@ from threads import join_workers
 
 import revkit
 from revkit import CancelToken, Event, Interrupted, Retry, RunFailed
-from revkit.engines.threads import ThreadEngine
-from revkit.scheduler import Scheduler
+from revkit.runtime.engines.threads import ThreadEngine
+from revkit.scheduling.scheduler import Scheduler
 from revkit.testing import FakeModel
 
 
@@ -393,7 +393,7 @@ def test_an_observer_that_blocks_is_left_behind() -> None:
 
 def test_an_attempt_that_does_not_end_counts_as_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """An async function that holds on to its place when it is cancelled."""
-    monkeypatch.setattr("revkit.run._GRACE", 0.1)
+    monkeypatch.setattr("revkit.runtime.run._GRACE", 0.1)
     ear, release, token = Ear(), threading.Event(), CancelToken()
     begun: list[str] = []
 
@@ -520,7 +520,7 @@ def test_a_result_that_was_retried_goes_by_the_name_of_its_last_run() -> None:
 def test_without_an_observer_there_is_no_thread_and_nothing_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from revkit.stream import EventStream
+    from revkit.observers.stream import EventStream
 
     monkeypatch.setattr(EventStream, "__init__", None)
     started: list[str] = []

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from servers import serve
 
 from revkit import ParallelResult, Retry, RunFailed, store
-from revkit.clients.base import Client
+from revkit.clients.contract import Client
 from revkit.errors import ConnectionFailed, ServerError
 from revkit.testing import FakeModel
 

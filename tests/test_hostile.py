@@ -19,7 +19,7 @@ from servers import Raw, Status, serve
 
 import revkit
 from revkit import Interrupted, Retry, RunFailed, Signature
-from revkit.clients.base import AsyncTransport, Client
+from revkit.clients.contract import AsyncTransport, Client
 from revkit.testing import FakeModel
 
 
@@ -88,7 +88,7 @@ def test_a_progress_function_that_exits_is_dropped() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to itself")
 def test_a_second_interrupt_loses_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("revkit.run._GRACE", 0.1)
+    monkeypatch.setattr("revkit.runtime.run._GRACE", 0.1)
     df = frame()
     release = threading.Event()
 
@@ -292,7 +292,7 @@ def test_a_server_that_takes_for_ever_costs_its_rows_only(
 def test_a_header_that_drips_for_ever_costs_its_row_only(
     client: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("revkit.api._SLACK", 0.1)
+    monkeypatch.setattr("revkit.api.call._SLACK", 0.1)
     with serve() as server:
         answers = {"review 2": Raw(Drip(server, b"HTTP/1.1 200 OK\r\nx: "))}
         run = run_beside(answers, client(server.url, timeout=0.4), server, engine=engine)

@@ -22,7 +22,7 @@ from proxies import proxy
 from servers import Raw, Status, serve
 from threads import abort
 
-from revkit.clients.base import Aborted, Request, Response
+from revkit.clients.contract import Aborted, Request, Response
 from revkit.clients.http import AiohttpTransport, HttpxAsyncTransport, HttpxTransport, engines_for
 from revkit.errors import (
     AttemptTimeout,

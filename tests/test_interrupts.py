@@ -22,9 +22,9 @@ from threads import join_workers
 
 import revkit
 from revkit import CancelToken, Interrupted, ParallelResult, RunCancelled
-from revkit.clients.base import Request, Response
+from revkit.clients.contract import Request, Response
 from revkit.clients.network import tls_context
-from revkit.engines.loop import background
+from revkit.runtime.engines.loop import background
 from revkit.testing import FakeModel
 
 WORKERS = 4
@@ -239,7 +239,7 @@ def test_a_reply_that_has_arrived_is_kept() -> None:
 
 def test_a_thread_that_ends_after_the_loop_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run has waited for its grace, and the caller's loop is closed."""
-    monkeypatch.setattr("revkit.run._GRACE", 0.1)
+    monkeypatch.setattr("revkit.runtime.run._GRACE", 0.1)
     token = CancelToken()
     model = LastWord(token.cancel)
     model.may_close.clear()
@@ -300,7 +300,7 @@ def test_ctrl_c_again_raises_at_once(rule: Holding, server: Server, way: Way) ->
 def test_a_coroutine_that_swallows_the_cancellation_holds_nothing_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("revkit.run._GRACE", 0.1)
+    monkeypatch.setattr("revkit.runtime.run._GRACE", 0.1)
     release = threading.Event()
     df = rows()
     try:
@@ -353,7 +353,7 @@ def test_an_awaited_run_ends_whatever_its_function_does(
     make: Any, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled once, it waits for its grace; twice, not even for that. Both save what is done."""
-    monkeypatch.setattr("revkit.run._GRACE", 0.1 if times == 1 else GATE_LIMIT)
+    monkeypatch.setattr("revkit.runtime.run._GRACE", 0.1 if times == 1 else GATE_LIMIT)
     release, entered = threading.Event(), asyncio.Event()
     df = rows()
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revkit import SENTIMENT, Local, Ollama, OpenAICompatible, Signature
-from revkit.chat import Message
-from revkit.keys import KEY_BYTES, ReplyKeys
-from revkit.task import ModelTask, Template
+from revkit.store.keys import KEY_BYTES, ReplyKeys
+from revkit.task.chat import Message
+from revkit.task.kinds import ModelTask, Template
 
 ROW = {"review": "Broke twice.", "stars": "1"}
 SETTINGS = Ollama().settings()
@@ -203,7 +203,7 @@ def test_half_of_a_surrogate_pair_is_a_text_of_its_own() -> None:
 def test_the_key_is_the_same_in_every_process() -> None:
     script = (
         "from revkit import SENTIMENT, Ollama\n"
-        "from revkit.keys import ReplyKeys\n"
+        "from revkit.store.keys import ReplyKeys\n"
         f"messages = SENTIMENT.messages({ROW!r})\n"
         "print(ReplyKeys(SENTIMENT, Ollama().settings()).key(messages).hex())"
     )

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from revkit import SENTIMENT, SENTIMENT_WITH_REASON, BadReply, ServerError, Signature
-from revkit.chat import Reply
-from revkit.clients import label_scores
-from revkit.clients.base import Request, Response
-from revkit.clients.label_scores import LabelSession, can_score
-from revkit.task import Template
+from revkit.clients.contract import Request, Response
+from revkit.clients.local import label_scores
+from revkit.clients.local.label_scores import LabelSession, can_score
+from revkit.task.chat import Reply
+from revkit.task.kinds import Template
 
 #: The token that ends a label.
 END = ord("\n")

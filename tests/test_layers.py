@@ -1,10 +1,14 @@
-"""Imports point one way: what decides does not know what touches the world."""
+"""Imports point one way: each package may import from those before it in ``ORDER``, and no others.
+
+Late imports and those for typing only count too: they are knowledge as well.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,86 +18,52 @@ import revkit
 
 PACKAGE = Path(revkit.__file__).parent
 
-#: Decides: neither I/O nor time nor frames. ``clients.base`` says what a client is, no more.
-PURE = {
+#: The packages of revkit, from what decides to what users call.
+ORDER = [
     "errors",
-    "events",
-    "outputs",
     "task",
-    "sentiment",
-    "policy",
-    "buckets",
-    "tokens",
-    "adaptive",
-    "throttle",
-    "scheduler",
-    "state",
-    "record",
-    "samples",
-    "stream",
-    "metrics",
-    "totals",
-    "whatif",
-    "bottleneck",
-    "keys",
-    "batch",
-    "clients.base",
-    "plot.raster",
-    "cluster.shares",
-    "cluster.claims",
-    "cluster.rate",
-    "cluster.purse",
-    "cluster.runs",
-    "cluster.coordinator",
-}
-#: Each touches one part of the world, and knows nothing of the others.
-EDGES = {
-    "engines",
-    "clients",
-    "plot",
-    "progress",
-    "display",
-    "data",
-    "cancel",
-    "store",
-    "limits",
-    "prices",
-    "observers",
-}
-#: Puts the parts together, and opens doors to them.
-ABOVE = {
-    "plan",
-    "lookahead",
-    "drain",
-    "interrupt",
-    "run",
-    "columns",
+    "scheduling",
     "tables",
-    "forecast",
-    "result",
-    "compare",
-    "evaluate",
-    "saved",
-    "provenance",
-    "files",
-    "trace",
+    "record",
+    "clients",
+    "store",
+    "observers",
+    "runtime",
+    "plot",
+    "display",
+    "results",
     "api",
-    "chain",
-    "chunks",
-    "parquet",
-    "preview",
-    "accessor",
-    "cluster",
+    "cli",
     "dask",
-    "live",
-    "config",
-    "conversation",
     "testing",
-    "demo",
-    "doctor",
-    "probe",
-    "__main__",
+]
+
+#: Decide, and touch nothing: neither the world nor a clock.
+PURE = {"errors", "task", "scheduling"}
+#: Modules elsewhere that do so as well.
+PURE_MODULES = {
+    "tables.batch",
+    "tables.rows",
+    "record.record",
+    "record.samples",
+    "record.metrics",
+    "record.totals",
+    "clients.contract",
+    "store.keys",
+    "observers.stream",
+    "runtime.state",
+    "plot.raster",
+    "results.whatif",
+    "results.bottleneck",
+    "dask.shares",
+    "dask.claims",
+    "dask.rate",
+    "dask.purse",
+    "dask.runs",
+    "dask.coordinator",
 }
+#: Shared by the runs of several threads: they hold a lock, and read the clock for their callers.
+SHARED = {"scheduling.limits": {"threading", "time"}}
 
 WORLD = {
     "pandas",
@@ -178,24 +148,60 @@ def top(module: str) -> str:
     return module.split(".")[0]
 
 
+def is_pure(module: str) -> bool:
+    return top(module) in PURE or module in PURE_MODULES
+
+
 def test_the_reader_of_imports_reads_them() -> None:
     seen = {(one.where, one.what) for one in ALL}
-    assert ("scheduler", "revkit.events") in seen
-    assert ("engines.loop", "revkit.scheduler") in seen  # "from ..scheduler"
-    assert ("api", "revkit.columns") in seen  # "from . import columns"
-    assert ("outputs", "pydantic") in seen  # inside a function
-    assert any(o.typing_only for o in ALL if (o.where, o.what) == ("task", "revkit.clients.base"))
+    assert ("scheduling.scheduler", "revkit.scheduling.events") in seen
+    assert ("runtime.engines.loop", "revkit.scheduling.scheduler") in seen  # "from ...scheduling"
+    assert ("api.call", "revkit.record.columns") in seen  # "from ..record import columns"
+    assert ("task.outputs", "pydantic") in seen  # inside a function
+    assert ("results.result", "revkit.results.compare") in seen
+    assert any(
+        o.typing_only
+        for o in ALL
+        if (o.where, o.what) == ("clients.contract", "revkit.scheduling.limits")
+    )
 
 
-def test_every_module_has_its_layer() -> None:
-    placed = PURE | EDGES | ABOVE | {"", "_version", "work"}
-    unplaced = [name for name in MODULES if name not in placed and top(name) not in placed]
-    assert unplaced == []
+def test_every_package_has_its_place() -> None:
+    entries = {top(name) for name in MODULES} - {"", "__main__", "_version"}
+    assert entries == set(ORDER)
+
+
+def test_imports_go_one_way() -> None:
+    """Also late ones, and those for typing only."""
+    place = {name: at for at, name in enumerate(ORDER)}
+    broken = [
+        one
+        for one in ALL
+        if top(one.where) in place and (name := own(one)) not in (None, "_version")
+        if name == "" or place[top(name)] > place[top(one.where)]
+    ]
+    assert broken == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """At run time, that is: a function's own imports count, those for typing do not."""
+    known: dict[str, set[str]] = {name: set() for name in MODULES}
+    for one in ALL:
+        name = own(one)
+        if name in known and name not in ("", one.where) and not one.typing_only:
+            known[one.where].add(name)
+    done: set[str] = set()
+    while free := {name for name, needs in known.items() if name not in done and needs <= done}:
+        done |= free
+    assert sorted(set(known) - done) == []
 
 
 def test_pure_modules_touch_nothing() -> None:
     broken = [
-        one for one in ALL if one.where in PURE and not one.typing_only and top(one.what) in WORLD
+        one
+        for one in ALL
+        if is_pure(one.where) and not one.typing_only and top(one.what) in WORLD
+        if top(one.what) not in SHARED.get(one.where, ())
     ]
     assert broken == []
 
@@ -204,32 +210,8 @@ def test_pure_modules_know_only_pure_ones() -> None:
     broken = [
         one
         for one in ALL
-        if one.where in PURE and not one.typing_only and (name := own(one)) is not None
-        if name not in PURE
-    ]
-    assert broken == []
-
-
-def test_edges_do_not_import_each_other() -> None:
-    """But inside ``clients`` and ``store``, and that every plot may use ``plot``."""
-    broken = [
-        one
-        for one in ALL
-        if top(one.where) in EDGES and one.where not in PURE and not one.typing_only
-        if (name := own(one)) is not None and name not in PURE
-        if top(name) in EDGES and top(name) != top(one.where)
-        if not (name == "plot" and one.where.startswith("plot_"))
-    ]
-    assert broken == []
-
-
-def test_no_edge_knows_what_stands_above_it() -> None:
-    below = EDGES | {"work"}
-    broken = [
-        one
-        for one in ALL
-        if top(one.where) in below and one.where not in PURE and not one.typing_only
-        if (name := own(one)) is not None and (name == "" or top(name) in ABOVE)
+        if is_pure(one.where) and not one.typing_only and (name := own(one)) is not None
+        if not is_pure(name)
     ]
     assert broken == []
 
@@ -237,48 +219,24 @@ def test_no_edge_knows_what_stands_above_it() -> None:
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        (
-            "pandas",
-            {
-                "accessor",
-                "api",
-                "chain",
-                "chunks",
-                "parquet",
-                "columns",
-                "tables",
-                "result",
-                "compare",
-                "evaluate",
-                "forecast",
-                "preview",
-                "data",
-                "display",
-                "plot",
-                "demo",
-                "testing",
-                "saved",
-                "provenance",
-                "cluster",
-            },
-        ),
-        ("pyarrow", {"columns", "parquet", "saved", "store"}),
+        ("pandas", {"tables", "record", "plot", "display", "results", "api", "cli", "dask"}),
+        ("pyarrow", {"record", "store", "results", "api"}),
         ("httpx", {"clients"}),
         ("httpcore", {"clients"}),
         ("aiohttp", {"clients"}),
         ("matplotlib", {"plot"}),
         ("PIL", {"plot"}),
-        ("tqdm", {"progress", "clients"}),
-        ("IPython", {"live"}),
+        ("tqdm", {"display", "clients"}),
+        ("IPython", {"display"}),
         ("sqlite3", {"store"}),
-        ("nest_asyncio2", {"run"}),
-        ("asyncio", {"engines", "run", "clients", "testing", "work", "preview", "conversation"}),
-        ("pydantic", {"outputs", "api"}),
-        ("genai_prices", {"prices"}),
+        ("nest_asyncio2", {"runtime"}),
+        ("asyncio", {"clients", "runtime", "api", "testing"}),
+        ("pydantic", {"task", "api"}),
+        ("genai_prices", {"clients"}),
         ("opentelemetry", {"observers"}),
-        ("sklearn", {"evaluate"}),
-        ("dask", {"dask", "cluster"}),
-        ("distributed", {"cluster"}),
+        ("sklearn", {"results"}),
+        ("dask", {"dask"}),
+        ("distributed", {"dask"}),
     ],
 )
 def test_each_library_has_its_home(library: str, homes: set[str]) -> None:
@@ -332,6 +290,7 @@ PUBLIC = [
     "AttemptTimeout",
     "BadOutput",
     "BadReply",
+    "Bottleneck",
     "Budget",
     "BudgetReached",
     "CancelToken",
@@ -339,14 +298,18 @@ PUBLIC = [
     "ChainResult",
     "Client",
     "ColumnExists",
+    "Comparison",
     "ConnectionFailed",
     "Context",
     "Conversation",
+    "Evaluation",
     "Event",
     "FactoryFailed",
     "Field",
     "Interrupted",
     "Local",
+    "Message",
+    "Metrics",
     "MissingColumn",
     "MissingExtra",
     "MissingInput",
@@ -373,8 +336,11 @@ PUBLIC = [
     "Secret",
     "ServerError",
     "Signature",
+    "Status",
     "Step",
+    "Usage",
     "UsageError",
+    "WhatIf",
     "__version__",
     "aparallel_map",
     "apreview",
@@ -400,6 +366,27 @@ def test_public_names_are_pinned() -> None:
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_exist(name: str) -> None:
     assert getattr(revkit, name) is not None
+
+
+def test_tab_shows_what_users_need_and_no_modules() -> None:
+    """But for the store, whose functions users call."""
+    shown = {name: getattr(revkit, name) for name in dir(revkit) if name != "collect"}
+    modules = [name for name, value in shown.items() if isinstance(value, types.ModuleType)]
+    assert modules == ["store"]
+    assert {*PUBLIC, "collect", "store"} == set(dir(revkit))
+
+
+def test_no_name_is_both_a_module_and_a_function() -> None:
+    import importlib
+    import pkgutil
+
+    for found in pkgutil.walk_packages(revkit.__path__, "revkit."):
+        if found.name == "revkit.__main__" or not found.ispkg:
+            continue
+        package = importlib.import_module(found.name)
+        for inner in pkgutil.iter_modules(package.__path__):
+            value = getattr(package, inner.name, None)
+            assert value is None or isinstance(value, types.ModuleType), (found.name, inner.name)
 
 
 def test_errors_stand_in_one_tree() -> None:

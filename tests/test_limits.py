@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from revkit import Budget, Price, RateLimit, UsageError, buckets, load_reviews
-from revkit.buckets import Refusal, Reservation
+from revkit import Budget, Price, RateLimit, UsageError, load_reviews
 from revkit.errors import BudgetReached, RunFailed
-from revkit.tokens import TokenEstimate, prompt_size
+from revkit.scheduling import buckets
+from revkit.scheduling.buckets import Refusal, Reservation
+from revkit.task.tokens import TokenEstimate, prompt_size
 
 # --- rate limits ---
 

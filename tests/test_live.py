@@ -26,11 +26,11 @@ from pages import Page
 import revkit
 import revkit.plot
 import revkit.testing
+from revkit.display.live import INTERVAL_S, SHARE, Live, Pace, live
+from revkit.display.progress import Bar
 from revkit.errors import BadReply, ConnectionFailed
-from revkit.events import Attempt, Attempted, Decision, Failure, Success
-from revkit.live import INTERVAL_S, SHARE, Live, Pace, live
-from revkit.progress import Bar
-from revkit.record import DECISIONS, Record
+from revkit.record.record import DECISIONS, Record
+from revkit.scheduling.events import Attempt, Attempted, Decision, Failure, Hold, HoldKind, Success
 from revkit.testing import FakeModel
 
 PNG = b"\x89PNG of a timeline"
@@ -242,8 +242,8 @@ def test_the_picture_gets_all_attempts_in_seconds_of_the_run(
 def test_every_state_is_that_of_one_moment(
     cell: Cell, pictures: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch, clock: Any
 ) -> None:
-    monkeypatch.setattr(revkit.live, "INTERVAL_S", 0.0)
-    monkeypatch.setattr(revkit.live, "SHARE", 1e9)
+    monkeypatch.setattr(revkit.display.live, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(revkit.display.live, "SHARE", 1e9)
     model = FakeModel(lambda text: "positive", latency=0.02, clock=clock)
     run = reviews(40).llm.parallel_map(model=model, max_workers=4, progress="live")
     assert len(pictures) > 2
@@ -272,8 +272,8 @@ def test_the_picture_shows_holds_up_to_now(pictures: list[SimpleNamespace]) -> N
     assert holds == [("pause", 1.0, 6.0)]
     assert run.metrics.wall_s == 8.0
     early = record(seconds=3.0, ok=1)
-    early.holds = [revkit.events.Hold(revkit.events.HoldKind.PAUSE, 1001.0, 1060.0)]
-    revkit.live._drawn(early, revkit.plot.live_png)
+    early.holds = [Hold(HoldKind.PAUSE, 1001.0, 1060.0)]
+    revkit.display.live._drawn(early, revkit.plot.live_png)
     assert pictures[-1].holds == [("pause", 1.0, 3.0)]
 
 

@@ -32,11 +32,11 @@ from revkit import (
     Signature,
     UsageError,
 )
-from revkit.chat import Reply
-from revkit.clients import local_process
-from revkit.clients.base import Aborted, Request, Response, Transport
-from revkit.clients.local import _LocalTransport
-from revkit.clients.local_process import Child, ModelProcess
+from revkit.clients.contract import Aborted, Request, Response, Transport
+from revkit.clients.local import process as model_process
+from revkit.clients.local.client import _LocalTransport
+from revkit.clients.local.process import Child, ModelProcess
+from revkit.task.chat import Reply
 
 embedded = pytest.mark.embedded
 linux_only = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches by pidfd")
@@ -289,7 +289,7 @@ def test_idle_it_ends_by_itself_and_that_is_no_crash(
     process: ModelProcess, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ):
     process.stop()
-    monkeypatch.setattr(local_process, "IDLE_S", 0.01)
+    monkeypatch.setattr(model_process, "IDLE_S", 0.01)
     process.start()  # a run is open: ``transport``
     child = process.child()
     assert is_healthy(transport)
@@ -444,7 +444,7 @@ def test_the_program_is_not_shadowed_by_its_neighbours():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "Popen", popen)
-        patch.setattr(local_process, "find_llama", lambda: "")
+        patch.setattr(model_process, "find_llama", lambda: "")
         with pytest.raises(Stop):
             Local(slots=7)._process().child()
     assert "-P" in args[0]

@@ -18,7 +18,7 @@ from servers import Status, serve
 
 import revkit
 from revkit import MissingColumn, Retry, RunFailed, Signature
-from revkit.clients.base import Client
+from revkit.clients.contract import Client
 
 TEXTS = {
     "script": "<script>alert(1)</script>",

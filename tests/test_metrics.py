@@ -23,9 +23,9 @@ from revkit import (
     Signature,
     UsageError,
 )
-from revkit.events import Decision, Hold, HoldKind
-from revkit.metrics import waits
-from revkit.record import DECISIONS, Record
+from revkit.record.metrics import waits
+from revkit.record.record import DECISIONS, Record
+from revkit.scheduling.events import Decision, Hold, HoldKind
 from revkit.testing import FakeModel
 
 FIGURES = ["min", "mean", "p50", "p90", "p95", "p99", "max"]

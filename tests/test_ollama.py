@@ -15,7 +15,6 @@ from asking import CLASSIFY, ENGINES, ROW, SUMMARISE, Ask, ask_in_a_thread, ask_
 from ollama._client import _parse_host
 from servers import Status, serve
 
-from revkit.chat import Reply
 from revkit.clients.ollama import Ollama, read_host
 from revkit.errors import (
     BadOutput,
@@ -26,7 +25,8 @@ from revkit.errors import (
     ServerError,
     UsageError,
 )
-from revkit.task import Template
+from revkit.task.chat import Reply
+from revkit.task.kinds import Template
 
 
 @pytest.fixture(params=ENGINES)

@@ -13,8 +13,7 @@ import servers
 from asking import CLASSIFY, ENGINES, ROW, SUMMARISE, Ask
 from servers import Status, serve
 
-from revkit.chat import Reply
-from revkit.clients.base import Request, Response
+from revkit.clients.contract import Request, Response
 from revkit.clients.openai import OpenAICompatible, OpenAISession
 from revkit.errors import (
     AccessDenied,
@@ -26,8 +25,9 @@ from revkit.errors import (
     ServerError,
     UsageError,
 )
-from revkit.task import ModelTask
-from revkit.work import drive
+from revkit.runtime.work import drive
+from revkit.task.chat import Reply
+from revkit.task.kinds import ModelTask
 
 KEY = "sk-proj-very-secret-1234567890"
 FITTING = '{"sentiment": "negative", "stars": 1}'

@@ -543,7 +543,7 @@ def test_a_source_that_is_divided_by_a_column_is_refused(tmp_path: Path) -> None
 def test_a_finish_that_was_interrupted_is_made_up_for_where_all_rows_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from revkit.parquet.sink import Sink
+    from revkit.api.parquet.sink import Sink
 
     pd.DataFrame({"n": range(2)}).to_parquet(tmp_path / "in.parquet")
 

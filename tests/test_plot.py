@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import revkit
-from revkit.events import Stop, StopKind
 from revkit.plot import (
     NotebookAxes,
     NotebookFigure,
@@ -31,7 +30,8 @@ from revkit.plot import (
     timeline_png,
 )
 from revkit.plot.looks import HOLDS, OUTCOMES, SETTLED
-from revkit.record import DECISIONS
+from revkit.record.record import DECISIONS
+from revkit.scheduling.events import Stop, StopKind
 from revkit.testing import FakeModel
 
 
@@ -681,7 +681,7 @@ def test_pyplot_is_never_imported() -> None:
 
 def test_importing_revkit_imports_neither_matplotlib_nor_tqdm() -> None:
     code = (
-        "import sys, revkit, revkit.display, revkit.progress\n"
+        "import sys, revkit, revkit.display.progress\n"
         "assert not {'matplotlib', 'tqdm'} & set(sys.modules), sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

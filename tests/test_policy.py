@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revkit.errors import UsageError
-from revkit.policy import Retry, failure_limit, worker_count
+from revkit.scheduling.policy import Retry, failure_limit, worker_count
 
 seconds = st.floats(0, 1e6)
 chances = st.floats(0, 1)

@@ -30,7 +30,7 @@ from revkit import (
     UsageError,
     preview,
 )
-from revkit.clients.base import Client
+from revkit.clients.contract import Client
 from revkit.testing import FakeModel
 
 CLASSIFY = Signature(
@@ -217,7 +217,7 @@ def test_of_very_many_rows_some_are_looked_at(monkeypatch: pytest.MonkeyPatch, p
     options: dict[str, Any] = {"model": model, "store": place}
     df[:500].llm.parallel_map("{review}", **options, inplace=False)
     whole = df.llm.preview("{review}", **options)
-    monkeypatch.setattr(sys.modules["revkit.preview"], "_LOOKED_AT", 100)
+    monkeypatch.setattr(sys.modules["revkit.api.preview"], "_LOOKED_AT", 100)
     look = df.llm.preview("{review}", **options)
     assert (whole.rows.looked_at, look.rows.looked_at) == (1000, 100)
     assert look.rows.to_ask == pytest.approx(whole.rows.to_ask, rel=0.05)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revkit import MissingExtra, Price, UsageError
-from revkit.prices import _as_price, known_price, price_of
+from revkit.clients.prices import _as_price, known_price, price_of
 
 MINI = Price(0.4, 1.6)
 
@@ -77,7 +77,7 @@ def hook(event, arguments):
         asked.append(event)
         raise OSError("no network here")
 sys.addaudithook(hook)
-from revkit.prices import price_of
+from revkit.clients.prices import price_of
 assert price_of("openai", "gpt-4.1-mini").input_usd_per_million == 0.4
 assert price_of("openai", "no-such-model") is None
 assert asked == []

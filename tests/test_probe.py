@@ -14,8 +14,8 @@ from servers import Status, closed_port, serve
 
 import revkit
 from revkit.__main__ import main
-from revkit.bottleneck import flat_from
-from revkit.probe import REQUESTS, Probe, probe
+from revkit.cli.probe import REQUESTS, Probe, probe
+from revkit.results.bottleneck import flat_from
 from revkit.testing import FakeModel
 
 

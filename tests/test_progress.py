@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from revkit import progress
-from revkit.progress import Bar, bar
-from revkit.record import Record
+from revkit.display import progress
+from revkit.display.progress import Bar, bar
+from revkit.record.record import Record
 
 
 class Drawn:
@@ -190,5 +190,5 @@ def test_it_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tqdm_is_imported_only_where_a_bar_is_drawn() -> None:
-    code = "import sys; from revkit.progress import bar; bar(3); assert 'tqdm' not in sys.modules"
+    code = "import sys; from revkit.display.progress import bar\nbar(3); assert 'tqdm' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, stderr=subprocess.PIPE)

@@ -21,10 +21,10 @@ from threads import join_workers
 
 import revkit
 from revkit import BadOutput, Interrupted, RunFailed, Signature, UsageError
-from revkit.engines import loop as loops
 from revkit.errors import AccessDenied, ConnectionFailed, ModelError, ModelMissing
-from revkit.plan import available_cpus
-from revkit.policy import worker_count
+from revkit.runtime.engines import loop as loops
+from revkit.runtime.plan import available_cpus
+from revkit.scheduling.policy import worker_count
 from revkit.testing import FakeModel
 
 NUMBER = Signature("Count.", inputs="review", outputs={"n": int})
@@ -987,7 +987,7 @@ def test_a_forked_child_gets_a_loop_of_its_own() -> None:
     import os, warnings
     import pandas as pd
     import revkit
-    from revkit.engines import loop
+    from revkit.runtime.engines import loop
 
     async def work(row):
         return row["n"]
@@ -1048,7 +1048,7 @@ def test_figures_of_runs_in_which_nothing_was_good() -> None:
         reviews(2).llm.parallel_map("{review}", model=FakeModel([ModelError("no")] * 2))
     run = failed.value.result
     assert run.latency.isna().all()
-    assert run.usage == revkit.metrics.Usage(None, None, None)
+    assert run.usage == revkit.record.metrics.Usage(None, None, None)
     assert run.rows["prompt_tokens"].isna().all()
     empty = revkit.parallel_map([], lambda x: x)
     assert np.isnan(empty.metrics.mean_concurrency)
@@ -1148,13 +1148,13 @@ def test_usage_counts_failed_attempts_too() -> None:
         ModelError("no"),
     ]
     run = reviews(3).llm.parallel_map(NUMBER, model=FakeModel(answers), max_workers=1)
-    assert run.usage == revkit.metrics.Usage(150, 15, 165)
+    assert run.usage == revkit.record.metrics.Usage(150, 15, 165)
     assert run.rows["prompt_tokens"].tolist() == [30, 120, pd.NA]
     assert run.rows["completion_tokens"].tolist() == [3, 12, pd.NA]
     assert run.attempts["prompt_tokens"].tolist() == [10, 20, 40, 80, pd.NA]
     assert run.usage.cost_usd is None  # nobody knows what a fake model costs
     plain = run_with("thread", abs)
-    assert plain.usage == revkit.metrics.Usage(None, None, None)
+    assert plain.usage == revkit.record.metrics.Usage(None, None, None)
     assert plain.attempts["prompt_tokens"].dtype == "Int64"
 
 

@@ -17,7 +17,7 @@ from servers import serve
 
 import revkit
 from revkit import ColumnExists, Field, ModelError, RowResult, RunFailed, Signature, UsageError
-from revkit.samples import vote
+from revkit.record.samples import vote
 from revkit.testing import FakeModel
 
 MOOD = Signature("Judge.", inputs="review", outputs={"mood": ["good", "bad", "mixed"]})

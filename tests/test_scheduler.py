@@ -17,9 +17,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from revkit.events import CANCELLED, Attempt, Decision, Failure, Stop, StopKind, Success
-from revkit.policy import Retry
-from revkit.scheduler import DONE, WAIT, Scheduler
+from revkit.scheduling.events import CANCELLED, Attempt, Decision, Failure, Stop, StopKind, Success
+from revkit.scheduling.policy import Retry
+from revkit.scheduling.scheduler import DONE, WAIT, Scheduler
 
 GOOD = Success({"response": 1})
 CORRECTABLE = Failure("BadOutput", "not a label", text="maybe", correctable=True)

@@ -21,15 +21,15 @@ from servers import Answer, Status, serve
 
 import revkit
 import revkit.dask
-from revkit.chat import Reply
-from revkit.cluster import seat as seats
-from revkit.cluster.claiming import ClaimingStore
-from revkit.cluster.coordinator import Coordinator
-from revkit.cluster.ration import Ration
-from revkit.cluster.seat import Seat
-from revkit.events import Stop, StopKind
+from revkit.dask import seat as seats
+from revkit.dask.claiming import ClaimingStore
+from revkit.dask.coordinator import Coordinator
+from revkit.dask.ration import Ration
+from revkit.dask.seat import Seat
+from revkit.scheduling.events import Stop, StopKind
 from revkit.store import StoreWarning
 from revkit.store.shared import SharedStore
+from revkit.task.chat import Reply
 
 #: Seconds after which a run that hangs is over, so that its test fails.
 LONG = 60.0

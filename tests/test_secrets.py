@@ -29,7 +29,7 @@ from servers import RESET, Status, serve
 
 import revkit
 from revkit import Retry, RunFailed, Signature
-from revkit.clients.base import Client, Request
+from revkit.clients.contract import Client, Request
 
 #: With characters that JSON and URLs may spell in other ways, around a part that all spell alike.
 KEY = "Zx9/hush-hush+0123456789="

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import revkit
-from revkit.chat import Reply
 from revkit.store import StoreWarning, clear, info, to_parquet
 from revkit.store import shared as module
 from revkit.store.shared import SharedStore, shared_store
+from revkit.task.chat import Reply
 
 
 def put(store: SharedStore, key: bytes, text: str = "good") -> bool:

@@ -18,8 +18,8 @@ from threads import join_workers
 
 import revkit
 from revkit import CancelToken, ParallelResult, Retry, RunCancelled, RunFailed, RunTimeout
-from revkit.engines.threads import ThreadEngine
 from revkit.errors import ConnectionFailed, ModelError, ServerError
+from revkit.runtime.engines.threads import ThreadEngine
 from revkit.testing import FakeModel
 from revkit.testing.clock import VirtualClockLoop
 
@@ -137,7 +137,7 @@ def no_grace(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
     """Threads that never end are not waited for; coroutines end when they are cancelled."""
     callspec = getattr(request.node, "callspec", None)
     if callspec is None or callspec.params.get("engine", "thread") == "thread":
-        monkeypatch.setattr("revkit.run._GRACE", 0.0)
+        monkeypatch.setattr("revkit.runtime.run._GRACE", 0.0)
 
 
 class Clock:

@@ -33,6 +33,7 @@ from revkit import Reply, store
 from revkit.errors import RevkitError, UsageError
 from revkit.store import Store, StoreWarning
 from revkit.store import file as store_file
+from revkit.store.file import COLUMNS
 
 FULL = Reply("positive", 120, 3, "stop", {"sentiment": {"positive": 0.75, "negative": 0.25}})
 COUNT = 2_000
@@ -976,10 +977,10 @@ def test_to_parquet(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     import pandas as pd
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr(store, "_BATCH", 3)
+    monkeypatch.setattr("revkit.store.manage._BATCH", 3)
     target = tmp_path / "replies.parquet"
     store.to_parquet(target, store=path)
-    names = list(store.COLUMNS)
+    names = list(COLUMNS)
     assert list(pd.read_parquet(target).columns) == names
     with Store.open(path) as replies:
         put(replies, [*many(0, 7), (key(7), FULL), (key(8), Reply("half \ud800"))], model="m")
@@ -1020,7 +1021,7 @@ def test_no_prompt_and_no_pickle_is_in_it(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as db:
         (row,) = db.execute("SELECT * FROM replies")
         columns = [name for _, name, *_ in db.execute("PRAGMA table_info(replies)")]
-    assert tuple(columns) == store.COLUMNS
+    assert tuple(columns) == COLUMNS
     assert row[:-1] == (
         *(key(1), "positive", 120, 3, "stop"),
         *('{"sentiment": {"positive": 0.75, "negative": 0.25}}', "a task", "a model", None),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import revkit
 from revkit import BadOutput, Field, Signature, UsageError
-from revkit.outputs import Outputs
-from revkit.task import CallableTask, Template, as_task
+from revkit.task.kinds import CallableTask, Template, as_task
+from revkit.task.outputs import Outputs
 
 
 class Colour(enum.Enum):

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 import revkit
 from revkit import BadReply, ConnectionFailed, ParallelResult, Retry, RunFailed
-from revkit.events import Attempt, Attempted, Decision, Failure, Hold, HoldKind, Success
-from revkit.record import Record
+from revkit.record.record import Record
+from revkit.results.trace import write_trace
+from revkit.scheduling.events import Attempt, Attempted, Decision, Failure, Hold, HoldKind, Success
 from revkit.testing import FakeModel
-from revkit.trace import write_trace
 
 #: The reserved names of chrome://tracing's palette, which are all that ``cname`` may be.
 COLOURS = {

@@ -20,12 +20,12 @@ from PIL import Image
 import revkit
 import revkit.testing
 from revkit import Adaptive, RateLimit, UsageError
-from revkit.events import Attempt, Attempted, Decision, Success
-from revkit.forecast import WhatIf
 from revkit.plot import draw_what_if
-from revkit.record import Record
+from revkit.record.record import Record
+from revkit.results.forecast import WhatIf
+from revkit.results.whatif import Attempts, Server, fit, predict, replay
+from revkit.scheduling.events import Attempt, Attempted, Decision, Success
 from revkit.testing import FakeModel
-from revkit.whatif import Attempts, Server, fit, predict, replay
 
 ROWS = 150
 FIGURES = ["wall_s", "rows_per_s", "p95_ms", "mean_concurrency"]

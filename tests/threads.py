@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
-from revkit.clients.base import Aborted, Response
+from revkit.clients.contract import Aborted, Response
 
 #: A thread that has not ended after so many seconds will not.
 LIMIT = 30.0

@@ -48,7 +48,7 @@ from weakref import WeakSet
 
 from .._version import __version__
 from ..errors import UsageError
-from .base import Aborted, Request, Response
+from .contract import Aborted, Request, Response
 from .faults import Peer, from_aiohttp, from_httpx
 from .network import BoundedBody, lower_headers, proxy_for, tls_context
 

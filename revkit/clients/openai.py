@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from ..chat import Message, Reply
 from ..errors import BadOutput, BadReply, UsageError
-from .base import Exchange, Request, Response, repeats
+from ..task.chat import Message, Reply
+from .contract import Exchange, Request, Response, repeats
 from .protocol import HttpClient, count, encode, error_message, public, static_body
 from .secret import Secret
 
 if TYPE_CHECKING:
-    from ..limits import RateLimit
-    from ..task import ModelTask
+    from ..scheduling.limits import RateLimit
+    from ..task.kinds import ModelTask
     from .http import UserHttp
 
 __all__ = ["OpenAICompatible"]

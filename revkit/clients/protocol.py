@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ..chat import Message
 from ..errors import (
     AccessDenied,
     BadReply,
@@ -32,12 +31,13 @@ from ..errors import (
     UsageError,
     one_line,
 )
-from .base import AsyncTransport, Client, Request, Response, Transport
+from ..task.chat import Message
+from .contract import AsyncTransport, Client, Request, Response, Transport
 from .network import display_url
 from .secret import Secret
 
 if TYPE_CHECKING:
-    from ..limits import RateLimit
+    from ..scheduling.limits import RateLimit
     from .http import UserHttp
 
 __all__ = ["HttpClient", "count", "encode", "is_secret"]

@@ -10,7 +10,7 @@ from .words import NONE, dollars, duration, harmless, number, plural, rows_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..metrics import Metrics, Usage
+    from ..record.metrics import Metrics, Usage
 
 __all__ = [
     "Figure",

@@ -16,7 +16,7 @@ from matplotlib.ticker import (
 )
 
 from ..errors import UsageError, nearest
-from ..metrics import PERCENTILES
+from ..record.metrics import PERCENTILES
 from .figure import NotebookAxes, new_axes
 from .looks import OUTCOMES, ink
 

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import UsageError
-from ..record import DECISIONS
+from ..record.record import DECISIONS
 from . import raster
 from .looks import HOLDS, OUTCOMES
 from .timeline import time_unit
@@ -80,7 +80,7 @@ def live_png(
 
     Args:
         worker, start_s, end_s, decision: the ended attempts, as arrays of equal length: worker
-            from 0; seconds since the start of the run; place in ``revkit.record.DECISIONS``.
+            from 0; seconds since the start of the run; place in ``revkit.record.record.DECISIONS``.
         lanes: how many lanes there are at least.
         now_s: seconds since the start of the run; the time axis reaches to it.
         limits: how many attempts were allowed to run, as (time, limit) at each change; empty: as

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..chat import Reply
 from ..errors import UsageError
+from ..task.chat import Reply
 from .file import COLUMNS, SQLITE_ERRORS, File, identity, is_damage, open_file
 
 __all__ = ["Store", "StoreWarning", "default_path", "locate"]
@@ -52,7 +52,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
 
 class Store:
-    """The replies that were paid for, under the keys of :class:`~revkit.keys.ReplyKeys`.
+    """The replies that were paid for, under the keys of :class:`~revkit.store.keys.ReplyKeys`.
 
     Several stores may use one file at the same time, in one process or in several. One store may
     be used from any thread; a :meth:`put` in one makes :meth:`get` in another wait only where

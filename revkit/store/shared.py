@@ -27,8 +27,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..chat import Reply
 from ..errors import UsageError
+from ..task.chat import Reply
 from .file import Identity, identity
 from .mark import MARK
 from .replies import StoreWarning

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from ..chat import Message, Reply
-from ..clients.base import Aborted, Client, Exchange, Request, Response
+from ..clients.contract import Aborted, Client, Exchange, Request, Response
 from ..errors import ModelError, UsageError
+from ..task.chat import Message, Reply
 
 if TYPE_CHECKING:
-    from ..task import ModelTask
+    from ..task.kinds import ModelTask
 
 __all__ = ["NBVAL_SANITIZE", "FakeModel"]
 

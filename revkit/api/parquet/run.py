@@ -1,0 +1,214 @@
+"""``map_parquet``: a task over the rows of a Parquet file, into another one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+import pandas as pd
+
+from ...errors import Interrupted, RunFailed, UsageError
+from ...record.metrics import Usage
+from ...record.totals import Totals
+from ...results.result import ParallelResult
+from ...tables.dtypes import STRING
+from ..call import Options, TaskLike, prepare_any, shows_options
+from ..chunks import CHUNK_ROWS, LEAVE_OUT, Whole, check_chunk_rows
+
+if TYPE_CHECKING:
+    from .sink import Sink
+
+__all__ = ["ParquetResult", "map_parquet"]
+
+#: Those of a run's options that decide what its columns hold.
+_DECIDE = ("on", "prefix", "error", "repeat")
+
+
+class ParquetResult:
+    """What :func:`map_parquet` gives back: where the rows are, and what they came to.
+
+    Its size does not grow with the rows.
+
+    Attributes:
+        path: of the finished file; ``pandas.read_parquet(path)`` reads it.
+        metrics: counts and sums over all chunks; see :class:`revkit.record.totals.Totals`.
+    """
+
+    def __init__(self, path: Path, totals: Totals):
+        self.path = path
+        self.metrics = totals
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all attempts in finished chunks, and their cost where it is known."""
+        return self.metrics.usage
+
+    @property
+    def latency(self) -> pd.Series:
+        """Service time of the good attempts in ms, as :attr:`revkit.ParallelResult.latency`.
+
+        Percentiles are right to 1 %: they come from a histogram.
+        """
+        return pd.Series(self.metrics.latency, name="latency_ms", dtype="float64")
+
+    @property
+    def errors(self) -> pd.DataFrame:
+        """The first 20 rows that failed: ``row`` (int64, from 0), ``error_type``, ``message``.
+
+        All of them stand in the file, in its error column.
+        """
+        rows, types, messages = (
+            zip(*self.metrics.errors, strict=True) if self.metrics.errors else ((), (), ())
+        )
+        return pd.DataFrame(
+            {
+                "row": pd.array(rows, dtype="int64"),
+                "error_type": pd.array(types, dtype=STRING),
+                "message": pd.array(messages, dtype=STRING),
+            }
+        )
+
+    def __repr__(self) -> str:
+        from ...display.words import rows_of
+
+        told = self.metrics
+        parts = [rows_of(told.total, told.samples), f"{told.succeeded:,} ok"]
+        parts += [f"{told.failed:,} failed"] if told.failed else []
+        lines = [f"ParquetResult: {', '.join(parts)}, in {self.path.name}"]
+        lines += [f"  {count:,} x {kind}" for kind, count in told.error_types.items()]
+        return "\n".join(lines)
+
+
+@shows_options(*LEAVE_OUT)
+def map_parquet(
+    source: str | os.PathLike[str],
+    task: TaskLike,
+    sink: str | os.PathLike[str],
+    *,
+    chunk_rows: int = CHUNK_ROWS,
+    restart: bool = False,
+    **options: Unpack[Options],
+) -> ParquetResult:
+    """Run a task over every row of a Parquet file, and write rows and outputs to another one.
+
+    The file may be larger than memory: it is read, run and written in chunks of rows. The sink
+    has the columns of the source as they were, then the outputs and the error column, in the
+    order of the source's rows, and pandas reads it as it reads the source.
+
+    Finished chunks are kept beside the sink, in the directory ``<sink>.parts``; when all are
+    there, the sink is made of them and the directory removed. So the sink is there whole or not
+    at all. After an interrupt, a stop or a kill the same call goes on after the last finished
+    chunk: what the chunk at hand had done is lost for functions; replies of models are in the
+    store. ``chunk_rows`` and all options that do not decide what the columns hold may differ then.
+    A sink that is finished is not made again.
+
+    Args:
+        source: a Parquet file, or a directory of them, which are read in the order of their names;
+            not one that is divided by a column (``year=2024/…``), whose values no file has.
+        task: as for :func:`revkit.parallel_map`. A function goes by its name: after changing what
+            it does, pass ``restart=True``.
+        sink: the file to write.
+        chunk_rows: rows that are in memory at once. Workers wait at the end of a chunk for its
+            slowest row, so it should have many more than there are workers.
+        restart: begin anew, whatever stands at the sink or in its parts; a file that is there is
+            replaced when the new one is whole. To go on after that was stopped, call it without.
+        options: those of :func:`revkit.parallel_map`. ``max_failures``, ``fail_fast``,
+            ``timeout``, ``budget`` and ``rate_limit`` hold over all chunks together, failures of
+            chunks that were finished before included, and ``progress`` counts over all rows.
+
+    Returns:
+        Counts, usage, latency, and the first errors.
+
+    Raises:
+        UsageError: the call cannot be carried out as written; or the sink, finished or not, was
+            made by something else: another task, model, source, binding or name of a column.
+        RunFailed: the run was stopped, or no row is ok (the sink is there then); ``.result`` is
+            that of the chunk at hand.
+        Interrupted: the user interrupted it; ``.result`` likewise.
+
+    The type of a column is the same in the whole file. That of a signature or template is the
+    task's own. For a function it is one that holds the values of all chunks: whole numbers become
+    floats where another chunk has floats; where there is none (numbers and texts, or whole numbers
+    that no float holds beside fractions), all are written as text, with a warning. Mappings are
+    written as JSON.
+
+    >>> import pandas as pd, revkit, tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> pd.DataFrame({"n": range(5)}).to_parquet(f"{folder}/numbers.parquet")
+    >>> def square(row):
+    ...     return row["n"] ** 2
+    >>> revkit.map_parquet(f"{folder}/numbers.parquet", square, f"{folder}/squares.parquet",
+    ...                    output="square", chunk_rows=2)
+    ParquetResult: 5 rows, 5 ok, in squares.parquet
+    >>> pd.read_parquet(f"{folder}/squares.parquet")["square"].tolist()
+    [0, 1, 4, 9, 16]
+    """
+    from .sink import Sink  # with pyarrow's part for Parquet, which takes a while to import
+    from .source import Source, frame_of
+
+    rows = check_chunk_rows(chunk_rows) or CHUNK_ROWS
+    read = Source(source)
+    planned = {
+        name: value
+        for name, value in options.items()
+        if name not in ("progress", "timeout", "max_failures")
+    }
+    empty = frame_of(read.schema.empty_table(), 0)
+    call = prepare_any("map_parquet", empty, task, leave_out=LEAVE_OUT, options=planned)
+    made_by = call.provenance
+    kept = Sink(
+        sink,
+        {
+            "task": made_by["task"],
+            "model": made_by["model"],
+            "source": read.identity,
+            **{f"{name}=": made_by["options"][name] for name in _DECIDE},
+        },
+    )
+    if kept.path.is_relative_to(read.path):
+        raise UsageError(f"the sink {kept.path} is the source, or lies in it; choose another")
+    if not kept.path.parent.is_dir():
+        raise UsageError(f"there is no directory {kept.path.parent}; make it first")
+    finished = None if restart else kept.finished()
+    if finished is not None:
+        return ParquetResult(kept.path, finished)
+    if call.plan.client is not None:
+        options["model"] = call.plan.client  # the same one for all chunks
+    whole = Whole(task, options, total=read.rows)
+    with kept.open(restart=restart):
+        whole.goes_on(kept.totals())
+        try:
+            for table in read.tables(rows, start=kept.rows):
+                _run(whole, table, kept)
+            if not kept.parts:  # no row at all: the columns are there nevertheless
+                _run(whole, read.schema.empty_table(), kept)
+        except KeyboardInterrupt as error:
+            _go_on(error, kept)
+            raise
+        except RunFailed as error:
+            _go_on(error, kept)
+            raise
+        finally:
+            whole.close()
+        totals = kept.finish()
+    whole.end()
+    return ParquetResult(kept.path, totals)
+
+
+def _run(whole: Whole, table: Any, kept: Sink) -> None:
+    """Run the task over one chunk, and keep it."""
+    from .sink import joined
+    from .source import frame_of
+
+    start = kept.rows
+    result: ParallelResult = whole.run(frame_of(table, start))
+    totals = Totals.of(result._record, result._find_price(), first=start)
+    kept.put(joined(table, result), totals)
+
+
+def _go_on(error: RunFailed | Interrupted | KeyboardInterrupt, kept: Sink) -> None:
+    error.add_note(
+        f"{kept.rows:,} rows are finished and kept in {kept.directory}; the same call goes on "
+        "from there."
+    )

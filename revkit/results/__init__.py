@@ -1,0 +1,12 @@
+"""What a run gives back.
+
+result      ParallelResult, a reading of the run's record
+provenance  what a run was made of, as plain JSON
+compare     two runs on the same rows, side by side
+evaluate    an output against labels that are known to be right
+whatif      the same run with other numbers of workers: fitted and replayed
+forecast    what a what-if gives back
+bottleneck  whether the server limited a run
+trace       a run as a trace that Perfetto opens
+saved/      a whole result in one Parquet file
+"""

@@ -1,0 +1,188 @@
+"""Ahead of the workers: which rows need the model at all.
+
+Rows are rendered, keyed and looked up in the store in batches, a bounded number of rows before the
+workers come to them. What is kept settles without a worker. A row whose twin (the same prompt, so
+the same key) is running or waiting follows it, and shares its outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from ..clients.contract import Client
+from ..store.keys import ReplyKeys
+from ..tables.rows import Rows
+from ..task.chat import Message, Reply
+from ..task.kinds import ModelTask
+
+if TYPE_CHECKING:
+    from ..store.replies import Store
+
+__all__ = ["Lookahead", "Seen"]
+
+#: Rows that are looked up at once.
+_BATCH = 256
+
+
+@dataclass(slots=True)
+class Seen:
+    """What became of a batch of rows.
+
+    Attributes:
+        run: rows that need the model.
+        kept: rows whose reply is in the store, with what it says.
+        twins: rows whose prompt a row before them has, and that row.
+        more: rows are left to be looked at.
+    """
+
+    run: list[int] = field(default_factory=list)
+    kept: list[tuple[int, Mapping[str, Any], Reply]] = field(default_factory=list)
+    twins: list[tuple[int, int]] = field(default_factory=list)
+    more: bool = True
+
+
+class Lookahead:
+    """Looks the rows of one run up in the store, in order, and keeps their replies there.
+
+    Args:
+        todo: the rows to look at.
+        store: closed by :meth:`close`.
+        rendered: where the prompts of rows that need the model are put, for the workers.
+        sample: number of the sample of a row.
+        offline: do not ask the server for its model's weights; any reply that is kept will do.
+    """
+
+    def __init__(
+        self,
+        task: ModelTask,
+        client: Client,
+        rows: Rows,
+        todo: Iterable[int],
+        store: Store,
+        rendered: MutableMapping[int, list[Message]],
+        *,
+        sample: Callable[[int], int] = lambda row: 0,
+        offline: bool = False,
+    ):
+        self._task = task
+        self._client = client
+        self._keys = ReplyKeys(task, client.settings())
+        #: digest of the model's weights, where it is known
+        self.weights: str | None = None
+        self._asks_weights = not offline
+        self._rows = rows
+        self._sample = sample
+        self._todo = iter(todo)
+        self._store = store
+        self._rendered = rendered
+        #: key -> the first row of this run that asks the model for it
+        self._first: dict[bytes, int] = {}
+        #: keys whose reply in the store does not do; it stays until another one takes its place
+        self._unfit: set[bytes] = set()
+        #: replies that the store could not write so far
+        self._unwritten = 0
+        #: rows that need the model and are not settled
+        self._key: dict[int, bytes] = {}
+
+    @property
+    def pending(self) -> int:
+        """Rows that need the model and are not settled."""
+        return len(self._key)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is time to look at the next rows."""
+        return True
+
+    def look(self) -> Seen:
+        """Look at the next rows. Reads the store, and may block."""
+        seen = Seen()
+        keyed: list[tuple[int, bytes, list[Message]]] = []
+        batch = list(islice(self._todo, _BATCH))
+        seen.more = len(batch) == _BATCH
+        if batch and self._asks_weights:
+            self._asks_weights = False
+            self.weights = _weights(self._client)
+        for row in batch:
+            try:
+                messages = self._task.messages(self._rows.mapping(row))
+                key = self._keys.key(messages, self._sample(row))
+            except Exception:  # noqa: BLE001 - the attempt fails with it, as that row's error
+                key, messages = b"", []
+            keyed.append((row, key, messages))
+        first = self._first
+        wanted = list({key for _, key, _ in keyed if key not in first})
+        found = self._store.get(wanted, weights=self.weights)
+        for row, key, messages in keyed:
+            twin = first.get(key) if key else None
+            if twin is not None:
+                seen.twins.append((row, twin))
+                continue
+            reply = found.get(key)
+            values = None if reply is None else self._read(key, reply)
+            if reply is not None and values is not None:
+                seen.kept.append((row, values, reply))
+                continue
+            seen.run.append(row)
+            self._key[row] = key
+            if key:
+                first[key] = row
+                self._rendered[row] = messages
+        return seen
+
+    def _read(self, key: bytes, reply: Reply) -> Mapping[str, Any] | None:
+        """The values of a reply that is kept; None where the task takes it no longer."""
+        try:
+            return self._task.parse(reply.text)
+        except Exception:  # noqa: BLE001 - a validator of the user's own may raise anything
+            self._unfit.add(key)
+            return None
+
+    def keep(self, replies: Iterable[tuple[int, Reply]]) -> int:
+        """Put the good replies of rows into the store. Writes, and may block.
+
+        Returns:
+            How many were written: none where the store could not, and those of earlier calls as
+            well once it can again.
+        """
+        items = [(key, reply) for row, reply in replies if (key := self._key.get(row))]
+        unfit = [key for key, _ in items if key in self._unfit]
+        if unfit:
+            self._store.forget(unfit)
+        self._unwritten += len(items)
+        if not self._store.put(
+            items, task=self._task.fingerprint, model=self._client.name, weights=self.weights
+        ):
+            return 0
+        written, self._unwritten = self._unwritten, 0
+        return written
+
+    def close(self) -> None:
+        """Close the store; closing twice does no harm."""
+        self._store.close()
+
+    @property
+    def path(self) -> str:
+        """Where replies are kept."""
+        return str(self._store.path)
+
+    @property
+    def problem(self) -> str | None:
+        """What the store could not do, None where all is well."""
+        return self._store.problem
+
+    def settled(self, row: int) -> None:
+        """The row is done with."""
+        self._key.pop(row, None)
+        self._rendered.pop(row, None)
+
+
+def _weights(client: Client) -> str | None:
+    """What the client can tell; whatever goes wrong in asking must not end the run."""
+    try:
+        return client.weights()
+    except Exception:  # noqa: BLE001 - a hook of the user's httpx client may raise anything
+        return None

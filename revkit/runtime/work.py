@@ -1,0 +1,405 @@
+"""What a worker does in one attempt: call a user's function, or ask a model and read its reply.
+
+The engines know nothing of tasks and clients; they call :class:`Work`. Nothing that goes wrong in
+an attempt leaves it as an exception: it becomes the outcome.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..clients.contract import (
+    Aborted,
+    AsyncTransport,
+    Client,
+    Exchange,
+    Request,
+    Response,
+    Transport,
+)
+from ..errors import BadOutput, RowFailure, one_line
+from ..scheduling.events import CANCELLED, Attempt, Failure, Outcome, Success
+from ..tables.rows import Rows
+from ..task.chat import Message, Reply
+from ..task.kinds import CallableTask, ModelTask
+from .cancel import CancelToken
+from .state import States
+
+__all__ = ["CallableWork", "Context", "ModelWork", "Work", "adrive", "drive"]
+
+#: An error message may quote a whole reply; a column of them should stay readable.
+_MESSAGE_BOUND = 2_000
+
+_PLAIN = frozenset({str, int, float, bool})
+
+_OTHER_LOOP = ("bound to a different event loop", "attached to a different loop")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a callable with a parameter named ``context`` is told.
+
+    Attributes:
+        worker: number of the worker, from 0.
+        row: position of the row, from 0.
+        sample: number of the sample of the row, from 0 (``repeat=``).
+        attempt: number of the attempt at this row and sample, from 1.
+        cancel: cancelled when the run is stopped and cancels what is running (an interrupt, a
+            timeout, ``fail_fast``, the caller's own token). A thread cannot be ended from
+            outside: a function that takes long should look at ``cancel.cancelled``, or wait with
+            ``cancel.wait(seconds)``, and return.
+        state: what ``factory`` made for this worker, or its one of ``instances``; else None.
+    """
+
+    worker: int
+    row: int
+    sample: int
+    attempt: int
+    cancel: CancelToken
+    state: Any = None
+
+
+#: Makes an attempt, as one worker does it.
+Attempts = Callable[[Attempt], Outcome]
+AsyncAttempts = Callable[[Attempt], Awaitable[Outcome]]
+
+
+class Work(Protocol):
+    """One kind of attempt. The thread engine uses the first methods, the loop the others.
+
+    A worker enters ``worker`` once, on its own thread, and makes all its attempts by what that
+    gives.
+
+    Attributes:
+        replaceable: a worker that was abandoned in an attempt can be replaced.
+    """
+
+    replaceable: bool
+
+    def open(self, max_workers: int) -> None: ...
+    def worker(self, worker: int) -> AbstractContextManager[Attempts]: ...
+    def close(self) -> None: ...
+
+    async def aopen(self, max_workers: int) -> None: ...
+    def aworker(self, worker: int) -> AbstractAsyncContextManager[AsyncAttempts]: ...
+    async def aclose(self) -> None: ...
+
+    def abort(self, reason: str) -> None:
+        """Let what runs end, where it can be reached; it may be called again."""
+
+
+class Failures:
+    """Turns exceptions into failures; the first one keeps its traceback, for the user to read."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept = False
+
+    def of(self, error: BaseException, unfit: Reply | None = None) -> Failure:
+        """
+        Args:
+            unfit: the reply that the task could not read. The model may do better when it is
+                told why, which it will not where the protocol gave the reply up.
+        """
+        with self._lock:
+            first, self._kept = not self._kept, True
+        if not first:
+            # A traceback holds every local variable of every frame: thousands would add up.
+            for name in ("__traceback__", "__context__", "__cause__"):
+                BaseException.__setattr__(error, name, None)  # a frozen dataclass refuses its own
+        message = _message(error)
+        if isinstance(error, RuntimeError) and any(words in message for words in _OTHER_LOOP):
+            message += (
+                " - the function uses an object of the notebook's own event loop: call "
+                '`await df.llm.aparallel_map(...)`, or pass loop="notebook"'
+            )
+        if isinstance(error, RowFailure):
+            return Failure(
+                type(error).__name__,
+                message,
+                status=error.status,
+                text=error.text if unfit is None else unfit.text,
+                reply=unfit or (error.reply if isinstance(error.reply, Reply) else None),
+                correctable=isinstance(error, BadOutput) and unfit is not None,
+                transient=error.transient,
+                pause=error.pause,
+                sent=error.sent,
+                ends_run=error.ends_run,
+                cause=error,
+            )
+        text = None if unfit is None else unfit.text
+        return Failure(type(error).__name__, message, reply=unfit, text=text, cause=error)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
+
+
+def _message(error: BaseException) -> str:
+    """What an exception says, on one line that any column can hold; its class may be anyone's."""
+    try:
+        return one_line(str(error)[:_MESSAGE_BOUND])
+    except Exception as broken:  # noqa: BLE001
+        return f"(its message cannot be read: {type(broken).__name__})"
+
+
+class CallableWork:
+    """Calls a user's function with each row.
+
+    Args:
+        states: what its workers work with; None: nothing.
+        place: the caller's number of a row, and that of its sample.
+    """
+
+    def __init__(
+        self,
+        task: CallableTask,
+        rows: Rows,
+        states: States | None = None,
+        place: Callable[[int], tuple[int, int]] = lambda row: (row, 0),
+    ):
+        self._task = task
+        self._call = self._call_with_context if task.wants_context else self._call_plainly
+        self._item = rows.item
+        self._failures = Failures()
+        self._states = states
+        self._place = place
+        self._cancel = CancelToken()
+        self.replaceable = states is None or states.replaceable
+
+    def open(self, max_workers: int) -> None: ...
+    def close(self) -> None: ...
+    async def aopen(self, max_workers: int) -> None: ...
+    async def aclose(self) -> None: ...
+
+    def abort(self, reason: str) -> None:
+        self._cancel.cancel(reason)  # nothing else stops a function of the user's
+
+    def worker(self, worker: int) -> AbstractContextManager[Attempts]:
+        return nullcontext(self._attempt) if self._states is None else self._with_state(worker)
+
+    @contextmanager
+    def _with_state(self, worker: int) -> Iterator[Attempts]:
+        assert self._states is not None
+        with self._states.of(worker) as get:
+            yield lambda attempt: self._attempt(attempt, get)
+
+    def aworker(self, worker: int) -> AbstractAsyncContextManager[AsyncAttempts]:
+        return nullcontext(self._aattempt) if self._states is None else self._with_astate(worker)
+
+    @asynccontextmanager
+    async def _with_astate(self, worker: int) -> AsyncIterator[AsyncAttempts]:
+        assert self._states is not None
+        async with self._states.aof(worker) as get:
+            yield lambda attempt: self._aattempt(attempt, get)
+
+    def _attempt(self, attempt: Attempt, get: Callable[[], Any] | None = None) -> Outcome:
+        try:
+            return Success(self._values(self._call(attempt, None if get is None else get())))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
+            return self._failures.of(error)
+
+    async def _aattempt(
+        self, attempt: Attempt, get: Callable[[], Awaitable[Any]] | None = None
+    ) -> Outcome:
+        try:
+            state = None if get is None else await get()
+            return Success(self._values(await self._call(attempt, state)))
+        except BaseException as error:
+            if _is_not_its_own(error):
+                raise
+            return self._failures.of(error)
+
+    def _call_plainly(self, attempt: Attempt, state: Any) -> Any:
+        return self._task.fn(self._item(attempt.row))
+
+    def _call_with_context(self, attempt: Attempt, state: Any) -> Any:
+        row, sample = self._place(attempt.row)
+        context = Context(attempt.worker, row, sample, attempt.number, self._cancel, state)
+        return self._task.fn(self._item(attempt.row), context=context)
+
+    def _values(self, value: Any) -> Mapping[str, Any]:
+        if type(value) in _PLAIN and value == value:  # nearly always, and the rest costs more
+            return {self._task.output: value}
+        if isinstance(value, Mapping):
+            if not value:
+                raise BadOutput(f"{self._task.name} returned an empty mapping: it has no outputs")
+            return value
+        if value is None or type(value).__name__ in ("NAType", "NaTType") or _is_nan(value):
+            raise BadOutput(
+                f"{self._task.name} returned {value}: return a value, or "
+                f"{{{self._task.output!r}: None}} where there is none to give"
+            )
+        if inspect.isawaitable(value):
+            if inspect.iscoroutine(value):
+                value.close()
+            raise BadOutput(
+                f"{self._task.name} returned an awaitable: pass a function that is declared "
+                "with `async def`"
+            )
+        return {self._task.output: value}
+
+
+class ModelWork:
+    """Asks a model about each row.
+
+    Args:
+        rendered: prompts that are made already, by row.
+    """
+
+    replaceable = True
+
+    def __init__(
+        self,
+        task: ModelTask,
+        client: Client,
+        rows: Rows,
+        rendered: Mapping[int, list[Message]] | None = None,
+    ):
+        self._task = task
+        self._client = client
+        self._rows = rows
+        self._rendered = {} if rendered is None else rendered
+        self._failures = Failures()
+        self._session = client.session(task)
+        # What all rows share is made now, not in the service time of the first one.
+        _ = task.prefix, task.outputs.json_schema
+        self._transport: Transport | None = None
+        self._async_transport: AsyncTransport | None = None
+
+    def open(self, max_workers: int) -> None:
+        self._transport = self._client.transport(max_workers=max_workers)
+
+    def worker(self, worker: int) -> AbstractContextManager[Attempts]:
+        return nullcontext(self._attempt)
+
+    def aworker(self, worker: int) -> AbstractAsyncContextManager[AsyncAttempts]:
+        return nullcontext(self._aattempt)
+
+    def abort(self, reason: str) -> None:
+        abort = getattr(self._transport, "abort", None)  # a user's own may have none
+        if abort is not None:
+            abort()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    async def aopen(self, max_workers: int) -> None:
+        self._async_transport = await self._client.async_transport(max_workers=max_workers)
+
+    async def aclose(self) -> None:
+        if self._async_transport is not None:
+            await self._async_transport.aclose()
+
+    def _attempt(self, attempt: Attempt) -> Outcome:
+        assert self._transport is not None
+        try:
+            messages = self._messages(attempt)
+        except BaseException as error:  # noqa: BLE001 - out of a value of the user's own
+            return self._failures.of(error)._replace(sent=False)
+        try:
+            reply = drive(self._session.exchange(messages), self._transport.send)
+        except Aborted:
+            return CANCELLED
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
+            return self._failures.of(error)
+        return self._read(reply)
+
+    async def _aattempt(self, attempt: Attempt) -> Outcome:
+        assert self._async_transport is not None
+        try:
+            messages = self._messages(attempt)
+        except Exception as error:  # noqa: BLE001 - out of a value of the user's own
+            return self._failures.of(error)._replace(sent=False)
+        try:
+            reply = await adrive(self._session.exchange(messages), self._async_transport.send)
+        except BaseException as error:
+            if _is_not_its_own(error):
+                raise
+            return self._failures.of(error)
+        return self._read(reply)
+
+    def _messages(self, attempt: Attempt) -> list[Message]:
+        messages = self._rendered.get(attempt.row)
+        if messages is None:
+            messages = self._task.messages(self._rows.mapping(attempt.row))
+        before = attempt.previous
+        if before is not None and before.correctable:
+            again = f"{before.message}. {self._task.outputs.describe()}".strip()
+            messages = [
+                *messages,
+                # Some servers refuse an empty turn.
+                {"role": "assistant", "content": before.text or "(empty)"},
+                {"role": "user", "content": again},
+            ]
+        return messages
+
+    def _read(self, reply: Reply) -> Outcome:
+        try:
+            return Success(self._task.parse(reply.text), reply)
+        except BadOutput as error:
+            if reply.finish_reason == "length":
+                cut = f"{error}; the reply was cut off: give the model more max_tokens"
+                error = BadOutput(cut, text=reply.text)
+            return self._failures.of(error, reply)
+        except Exception as error:  # noqa: BLE001 - out of a validator of the user's own
+            return self._failures.of(error, reply)
+
+
+def _is_not_its_own(error: BaseException) -> bool:
+    """Whether what came out of a coroutine is not the row's error, but is done to its task."""
+    from asyncio import CancelledError
+
+    if isinstance(error, KeyboardInterrupt):
+        return threading.current_thread() is threading.main_thread()
+    return isinstance(error, CancelledError | GeneratorExit)
+
+
+def drive(exchange: Exchange, send: Callable[[Request], Response]) -> Reply:
+    """Carry an exchange's requests until it has its reply."""
+    try:
+        request = next(exchange)
+        while True:
+            try:
+                response = send(request)
+            except RowFailure as error:  # the protocol may have a better word for it
+                request = exchange.throw(error)
+            except StopIteration as error:  # would read as the end of the exchange
+                raise RuntimeError("the transport raised StopIteration") from error
+            else:
+                request = exchange.send(response)
+    except StopIteration as end:
+        reply: Reply = end.value
+        return reply
+    finally:
+        exchange.close()
+
+
+async def adrive(exchange: Exchange, send: Callable[[Request], Awaitable[Response]]) -> Reply:
+    """:func:`drive` for a transport that is awaited."""
+    try:
+        request = next(exchange)
+        while True:
+            try:
+                response = await send(request)
+            except RowFailure as error:
+                request = exchange.throw(error)
+            else:
+                request = exchange.send(response)
+    except StopIteration as end:
+        reply: Reply = end.value
+        return reply
+    finally:
+        exchange.close()

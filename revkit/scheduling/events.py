@@ -1,0 +1,192 @@
+"""The words that the parts of a run speak to each other.
+
+A *row* is one unit of work. An *attempt* is one try at a row by one *worker*. An attempt ends in
+an *outcome*: a :class:`Success`, a :class:`Failure`, or :data:`CANCELLED`. The scheduler makes a
+*decision* of it, and the worker reports all of that as one *fact*: :class:`Attempted`. Where the
+server or a limit lets no attempt start for a while, that is a *hold*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from ..task.chat import Reply
+
+__all__ = [
+    "CANCELLED",
+    "Attempt",
+    "Attempted",
+    "Cancelled",
+    "Decision",
+    "Failure",
+    "Held",
+    "Hold",
+    "HoldKind",
+    "Outcome",
+    "Source",
+    "Started",
+    "Status",
+    "Stop",
+    "StopKind",
+    "Success",
+]
+
+
+class Status(StrEnum):
+    """What became of a row."""
+
+    OK = "ok"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    NOT_STARTED = "not_started"
+
+
+class Source(StrEnum):
+    """Where the outcome of a row came from."""
+
+    NONE = "none"
+    MODEL = "model"  #: an attempt of its own, of a function as well
+    STORE = "store"  #: a reply that was kept
+    DUPLICATE = "duplicate"  #: the row before it that has the same prompt
+
+
+class Decision(StrEnum):
+    """What the scheduler makes of an outcome; the values name it in ``run.attempts``."""
+
+    OK = "ok"
+    RETRY = "retried"
+    FAIL = "failed"
+    CANCEL = "cancelled"
+
+
+class Attempt(NamedTuple):
+    """A try at a row, handed to a worker."""
+
+    row: int
+    number: int  #: from 1
+    worker: int
+    previous: Failure | None = None  #: what the model is to be shown, else the last failure
+    due: float | None = None  #: when it might start; None: as soon as the run did
+
+
+class Success(NamedTuple):
+    """The row has its values."""
+
+    values: Mapping[str, Any]
+    reply: Reply | None = None  #: None where no model was asked
+
+
+class Failure(NamedTuple):
+    """The attempt did not give the row its values.
+
+    Attributes:
+        type: name of the error's type, such as ``"BadOutput"`` or ``"ZeroDivisionError"``.
+        message: what happened and what to do.
+        status: HTTP status, if there was one.
+        reply: what the model said, if it said something.
+        text: its text, if it said something.
+        correctable: the model may do better when it is shown the message.
+        transient: the same attempt may go well a little later.
+        pause: seconds for which the server asked not to be asked again, or None.
+        sent: a request went out, which may have been billed.
+        ends_run: every other row must fail in the same way.
+        cause: the exception, without its traceback but for the first one of a run.
+    """
+
+    type: str
+    message: str
+    status: int | None = None
+    reply: Reply | None = None
+    text: str | None = None
+    correctable: bool = False
+    transient: bool = False
+    pause: float | None = None
+    sent: bool = True
+    ends_run: bool = False
+    cause: BaseException | None = None
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class Cancelled(Enum):
+    """The attempt was cancelled before it had an outcome."""
+
+    CANCELLED = "cancelled"
+
+
+CANCELLED: Final = Cancelled.CANCELLED
+
+Outcome = Success | Failure | Cancelled
+
+
+class StopKind(StrEnum):
+    """Why a run ended before its last row."""
+
+    FAILURES = "failures"  #: ``fail_fast`` or ``max_failures``
+    FATAL = "fatal"  #: a failure that every other row would share
+    PAUSE = "pause"  #: the server asked for a longer pause than ``Retry.max_pause``
+    BUDGET = "budget"  #: the budget has no room for another attempt
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"  #: by a CancelToken
+    INTERRUPTED = "interrupted"  #: by the user, or by a fault of revkit
+
+
+class Stop(NamedTuple):
+    """A stop of the run: it starts nothing more.
+
+    Attributes:
+        reason: in words that go on from "the run was stopped:".
+        cancels: what is running is cancelled; else it may finish.
+    """
+
+    kind: StopKind
+    reason: str
+    cancels: bool
+
+
+class Started(NamedTuple):
+    """One attempt, begun. Times are in seconds on the engine's monotonic clock."""
+
+    attempt: Attempt
+    start: float
+
+
+class Attempted(NamedTuple):
+    """One attempt, ended."""
+
+    attempt: Attempt
+    start: float
+    end: float
+    outcome: Outcome
+    decision: Decision
+    again: float | None = None  #: when the row is due to be tried again, if it is
+
+
+class HoldKind(StrEnum):
+    """What lets no attempt start for a while."""
+
+    PAUSE = "pause"  #: the server asked for it
+    RATE_LIMIT = "rate_limit"
+    BUDGET = "budget"  #: attempts in flight may need what is left of it
+
+
+class Hold(NamedTuple):
+    """A time in which no attempt might start."""
+
+    kind: HoldKind
+    start: float
+    end: float
+
+
+class Held(NamedTuple):
+    """A row had to wait, because of a hold; told once for a row that is held."""
+
+    kind: HoldKind
+    row: int
+    worker: int
+    start: float
+    until: float  #: when it may start, if nothing changes

@@ -1,0 +1,207 @@
+"""One run's side of its limits: what stands between a row and its start.
+
+The scheduler asks before it starts an attempt and tells what became of it. A rate limit and a
+budget may be shared with other runs; what this run has reserved of them, and what it has learnt
+about its prompts, is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from ..task.tokens import Price, TokenEstimate
+from .buckets import Refusal, Reservation
+from .events import CANCELLED, Attempt, Failure, HoldKind, Outcome, Stop, StopKind
+
+if TYPE_CHECKING:
+    from .adaptive import AdaptiveLimit
+
+__all__ = ["Purse", "Refused", "Starts", "Throttle", "as_load"]
+
+#: Seconds after which a budget is asked again that attempts in flight hold in full.
+_LATER = 0.05
+#: Statuses of a gateway that gave up on a server, which may have done the work.
+_MAY_BE_BILLED = frozenset({408, 502, 504})
+
+
+class Refused(NamedTuple):
+    """An attempt may not start yet."""
+
+    until: float  #: when to ask again
+    why: HoldKind
+
+
+class _Reserved(NamedTuple):
+    size: int
+    tokens: int  #: counted by the rate limit
+    budget: Reservation | None
+
+
+class Starts(Protocol):
+    """Says when attempts may start: a :class:`~revkit.RateLimit`, or a part of one."""
+
+    def reserve(self, tokens: int, now: float) -> float | None: ...
+    def correct(self, estimated: int, used: int, now: float) -> None: ...
+
+
+class Purse(Protocol):
+    """What attempts may use: a :class:`~revkit.Budget`, or a part of one."""
+
+    def reserve(
+        self, prompt: int, completion: int, price: Price | None = None
+    ) -> Reservation | Refusal: ...
+
+    def settle(
+        self,
+        reservation: Reservation,
+        prompt_used: int | None = None,
+        completion_used: int | None = None,
+    ) -> None: ...
+
+    def release(self, reservation: Reservation) -> None: ...
+
+
+class Throttle:
+    """The limits of one run.
+
+    Args:
+        max_workers: never more attempts than these are running.
+        rate_limit, budget: shared with other runs; None: there is none.
+        adaptive: finds how many attempts may run; None: ``max_workers``.
+        size: the size of a row's prompt in bytes; None where no prompt is sent.
+        max_tokens: most tokens of one reply, where it is known.
+        price: of the model's tokens, for a budget in dollars.
+    """
+
+    def __init__(
+        self,
+        max_workers: int,
+        *,
+        rate_limit: Starts | None = None,
+        budget: Purse | None = None,
+        adaptive: AdaptiveLimit | None = None,
+        size: Callable[[int], int] | None = None,
+        max_tokens: int | None = None,
+        price: Price | None = None,
+    ):
+        self._max_workers = max_workers
+        self._rate_limit = rate_limit
+        self._budget = budget
+        self._adaptive = adaptive
+        self._size = size
+        self._max_tokens = max_tokens
+        self._price = price
+        self._estimate = TokenEstimate()
+        #: by row, while an attempt at it is running
+        self._reserved: dict[int, _Reserved] = {}
+
+    @property
+    def limit(self) -> int:
+        """How many attempts may run now."""
+        if self._adaptive is None:
+            return self._max_workers
+        return min(self._max_workers, self._adaptive.limit)
+
+    @property
+    def path(self) -> list[tuple[float, int]]:
+        """The limits that were in force, and since when; empty where there was only one."""
+        return [] if self._adaptive is None else self._adaptive.path
+
+    def admit(self, row: int, previous: Failure | None, now: float) -> Refused | Stop | None:
+        """Let an attempt at the row start.
+
+        Args:
+            previous: why the row is tried again; what the model said then may be shown to it.
+
+        Returns:
+            None: it starts, and what it may use is reserved. Else when to ask again, or why the
+            run has to stop.
+        """
+        size = 0 if self._size is None else self._size(row)
+        if previous is not None and previous.correctable:
+            size += len(f"{previous.text}{previous.message}".encode("utf-8", "surrogatepass"))
+        reservation = None
+        if self._budget is not None:
+            prompt, most = self._estimate.upper(size), self._max_tokens or 0
+            found = self._budget.reserve(prompt, most, self._price)
+            if found is Refusal.LATER:
+                return Refused(now + _LATER, HoldKind.BUDGET)
+            if found is Refusal.NEVER:
+                needs = f"{prompt + most:,} tokens"
+                if self._price is not None:
+                    needs += f" (${self._price.cost(prompt, most):.6f})"
+                reason = (
+                    f"the next attempt may need {needs}, more than is left of {self._budget!r}; "
+                    "to go on, give it more"
+                )
+                return Stop(StopKind.BUDGET, reason, cancels=False)
+            reservation = found
+        tokens = 0
+        if self._rate_limit is not None:
+            completion = self._estimate.completion()
+            if completion is None:
+                completion = self._max_tokens or 0
+            tokens = 0 if self._size is None else self._estimate.expected(size) + completion
+            when = self._rate_limit.reserve(tokens, now)
+            if when is not None:
+                if self._budget is not None and reservation is not None:
+                    self._budget.release(reservation)
+                return Refused(when, HoldKind.RATE_LIMIT)
+        self._reserved[row] = _Reserved(size, tokens, reservation)
+        return None
+
+    def settled(
+        self, attempt: Attempt, outcome: Outcome, *, start: float, end: float, running: int
+    ) -> None:
+        """Count what an attempt has used.
+
+        Args:
+            running: attempts that were running when it ended, itself included.
+        """
+        reserved = self._reserved.pop(attempt.row, None)
+        if reserved is None:  # it ended after the run was closed
+            return
+        size, tokens, reservation = reserved
+        reply = None if outcome is CANCELLED else outcome.reply
+        prompt = None if reply is None else reply.prompt_tokens
+        completion = None if reply is None else reply.completion_tokens
+        if self._rate_limit is not None and prompt is not None:
+            self._rate_limit.correct(tokens, prompt + (completion or 0), end)
+        if self._budget is not None and reservation is not None:
+            if _is_unbilled(outcome):
+                self._budget.release(reservation)
+            else:
+                self._budget.settle(reservation, prompt, completion)
+        self._estimate.observe(size, prompt, completion)
+        if self._adaptive is not None and outcome is not CANCELLED:
+            self._adaptive.settled(
+                start=start,
+                end=end,
+                running=running,
+                outcome=as_load(outcome),
+            )
+
+    def close(self) -> None:
+        """Count all that attempts hold which have not ended: they may have been billed."""
+        for row in list(self._reserved):
+            reserved = self._reserved.pop(row, None)
+            if self._budget is not None and reserved is not None and reserved.budget is not None:
+                self._budget.settle(reserved.budget)
+
+
+def _is_unbilled(outcome: Outcome) -> bool:
+    """Whether an attempt cost nothing for certain: nothing was sent, or the server refused it."""
+    if not isinstance(outcome, Failure):
+        return False
+    status = outcome.status or 0
+    return not outcome.sent or (status >= 400 and status not in _MAY_BE_BILLED)
+
+
+def as_load(outcome: Outcome) -> Literal["ok", "overloaded", "other"]:
+    """What an outcome says of the server's load."""
+    if not isinstance(outcome, Failure) or outcome.reply is not None:
+        return "ok"
+    if outcome.status in (429, 503) or outcome.type == "AttemptTimeout":
+        return "overloaded"
+    return "other"

@@ -1,0 +1,401 @@
+"""Typed outputs: how they are declared, described to a model, and read out of its reply.
+
+Everything that decides whether a reply fits a task lives here. Validation and JSON schemas are
+pydantic's; this module turns the short ways of writing outputs (a list of labels, a type, a
+pydantic model) into one pydantic model, lazily, so that ``import revkit`` does not pay for it.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+
+from ..errors import BadOutput, UsageError
+
+if TYPE_CHECKING:
+    import pydantic
+
+__all__ = ["Field", "Outputs"]
+
+#: Braces of a reply that are tried as the start of its JSON object. Each may cost as much as all
+#: that follows it: a reply of a million braces would keep a loop busy for minutes.
+_TRIES = 100
+
+#: Replies that are remembered with their values, and how many characters these may have.
+_KNOWN, _SHORT = 1_000, 200
+
+_WORDS = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One input or output: its type and what it means.
+
+    Args:
+        type: ``str``, ``int``, ``float``, ``bool``, ``Literal[...]``, a list or tuple of labels
+            (a class output), an ``Enum``, ``list[T]``, or anything else pydantic can validate.
+        description: shown to the model.
+        ordered: whether the column of a class output is an ordered ``Categorical``.
+
+    Raises:
+        UsageError: fewer than two labels, or a label that occurs twice.
+
+    >>> Field(["cheap", "fair", "dear"], "how the price is judged", ordered=True).labels
+    ('cheap', 'fair', 'dear')
+    """
+
+    type: Any = str
+    description: str = ""
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.type, list | tuple):
+            if len(set(map(repr, self.type))) < len(self.type):
+                raise UsageError(
+                    f"the labels {list(self.type)!r} are not all different; name each once"
+                )
+            object.__setattr__(self, "type", Literal[tuple(self.type)] if self.type else Literal)
+        labels = self.labels
+        if labels is not None:
+            shown = ", ".join(repr(label) for label in labels)
+            if len(labels) < 2:
+                raise UsageError(
+                    f"a class output needs at least two labels, this one has [{shown}]; add what "
+                    "else there is, or ask for a str"
+                )
+            folded = [x.casefold() if isinstance(x, str) else x for x in labels]
+            if len(set(folded)) < len(folded):
+                raise UsageError(f"the labels [{shown}] are not all different; name each once")
+            if any(isinstance(x, str) and not x.strip() for x in labels):
+                raise UsageError(f"the labels [{shown}] hold an empty one; give it a name")
+        elif self.ordered:
+            raise UsageError("ordered=True is for class outputs, and this field has no labels")
+
+    @property
+    def labels(self) -> tuple[Any, ...] | None:
+        """The labels of a class output in declared order, else None."""
+        scalar = self.scalar
+        if scalar is Literal:
+            return ()
+        if get_origin(scalar) is Literal:
+            return get_args(scalar)  # repeated ones are gone here
+        if isinstance(scalar, type) and issubclass(scalar, enum.Enum):
+            return tuple(member.value for member in scalar)
+        return None
+
+    def label(self, said: Any) -> Any:
+        """The label that was said in whatever case; what is no label comes back as it is."""
+        if isinstance(said, str):
+            folded = said.strip().casefold()
+            for label in self.labels or ():
+                if isinstance(label, str) and label.casefold() == folded:
+                    return label
+        return said
+
+    @property
+    def scalar(self) -> Any:
+        """The plain type in an optional one (``int`` of ``int | None``), else the type itself."""
+        if get_origin(self.type) in (Union, types.UnionType):
+            inner = [t for t in get_args(self.type) if t is not type(None)]
+            if len(inner) == 1:
+                return inner[0]
+        return self.type
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its values are labels, or of a plain type that nobody can change."""
+        return self.labels is not None or self.scalar in _WORDS
+
+    def words(self) -> str:
+        """What the field may hold, in words for a prompt."""
+        labels = self.labels
+        if labels is not None:
+            return "one of " + ", ".join(json.dumps(label) for label in labels)
+        return _words(self.type)
+
+
+def _words(tp: Any) -> str:
+    if tp in _WORDS:
+        return _WORDS[tp]
+    if get_origin(tp) is list:
+        inner = get_args(tp)
+        return "a list, each item " + (Field(inner[0]).words() if inner else "of any kind")
+    if get_origin(tp) in (Union, types.UnionType):
+        return " or ".join("null" if t is type(None) else Field(t).words() for t in get_args(tp))
+    return "as in the JSON schema " + json.dumps(_tidy(_adapter_schema(tp)), ensure_ascii=False)
+
+
+def _adapter_schema(tp: Any) -> dict[str, Any]:
+    import pydantic
+
+    return pydantic.TypeAdapter(tp).json_schema()
+
+
+def as_field(name: str, given: Any, *, described: bool) -> Field:
+    """Read one entry of ``inputs=`` or ``outputs=``.
+
+    ``described`` says what a bare string is: a description (True).
+    """
+    try:
+        if isinstance(given, Field):
+            return given
+        if isinstance(given, str):
+            if not described:
+                raise UsageError("give a type, a list of labels, or a revkit.Field")
+            return Field(str, given)
+        if isinstance(given, tuple) and len(given) == 2 and _is_type(given[0]):
+            return Field(given[0], str(given[1]))
+        if isinstance(given, list | tuple):
+            if not all(isinstance(x, str | int | bool) for x in given):
+                raise UsageError(f"labels are strings, not {list(given)!r}")
+            return Field(list(given))
+        return Field(given)
+    except UsageError as error:
+        raise UsageError(f'"{name}": {error}') from None
+
+
+def _is_type(x: Any) -> bool:
+    return isinstance(x, type | list | types.UnionType) or get_origin(x) is not None
+
+
+def as_fields(given: Any, *, what: str) -> dict[str, Field]:
+    """Read ``inputs=`` or ``outputs=`` in any of the ways to write it."""
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, Mapping):
+        fields = {str(k): as_field(str(k), v, described=True) for k, v in given.items()}
+    elif isinstance(given, Iterable):
+        names = [str(name) for name in given]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise UsageError(f"{what} are named twice: {', '.join(repeated)}; name each once")
+        fields = {name: Field() for name in names}
+    else:
+        raise UsageError(f"{what}= takes a mapping of name to type, a list of names, or a name")
+    if not fields:
+        raise UsageError(f"a task needs at least one of {what}=")
+    return fields
+
+
+class Outputs(Mapping[str, Field]):
+    """The outputs of a task: a mapping of name to :class:`Field`, in declared order.
+
+    Args:
+        given: a mapping of name to type, list of labels, description or :class:`Field`; a list
+            of names (strings); one name; or a pydantic model class, whose fields become the
+            outputs and whose validators are kept.
+        free_text: the reply's text *is* the one output; no JSON is asked for.
+    """
+
+    def __init__(self, given: Any, *, free_text: bool = False):
+        self._user_model: type[pydantic.BaseModel] | None = None
+        if isinstance(given, type):
+            import pydantic
+
+            if not issubclass(given, pydantic.BaseModel):
+                raise UsageError(
+                    "outputs= takes a mapping of name to type, or a pydantic model class; "
+                    f"got the class {given.__name__}"
+                )
+            self._user_model = given
+            self._fields = {
+                (info.alias or name): Field(info.annotation, info.description or "")
+                for name, info in given.model_fields.items()
+            }
+            if not self._fields:
+                raise UsageError(f"the pydantic model {given.__name__} has no fields")
+        else:
+            self._fields = as_fields(given, what="outputs")
+        self.free_text = free_text
+        #: Replies that were read, with their values: rows of a class output share a few replies,
+        #: and to validate one again costs more than all else that is done to it. Not where a
+        #: validator of the user's might tell two apart, or where values can be changed.
+        self._known: dict[str, dict[str, Any]] | None = None
+        if self._user_model is None and all(field.is_plain for field in self.values()):
+            self._known = {}
+        if free_text and (len(self) != 1 or next(iter(self.values())).type is not str):
+            raise UsageError("free text is one output of type str")
+
+    def __getitem__(self, name: str) -> Field:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return f"Outputs({list(self._fields)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Not the model class that was made of the fields: where they go, it is made again.
+        state = {name: self.__dict__[name] for name in ("_user_model", "_fields", "free_text")}
+        return state | {"_known": None if self._known is None else {}}
+
+    @cached_property
+    def model(self) -> type[pydantic.BaseModel]:
+        """The pydantic model that validates a reply."""
+        import pydantic
+
+        if self._user_model is not None:
+            return self._user_model
+        # Fields go by position and carry their names as aliases, so that an output may have any
+        # name: with spaces, with a leading underscore, or one that pydantic keeps for itself.
+        fields: dict[str, Any] = {
+            f"f{i}": (
+                field.type,
+                pydantic.Field(alias=name, description=field.description or None),
+            )
+            for i, (name, field) in enumerate(self.items())
+        }
+        config = pydantic.ConfigDict(
+            coerce_numbers_to_str=True, allow_inf_nan=False, str_strip_whitespace=True
+        )
+        return pydantic.create_model("Outputs", __config__=config, **fields)
+
+    @cached_property
+    def json_schema(self) -> dict[str, Any] | None:
+        """JSON schema of the reply, every property required and no other allowed.
+
+        None where the reply is free text.
+        """
+        if self.free_text:
+            return None
+        schema: dict[str, Any] = _tidy(self.model.model_json_schema(by_alias=True))
+        return schema
+
+    def describe(self) -> str:
+        """What to reply with, in words for a prompt; empty for free text."""
+        if self.free_text:
+            return ""
+        lines = ["Reply with one JSON object that has these keys and no others:"]
+        for name, field in self.items():
+            end = f" ({field.description})" if field.description else ""
+            lines.append(f"- {json.dumps(name, ensure_ascii=False)}: {field.words()}{end}")
+        return "\n".join(lines)
+
+    def dump(self, values: Mapping[str, Any]) -> str:
+        """A reply that holds ``values``, as the model should have written it."""
+        if self.free_text:
+            return str(values[next(iter(self))])
+        plain = {name: getattr(values[name], "value", values[name]) for name in self}
+        return json.dumps(plain, ensure_ascii=False, default=str)
+
+    def parse(self, text: str) -> dict[str, Any]:
+        """Read a reply's text.
+
+        Returns:
+            Output name to value, in declared order.
+
+        Raises:
+            BadOutput: the text is not what was asked for; the message says why, in words that
+                can be shown to the model.
+        """
+        if not text or text.isspace():
+            raise BadOutput("the reply is empty", text=text)
+        if self.free_text:
+            return {next(iter(self)): text.strip()}
+        known = self._known
+        if known is None or len(text) > _SHORT:
+            return self._validated(text)
+        values = known.get(text)
+        if values is None:
+            values = self._validated(text)
+            if len(known) < _KNOWN:
+                known[text] = values
+        return values.copy()
+
+    def _validated(self, text: str) -> dict[str, Any]:
+        import pydantic
+
+        try:
+            return self._values(self.model.model_validate_json(text))
+        except pydantic.ValidationError as error:
+            first = error
+        # A server without constrained decoding wraps JSON in prose or in a code fence, and a
+        # model without it writes labels in a case of its own.
+        for candidate in _json_objects(text):
+            try:
+                return self._values(self.model.model_validate(self._folded(candidate)))
+            except pydantic.ValidationError as error:
+                first = error
+        if len(self) == 1 and (bare := self._bare_label(text)) is not None:
+            return bare
+        raise BadOutput(_explain(first, text), text=text)
+
+    def _values(self, parsed: pydantic.BaseModel) -> dict[str, Any]:
+        return parsed.model_dump(by_alias=True)
+
+    def _folded(self, said: dict[str, Any]) -> dict[str, Any]:
+        """What was said, with labels in their declared case."""
+        return {
+            name: self[name].label(value) if name in self._fields else value
+            for name, value in said.items()
+        }
+
+    def _bare_label(self, text: str) -> dict[str, Any] | None:
+        """A reply that is nothing but a label of the only output."""
+        ((name, field),) = self.items()
+        said = field.label(text.strip().strip("\"'`.*!"))
+        return {name: said} if said in (field.labels or ()) else None
+
+
+def _tidy(schema: Any) -> Any:
+    """Close every object of a JSON schema and drop titles, as strict servers ask."""
+    if isinstance(schema, list):
+        return [_tidy(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    tidy: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in ("properties", "$defs"):
+            tidy[key] = {name: _tidy(item) for name, item in value.items()}
+        elif not (key == "title" and isinstance(value, str)):
+            tidy[key] = _tidy(value)
+    if tidy.get("type") == "object" and "properties" in tidy:
+        tidy["required"] = list(tidy["properties"])
+        tidy["additionalProperties"] = False
+    return tidy
+
+
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Each JSON object that stands in ``text``, outermost first."""
+    decoder = json.JSONDecoder()
+    at = 0
+    for _ in range(_TRIES):
+        at = text.find("{", at)
+        if at < 0:
+            return
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except RecursionError:  # braces without end: nothing that a task asked for
+            return
+        except ValueError:
+            at += 1
+        else:
+            yield value
+            at = end
+
+
+def _explain(error: pydantic.ValidationError, text: str) -> str:
+    """A validation error in one line."""
+    if error.errors()[0]["type"] == "json_invalid":
+        said = " ".join(text[:200].split())
+        why = error.errors()[0]["msg"].removeprefix("Invalid JSON: ")
+        shown = json.dumps(said[:80], ensure_ascii=False)
+        return f"the reply does not fit: it is not JSON ({why}): {shown}"
+    problems = []
+    for item in error.errors(include_url=False, include_context=False)[:4]:
+        where = ".".join(str(part) for part in item["loc"])
+        said = item.get("input")
+        got = f", not {json.dumps(said, ensure_ascii=False, default=str)[:80]}" if where else ""
+        if item["type"] == "missing":
+            got = ""
+        problems.append(f"{where + ': ' if where else ''}{item['msg']}{got}")
+    return "the reply does not fit: " + "; ".join(problems)
