@@ -190,5 +190,8 @@ def test_it_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tqdm_is_imported_only_where_a_bar_is_drawn() -> None:
-    code = "import sys; from revkit.display.progress import bar\nbar(3); assert 'tqdm' not in sys.modules"
+    code = (
+        "import sys; from revkit.display.progress import bar\n"
+        "bar(3); assert 'tqdm' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, stderr=subprocess.PIPE)
