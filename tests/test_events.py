@@ -393,7 +393,7 @@ def test_an_observer_that_blocks_is_left_behind() -> None:
 
 def test_an_attempt_that_does_not_end_counts_as_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """An async function that holds on to its place when it is cancelled."""
-    monkeypatch.setattr("revkit.runtime.run._GRACE", 0.1)
+    monkeypatch.setattr("revkit.runtime.lifecycle._GRACE", 0.1)
     ear, release, token = Ear(), threading.Event(), CancelToken()
     begun: list[str] = []
 

@@ -88,7 +88,7 @@ def test_a_progress_function_that_exits_is_dropped() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to itself")
 def test_a_second_interrupt_loses_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("revkit.runtime.run._GRACE", 0.1)
+    monkeypatch.setattr("revkit.runtime.lifecycle._GRACE", 0.1)
     df = frame()
     release = threading.Event()
 

@@ -24,7 +24,7 @@ import revkit
 from revkit import CancelToken, Interrupted, ParallelResult, RunCancelled
 from revkit.clients.contract import Request, Response
 from revkit.clients.network import tls_context
-from revkit.runtime.engines.loop import background
+from revkit.runtime.engines.beside import background
 from revkit.testing import FakeModel
 
 WORKERS = 4
@@ -109,7 +109,7 @@ def way(kind: str, server: Server) -> Iterator[Way]:
     way = Way(kind, server)
     yield way
     if way.http is not None and not way.http.is_closed:
-        asyncio.run_coroutine_threadsafe(way.aclose(), background()).result()
+        asyncio.run_coroutine_threadsafe(way.aclose(), background().loop).result()
 
 
 KINDS = ["thread", "async", "httpx.Client", "httpx.AsyncClient"]
@@ -134,7 +134,7 @@ def tasks() -> set[asyncio.Task[Any]]:
     async def all_tasks() -> set[asyncio.Task[Any]]:
         return asyncio.all_tasks()
 
-    return asyncio.run_coroutine_threadsafe(all_tasks(), background()).result()
+    return asyncio.run_coroutine_threadsafe(all_tasks(), background().loop).result()
 
 
 def go(df: pd.DataFrame, door: str, task: Any, **options: Any) -> None:
@@ -239,7 +239,7 @@ def test_a_reply_that_has_arrived_is_kept() -> None:
 
 def test_a_thread_that_ends_after_the_loop_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run has waited for its grace, and the caller's loop is closed."""
-    monkeypatch.setattr("revkit.runtime.run._GRACE", 0.1)
+    monkeypatch.setattr("revkit.runtime.lifecycle._GRACE", 0.1)
     token = CancelToken()
     model = LastWord(token.cancel)
     model.may_close.clear()
@@ -300,7 +300,7 @@ def test_ctrl_c_again_raises_at_once(rule: Holding, server: Server, way: Way) ->
 def test_a_coroutine_that_swallows_the_cancellation_holds_nothing_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("revkit.runtime.run._GRACE", 0.1)
+    monkeypatch.setattr("revkit.runtime.lifecycle._GRACE", 0.1)
     release = threading.Event()
     df = rows()
     try:
@@ -353,7 +353,7 @@ def test_an_awaited_run_ends_whatever_its_function_does(
     make: Any, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelled once, it waits for its grace; twice, not even for that. Both save what is done."""
-    monkeypatch.setattr("revkit.runtime.run._GRACE", 0.1 if times == 1 else GATE_LIMIT)
+    monkeypatch.setattr("revkit.runtime.lifecycle._GRACE", 0.1 if times == 1 else GATE_LIMIT)
     release, entered = threading.Event(), asyncio.Event()
     df = rows()
 

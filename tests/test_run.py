@@ -22,7 +22,7 @@ from threads import join_workers
 import revkit
 from revkit import BadOutput, Interrupted, RunFailed, Signature, UsageError
 from revkit.errors import AccessDenied, ConnectionFailed, ModelError, ModelMissing
-from revkit.runtime.engines import loop as loops
+from revkit.runtime.engines import beside
 from revkit.runtime.plan import available_cpus
 from revkit.scheduling.policy import worker_count
 from revkit.testing import FakeModel
@@ -654,7 +654,7 @@ def test_the_background_loop_stays() -> None:
         run = reviews().llm.parallel_map(where)
         assert set(run.frame["response"]) == {"revkit-loop"}
     assert len(set(seen)) == 1
-    assert loops.background() is seen[0]
+    assert beside.background().loop is seen[0]
 
 
 def test_runs_at_once_from_several_threads() -> None:
@@ -987,23 +987,23 @@ def test_a_forked_child_gets_a_loop_of_its_own() -> None:
     import os, warnings
     import pandas as pd
     import revkit
-    from revkit.runtime.engines import loop
+    from revkit.runtime.engines import beside
 
     async def work(row):
         return row["n"]
 
     df = pd.DataFrame({"n": [1, 2]})
     df.llm.parallel_map(work)
-    parents = loop.background()
+    parents = beside.background()
     warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is what we do
     child = os.fork()
     if child == 0:
         run = df.llm.parallel_map(work)
-        good = run.frame["response"].tolist() == [1, 2] and loop.background() is not parents
+        good = run.frame["response"].tolist() == [1, 2] and beside.background() is not parents
         os._exit(0 if good else 1)
     assert os.waitpid(child, 0)[1] == 0
     df.llm.parallel_map(work)
-    assert loop.background() is parents
+    assert beside.background() is parents
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
 

@@ -137,7 +137,7 @@ def no_grace(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
     """Threads that never end are not waited for; coroutines end when they are cancelled."""
     callspec = getattr(request.node, "callspec", None)
     if callspec is None or callspec.params.get("engine", "thread") == "thread":
-        monkeypatch.setattr("revkit.runtime.run._GRACE", 0.0)
+        monkeypatch.setattr("revkit.runtime.lifecycle._GRACE", 0.0)
 
 
 class Clock:

@@ -16,9 +16,10 @@ import pandas as pd
 from ..errors import BudgetReached, Interrupted, RunCancelled, RunFailed, RunTimeout
 from ..observers import Chosen
 from ..record.record import Record
+from ..runtime.lifecycle import timed_out
 from ..runtime.lookahead import Lookahead
 from ..runtime.plan import Plan
-from ..runtime.run import execute, timed_out
+from ..runtime.run import execute
 from ..scheduling.events import Status, Stop, StopKind
 from ..store.shared import shared_store
 from ..task.chat import Message

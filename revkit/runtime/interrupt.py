@@ -16,22 +16,32 @@ class Press:
     lines of the drain; the second one raises as usual.
 
     Attributes:
-        tell: called by a press that is noted. It runs between any two steps of the main thread, so
-            it must not take a lock: the drain looks for the flag at its next tick.
+        notify: called by an interrupt that is noted. It runs between any two steps of the main
+            thread, so it must not take a lock: the drain looks for the flag at its next tick.
     """
 
     def __init__(self) -> None:
-        self.tell: Callable[[], object] = lambda: None
-        self._pressed = False
+        self.notify: Callable[[], object] = lambda: None
+        self._came = False
         self._raises = self._holds = False
 
     def __call__(self) -> bool:
-        """Whether it was pressed."""
-        return self._pressed
+        """Whether there was one."""
+        return self._came
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ends the run; None where there was no interrupt."""
+        return KeyboardInterrupt() if self._came else None
+
+    @property
+    def again(self) -> bool:
+        """Whether the user wants it to end at once: here the second interrupt raises instead."""
+        return False
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """In here the first press raises: what is waited for may take long, and can be left."""
+        """In here the first interrupt raises: this may take long, and can be left."""
         self._raises = True
         try:
             yield
@@ -39,32 +49,32 @@ class Press:
             self._raises = False
 
     def hold(self) -> None:
-        """From here on no press raises: what is done is being written."""
+        """From here on no interrupt raises: the results are being written."""
         self._holds = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self._pressed = self._pressed, True
+        again, self._came = self._came, True
         if (again or self._raises) and not self._holds:
             signal.default_int_handler(number, frame)
-        self.tell()
+        self.notify()
 
 
 @contextmanager
 def noted_interrupts() -> Iterator[Press]:
-    """Let a :class:`Press` decide what Ctrl-C does.
+    """Let :class:`Press` decide what Ctrl-C does.
 
     Does nothing outside the main thread, and leaves a handler that is not Python's own alone.
     """
-    press = Press()
+    interrupts = Press()
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
     if not ours:
-        yield press
+        yield interrupts
         return
-    signal.signal(signal.SIGINT, press._handle)
+    signal.signal(signal.SIGINT, interrupts._handle)
     try:
-        yield press
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)

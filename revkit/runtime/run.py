@@ -1,7 +1,5 @@
-"""One run, from a plan to its record: starts an engine, and drains what it reports until the last
-worker is through or the run must be stopped.
-
-In :func:`execute` the drain is the calling thread; in :func:`aexecute` it is the caller's task.
+"""The two ways to carry a run out: :func:`execute` in the calling thread, :func:`aexecute` in the
+caller's task. What is done when is ``lifecycle.py``'s.
 """
 
 from __future__ import annotations
@@ -9,70 +7,25 @@ from __future__ import annotations
 import contextvars
 import sys
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..record.record import Record
-from ..scheduling.events import Stop, StopKind
-from ..scheduling.scheduler import Scheduler
-from ..task.chat import Message
-from .cancel import CancelToken
-from .drain import INTERRUPTED, Drain
-from .engines import Ended
+from .engines import Engine
 from .interrupt import Press, noted_interrupts
+from .lifecycle import Call, Run, Wait, timed_out
 from .plan import Plan
 
 if TYPE_CHECKING:
     import asyncio
 
     from .engines.loop import LoopEngine
-    from .engines.threads import ThreadEngine
 
-__all__ = ["aexecute", "execute", "timed_out"]
-
-_Rendered = dict[int, list[Message]]
-
-#: The drain looks up at least this often (seconds), so that an interrupt never waits for a reply.
-_TICK = 0.1
-#: Seconds that the loop stands still, at most, while the drain does what rows wait for: else the
-#: two threads compete for the interpreter, which a busy one gives away every 5 ms.
-_HAND_OVER = 0.002
-#: What runs in threads when the run is interrupted gets this long to end (seconds).
-_GRACE = 1.0
-
-
-def _assemble(
-    plan: Plan, wake: Callable[[], None], *, may_wait: bool = True
-) -> tuple[Scheduler, Drain, _Rendered]:
-    """What a run is made of, but for its engine."""
-    store = None if plan.open_store is None else plan.open_store()
-    rendered: _Rendered = {}
-    ahead = None
-    try:
-        if store is not None:
-            ahead = plan.lookahead(store, rendered)
-        scheduler = Scheduler(
-            plan.todo if ahead is None else (),
-            more=ahead is not None,
-            commits=ahead is not None,
-            max_workers=plan.workers,
-            retry=plan.retry,
-            max_failures=plan.max_failures,
-            fail_fast=plan.fail_fast,
-            failed=len(plan.refused),
-            throttle=plan.throttle(rendered),
-        )
-        return scheduler, Drain(plan, scheduler, wake, ahead, may_wait=may_wait), rendered
-    except BaseException:
-        if store is not None:
-            store.close()
-        raise
+__all__ = ["aexecute", "execute"]
 
 
 def execute(plan: Plan, press: Press | None = None) -> Record:
@@ -84,8 +37,8 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
     Args:
         press: what an interrupt does, where that goes on after the run.
     """
-    loops = sys.modules.get(f"{__package__}.engines.loop")
-    if loops is not None and loops.runs_here():  # unless it was imported there is no such loop
+    beside = sys.modules.get(f"{__package__}.engines.beside")
+    if beside is not None and beside.runs_here():  # unless it was imported there is no such loop
         raise UsageError(
             "parallel_map was called in a coroutine that runs on revkit's own event loop, which "
             "it would block; call `await revkit.aparallel_map(...)` there"
@@ -101,291 +54,34 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
         if not woken.is_set():  # far cheaper than to set it again
             woken.set()
 
-    steps = _Steps(wake)
+    def carry_out(step: Call | Wait) -> None:
+        if isinstance(step, Wait):
+            woken.wait(step.seconds)
+            woken.clear()
+        elif step.may_be_left:
+            with press.raising():
+                step.function()
+        else:
+            step.function()
+
     with press.raising():  # nothing is done yet
-        scheduler, drain, rendered = _assemble(plan, wake)
+        run = Run(plan, wake, press, _engine_beside)
+    error: BaseException | None = None
     try:
-        with _stopped_by(plan.cancel, scheduler, wake), ExitStack() as stack:
-            looking = _Looking(plan, scheduler)
+        while True:
             try:
-                drain.begin()
-                drain.step()
-                while drain.looks_on and not press() and not looking.is_over():
-                    drain.open_display()
-                    drain.step()
-                looking.end()
-                if drain.has_work and scheduler.stopped is None and not press():
-                    with press.raising():
-                        plan.prepare()
-            except KeyboardInterrupt as error:
-                drain.record.ended_by = error
-            if press() or drain.record.ended_by is not None:
-                drain.record.ended_by = drain.record.ended_by or KeyboardInterrupt()
-                scheduler.stop(INTERRUPTED)
-            drain.open_display()
-            engine = stack.enter_context(_started(plan, scheduler, drain, rendered, steps))
-            drain.starts(engine.clock, engine.began, looked=looking.seconds)
-            drain.tell = engine.tell
-            plan.started(engine.stop, engine.tell)
-            watch = _Watch(plan, scheduler, engine, press)
-            try:
-                while drain.ended is None and not watch.is_over():
-                    woken.wait(_TICK)
-                    woken.clear()
-                    steps.take(drain.step)
-            except BaseException as error:  # noqa: BLE001 - raised again, with all that is done
-                engine.stop(INTERRUPTED)
-                drain.record.ended_by = error
-            finally:
-                steps.end()
-            if press():
-                drain.record.ended_by = KeyboardInterrupt()
-            press.hold()
-            if drain.ended is None:
-                engine.give_up()
-            record = drain.close(ended=_end_of(drain, engine))
-            drain.close_observers(press)
-            return record
-    except BaseException as error:
-        drain.break_off(error)
-        raise
+                step = run.advance(error)
+                error = None
+                if step is None:
+                    return run.record
+                carry_out(step)
+            except BaseException as raised:
+                if run.is_over:
+                    raise
+                error = raised  # the run decides what follows from it
     finally:
         press.hold()
-        drain.put_away()
-
-
-class _Steps:
-    """The steps of a drain, for each of which a loop may stand still.
-
-    Attributes:
-        patience: seconds that it does so at most; None: as long as it takes.
-    """
-
-    def __init__(self, wake: Callable[[], None]):
-        self._wake = wake
-        self._asked: deque[threading.Event] = deque()
-        self._over = False
-        self.patience: float | None = _HAND_OVER
-
-    def hand_over(self) -> None:
-        """Wake the drain, and wait for a step that has begun since. Called by the loop."""
-        taken = threading.Event()
-        self._asked.append(taken)
-        self._wake()
-        if not self._over:
-            taken.wait(self.patience)
-
-    def take(self, step: Callable[[], None]) -> None:
-        """Take a step, and let those go on who asked for it before it began."""
-        asked = [self._asked.popleft() for _ in range(len(self._asked))]
-        try:
-            step()
-        finally:
-            for taken in asked:
-                taken.set()
-
-    def end(self) -> None:
-        """There are no more: nobody waits for one."""
-        self._over = True
-        self.take(lambda: None)
-
-
-class _Engine(NamedTuple):
-    """An engine at work beside the drain."""
-
-    clock: Callable[[], float]
-    began: float
-    stop: Callable[[Stop], object]
-    tell: Callable[[Callable[[], object]], object] = lambda change: change()
-    tick: Callable[[], object] = lambda: None
-    give_up: Callable[[], object] = lambda: None
-
-
-def _end_of(drain: Drain, engine: _Engine) -> float:
-    """When the last worker was through; the drain may have been behind."""
-    ended = None if drain.ended is None else drain.ended.at
-    return engine.clock() if ended is None else ended
-
-
-class _Looking:
-    """The time in which rows were looked up before any engine ran: it belongs to the run.
-
-    Without a store there is none; on a clock of the client's own (a virtual one, say) it took none.
-    """
-
-    def __init__(self, plan: Plan, scheduler: Scheduler):
-        self._plan = plan
-        self._scheduler = scheduler
-        self._began = time.monotonic()
-        self.seconds = 0.0
-
-    def is_over(self) -> bool:
-        """Whether the run has had its time already."""
-        timeout = self._plan.timeout
-        if timeout is None or time.monotonic() - self._began < timeout:
-            return False
-        self._scheduler.stop(timed_out(timeout))
-        return True
-
-    def end(self) -> None:
-        plan = self._plan
-        if plan.open_store is not None and plan.loop_factory is None:
-            self.seconds = time.monotonic() - self._began
-
-
-class _Watch:
-    """Looks, at each tick of the drain, whether the run must be stopped."""
-
-    def __init__(
-        self, plan: Plan, scheduler: Scheduler, engine: _Engine, pressed: Callable[[], bool]
-    ):
-        self._plan = plan
-        self._scheduler = scheduler
-        self._engine = engine
-        self._pressed = pressed
-        self._give_up: float | None = None
-
-    def is_over(self) -> bool:
-        """Stop the engine if there is a reason; True when it has had its time to end after that."""
-        plan, engine = self._plan, self._engine
-        if self._give_up is not None:
-            engine.tick()
-            return time.monotonic() >= self._give_up
-        if self._pressed():
-            engine.stop(INTERRUPTED)
-        elif plan.cancel is not None and plan.cancel.cancelled:
-            engine.stop(_cancelled_by(plan.cancel))
-        elif plan.timeout is not None and engine.clock() - engine.began >= plan.timeout:
-            engine.stop(timed_out(plan.timeout))
-        else:
-            engine.tick()
-            stopped = self._scheduler.stopped
-            if stopped is None or not stopped.cancels:
-                return False
-            engine.stop(stopped)  # by a worker; the engine may have to cancel the others
-        self._give_up = time.monotonic() + _GRACE
-        return False
-
-
-def _cancelled_by(cancel: CancelToken) -> Stop:
-    return Stop(StopKind.CANCELLED, cancel.reason, cancels=True)
-
-
-def timed_out(seconds: float) -> Stop:
-    """The stop of a run that had so much time."""
-    return Stop(StopKind.TIMEOUT, f"timeout={seconds:g} s was over", cancels=True)
-
-
-@contextmanager
-def _stopped_by(
-    cancel: CancelToken | None, scheduler: Scheduler, wake: Callable[[], object]
-) -> Iterator[None]:
-    """When the token is cancelled, start nothing more and let the drain see to what is running."""
-    if cancel is None:
-        yield
-        return
-
-    def stop() -> None:
-        scheduler.stop(_cancelled_by(cancel))
-        wake()
-
-    take_back = cancel.on_cancel(stop)
-    try:
-        yield
-    finally:
-        take_back()
-
-
-@contextmanager
-def _started(
-    plan: Plan,
-    scheduler: Scheduler,
-    drain: Drain,
-    rendered: _Rendered,
-    steps: _Steps,
-) -> Iterator[_Engine]:
-    """Start the plan's engine beside the calling thread."""
-    if not drain.has_work or scheduler.stopped is not None:
-        drain.ended = Ended()
-        yield _Engine(time.monotonic, time.monotonic(), lambda stop: None)
-    elif plan.engine == "thread":
-        threads = _threads(plan, scheduler, drain, rendered)
-        began = threads.clock()
-        threads.start()
-        yield _of(threads, began)
-    else:
-        from .engines import loop as loops
-
-        factory = plan.loop_factory
-        engine = _tasks(plan, scheduler, drain, rendered, steps.hand_over)
-        own = None if factory is None else loops.LoopThread(factory, "revkit-loop-of-a-run")
-        loop = loops.background() if own is None else own.loop
-        clock = loops.clock_of(loop)
-        if abs(clock() - time.monotonic()) > _TICK:  # a virtual one, say: it may leap meanwhile
-            steps.patience = None
-
-        def tell(change: Callable[[], object]) -> None:
-            engine.changes.append(change)
-            loop.call_soon_threadsafe(engine.make_changes)
-
-        began = clock()
-        loops.submit(loop, engine.run())
-        try:
-            yield _Engine(
-                clock,
-                began,
-                stop=lambda stop: loop.call_soon_threadsafe(engine.stop, stop),
-                tell=tell,
-            )
-        finally:
-            if own is not None:
-                own.close()
-
-
-def _of(threads: ThreadEngine, began: float) -> _Engine:
-    return _Engine(
-        threads.clock,
-        began,
-        stop=threads.stop,
-        tell=threads.tell,
-        tick=threads.tick,
-        give_up=threads.give_up,
-    )
-
-
-def _threads(plan: Plan, scheduler: Scheduler, drain: Drain, rendered: _Rendered) -> ThreadEngine:
-    from .engines.threads import ThreadEngine
-
-    return ThreadEngine(
-        scheduler,
-        plan.work(rendered, drain.record.warnings.append),
-        workers=plan.workers,
-        emit=drain.emit,
-        wake=drain.wake,
-        awaited=drain.is_awaited,
-        attempt_timeout=plan.attempt_timeout,
-    )
-
-
-def _tasks(
-    plan: Plan,
-    scheduler: Scheduler,
-    drain: Drain,
-    rendered: _Rendered,
-    hand_over: Callable[[], object],
-) -> LoopEngine:
-    from .engines.loop import LoopEngine
-
-    return LoopEngine(
-        scheduler,
-        plan.work(rendered, drain.record.warnings.append),
-        workers=plan.workers,
-        emit=drain.emit,
-        wake=drain.wake,
-        hand_over=hand_over if drain.is_awaited else None,
-        attempt_timeout=plan.attempt_timeout,
-        timeout=None if plan.timeout is None else (plan.timeout, timed_out(plan.timeout)),
-    )
+        run.put_away()
 
 
 async def aexecute(plan: Plan) -> Record:
@@ -395,8 +91,6 @@ async def aexecute(plan: Plan) -> Record:
     set, and the caller raises it again.
     """
     import asyncio
-
-    from .engines.loop import clock_of
 
     if plan.loop_factory is not None:
         raise UsageError(
@@ -414,117 +108,138 @@ async def aexecute(plan: Plan) -> Record:
             with suppress(RuntimeError):  # closed: a thread that was given up ends after its run
                 loop.call_soon_threadsafe(woken.set)
 
+    cancels = _Cancels()
     # Of the run's own: in the loop's, the user's calls may stand before ours.
     pool = ThreadPoolExecutor(1, "revkit-store")  # begins no thread before it has work
+
+    async def carry_out(step: Call | Wait) -> None:
+        nonlocal asked
+        if isinstance(step, Wait):
+            # A kernel delivers an interrupt only at the next event of the loop: here it is.
+            tick = loop.call_later(step.seconds, woken.set)
+            try:
+                await woken.wait()
+            except asyncio.CancelledError as error:
+                cancels.note(error)
+            finally:
+                tick.cancel()
+            woken.clear()
+            asked = False
+        elif step.may_be_left:
+            with _thread_of_its_own() as thread:
+                done = loop.run_in_executor(thread, step.function)
+                try:
+                    await asyncio.shield(done)
+                except asyncio.CancelledError as error:
+                    done.add_done_callback(_ignore)
+                    cancels.note(error)
+        else:  # it is never left half done
+            done = loop.run_in_executor(pool, step.function)
+            while not done.done():
+                try:
+                    await asyncio.wait([done])
+                except asyncio.CancelledError as error:
+                    cancels.note(error)
+            done.result()
+
+    make = partial(Run, plan, wake, cancels, _engine_here, may_wait=False)
     if plan.open_store is None:
-        scheduler, drain, rendered = _assemble(plan, wake, may_wait=False)
+        run = make()
     else:
         context = contextvars.copy_context()  # which observers get
-        assemble = partial(_assemble, plan, wake, may_wait=False)
-        assembling = loop.run_in_executor(pool, context.run, assemble)
+        making = loop.run_in_executor(pool, context.run, make)
         try:
-            scheduler, drain, rendered = await asyncio.shield(assembling)
+            run = await asyncio.shield(making)
         except BaseException:
-            assembling.add_done_callback(_put_away)
+            making.add_done_callback(_put_away)
             pool.shutdown(wait=False)
             raise
-    clock = clock_of(loop)
-    engine = _Engine(clock, clock(), lambda stop: None)
-    running: asyncio.Task[None] | None = None
-    interrupted = False
-
-    def note(error: asyncio.CancelledError) -> None:
-        nonlocal interrupted
-        drain.record.ended_by = error
-        interrupted = True
-
-    async def to_its_end(work: Callable[[], None]) -> None:
-        """Do what may block in the pool; it is never left half done."""
-        done = loop.run_in_executor(pool, work)
-        while not done.done():
-            try:
-                await asyncio.wait([done])
-            except asyncio.CancelledError as error:
-                note(error)
-        done.result()
-
-    async def step() -> None:
-        drain.collect()
-        if drain.has_store_work:
-            await to_its_end(drain.visit_store)
-        drain.report()
-
+    error: BaseException | None = None
     try:
-        with _stopped_by(plan.cancel, scheduler, wake):
-            looking = _Looking(plan, scheduler)
-            drain.begin()
-            await step()
-            while drain.looks_on and not interrupted and not looking.is_over():
-                drain.open_display()
-                await step()
-            looking.end()
-            if drain.has_work and scheduler.stopped is None and not interrupted:
-                with _thread_of_its_own() as beside:  # where the run ends, it is left to itself
-                    getting_ready = loop.run_in_executor(beside, plan.prepare)
-                    try:
-                        await asyncio.shield(getting_ready)
-                    except asyncio.CancelledError as error:
-                        getting_ready.add_done_callback(lambda done: done.exception())
-                        note(error)
-            if interrupted:
-                scheduler.stop(INTERRUPTED)
-            drain.open_display()
-            if not drain.has_work or scheduler.stopped is not None:
-                drain.ended = Ended()
-            elif plan.engine == "thread":
-                threads = _threads(plan, scheduler, drain, rendered)
-                engine = _of(threads, threads.clock())
-                threads.start()
-            else:
-                tasks = _tasks(plan, scheduler, drain, rendered, drain.wake)
-                engine = _Engine(clock, clock(), stop=tasks.stop, tell=tasks.tell)
-                running = asyncio.create_task(tasks.run())
-            drain.starts(engine.clock, engine.began, looked=looking.seconds)
-            drain.tell = engine.tell
-            plan.started(engine.stop, engine.tell)
-            watch = _Watch(plan, scheduler, engine, lambda: interrupted)
-            while drain.ended is None and not watch.is_over():
-                # A kernel delivers an interrupt only at the next event of the loop: here it is.
-                tick = loop.call_later(_TICK, woken.set)
-                try:
-                    await woken.wait()
-                except asyncio.CancelledError as error:
-                    again = interrupted
-                    note(error)
-                    if again:
-                        break  # cancelled once more while it ended
-                finally:
-                    tick.cancel()
-                woken.clear()
-                asked = False
-                await step()
-            if running is not None and drain.ended is not None:
-                await asyncio.wait([running])
-            if drain.ended is None:
-                engine.give_up()
-        ended = _end_of(drain, engine)
-        await step()
-        await to_its_end(drain.close_store)
-        record = drain.close(ended=ended)
-        await to_its_end(lambda: drain.close_observers(lambda: interrupted))
-        return record
-    except BaseException as error:
-        engine.stop(INTERRUPTED)
-        drain.break_off(error)
-        raise
+        while True:
+            try:
+                step = run.advance(error)
+                error = None
+                if step is None:
+                    return run.record
+                await carry_out(step)
+            except BaseException as raised:
+                if run.is_over:
+                    raise
+                error = raised  # the run decides what follows from it
     finally:
         asked = True  # a thread that lives on finds a loop that may be closed
-        drain.put_away()
+        run.put_away()
         pool.shutdown(wait=False)
+
+
+class _Cancels:
+    """The interrupts of an awaited run: its task is cancelled."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.again = False
+
+    def note(self, error: asyncio.CancelledError) -> None:
+        self.again = self.error is not None
+        self.error = error
+
+    def hold(self) -> None:
+        """They never raise."""
+
+
+def _engine_beside(run: Run) -> Engine:
+    """The plan's engine, for a drain that is a thread."""
+    if run.plan.engine == "thread":
+        return _threads(run)
+    from .engines.beside import LoopBeside
+
+    engine = _tasks(run, run.hand_over)
+    return LoopBeside(engine, run.plan.loop_factory, run.hand_over, run.drain.record.name)
+
+
+def _engine_here(run: Run) -> Engine:
+    """The plan's engine, for a drain that is a task of the running loop."""
+    return _threads(run) if run.plan.engine == "thread" else _tasks(run, run.drain.wake)
+
+
+def _threads(run: Run) -> Engine:
+    from .engines.threads import ThreadEngine
+
+    plan, drain = run.plan, run.drain
+    return ThreadEngine(
+        run.scheduler,
+        plan.work(run.rendered, drain.record.warnings.append),
+        workers=plan.workers,
+        emit=drain.emit,
+        wake=drain.wake,
+        awaited=drain.is_awaited,
+        attempt_timeout=plan.attempt_timeout,
+    )
+
+
+def _tasks(run: Run, hand_over: Callable[[], object]) -> LoopEngine:
+    from .engines.loop import LoopEngine
+
+    plan, drain = run.plan, run.drain
+    timeout = None
+    if plan.timeout is not None:
+        timeout = max(0.0, plan.timeout - run.looked), timed_out(plan.timeout)
+    return LoopEngine(
+        run.scheduler,
+        plan.work(run.rendered, drain.record.warnings.append),
+        workers=plan.workers,
+        emit=drain.emit,
+        wake=drain.wake,
+        hand_over=hand_over if drain.is_awaited else None,
+        attempt_timeout=plan.attempt_timeout,
+        timeout=timeout,
+    )
 
 
 @contextmanager
 def _thread_of_its_own() -> Iterator[ThreadPoolExecutor]:
+    """A thread that is left to itself where the run ends before it does."""
     pool = ThreadPoolExecutor(1, "revkit-ready")
     try:
         yield pool
@@ -532,10 +247,14 @@ def _thread_of_its_own() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False)
 
 
-def _put_away(assembling: asyncio.Future[tuple[Scheduler, Drain, _Rendered]]) -> None:
+def _ignore(done: asyncio.Future[object]) -> None:
+    done.exception()
+
+
+def _put_away(making: asyncio.Future[Run]) -> None:
     """Close what was opened for a run that was cancelled before it began."""
-    if not assembling.cancelled() and assembling.exception() is None:
-        assembling.result()[1].put_away()
+    if not making.cancelled() and making.exception() is None:
+        making.result().put_away()
 
 
 def _execute_on_notebook_loop(plan: Plan, press: Press) -> Record:
@@ -563,7 +282,7 @@ def _execute_on_notebook_loop(plan: Plan, press: Press) -> Record:
 
     nest_asyncio2.apply(loop)
     task = loop.create_task(aexecute(plan))
-    press.tell = lambda: loop.call_soon_threadsafe(task.cancel)
+    press.notify = lambda: loop.call_soon_threadsafe(task.cancel)
     try:
         record: Record = loop.run_until_complete(task)
     except asyncio.CancelledError:

@@ -1,22 +1,13 @@
-"""The async engine: for models, and for coroutine functions.
-
-``LoopEngine.run`` is a coroutine, so it runs on whatever loop it is awaited on. ``background``
-gives the one loop that revkit keeps beside the notebook's own: uvloop's, which takes less CPU for
-each row, or asyncio's where there is none.
-"""
+"""The loop engine: tasks on the running event loop, for models and for coroutine functions."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import heapq
 import math
-import os
-import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ...scheduling.events import CANCELLED, Attempt, Failure, Outcome, Stop, StopKind
@@ -24,7 +15,7 @@ from ...scheduling.scheduler import DONE, WAIT, Scheduler, Step
 from ..work import AsyncAttempts, Work
 from . import OFTEN, Emit, Ended, overran
 
-__all__ = ["LoopEngine", "LoopThread", "background", "clock_of", "is_uvloop", "runs_here", "submit"]
+__all__ = ["LoopEngine", "clock_of", "is_uvloop"]
 
 #: Attempts that never wait would keep the loop to themselves; at least so often (seconds) a
 #: worker lets others run.
@@ -101,7 +92,7 @@ class LoopEngine:
         #: clock and in seconds of its thread's CPU
         self._enough = _FEW
         self._decided, self._used = float("-inf"), 0.0
-        self._attempt_timeout = attempt_timeout
+        self.attempt_timeout = attempt_timeout
         self._tasks: list[asyncio.Task[None]] = []
         #: when a worker last let others run, on the loop's clock
         self._breathed = 0.0
@@ -109,7 +100,19 @@ class LoopEngine:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._due: tuple[float, asyncio.TimerHandle] | None = None
         self._cancelled = False
+        #: the run has ended without the attempts that still run
+        self._given_up = False
         self.changes: deque[Callable[[], object]] = deque()
+
+    def start(self) -> float:
+        """Run on the running loop."""
+        loop = asyncio.get_running_loop()
+        self._clock = clock_of(loop)
+        self._main = loop.create_task(self.run())
+        return self._clock()
+
+    def clock(self) -> float:
+        return self._clock()
 
     async def run(self) -> None:
         """Work everything off; the last thing emitted is :class:`Ended`."""
@@ -158,6 +161,20 @@ class LoopEngine:
 
     def tick(self) -> None:
         """Nothing to look after: the loop has timers."""
+
+    def give_up(self) -> None:
+        """The run ends now; late results are ignored. Call it from any thread."""
+        self._given_up = True
+
+    def close(self) -> None:
+        """Nothing to release: :meth:`run` has closed what the workers worked with."""
+
+    def row_of(self, task: asyncio.Task[Any]) -> int | None:
+        """The row that a task works on, if it is one of the workers. Call it from any thread."""
+        for attempt, _ in self._scheduler.running:
+            if attempt.worker < len(self._tasks) and self._tasks[attempt.worker] is task:
+                return attempt.row
+        return None
 
     def _obey(self) -> None:
         """Do what a stop of the scheduler asks for."""
@@ -279,7 +296,7 @@ class LoopEngine:
 
     async def _work_off(self, worker: int, attempts: AsyncAttempts) -> None:
         scheduler, clock = self._scheduler, self._clock
-        limited = self._attempt_timeout is not None
+        limited = self.attempt_timeout is not None
         now = clock()
         while True:
             step = scheduler.take(worker, now)
@@ -300,6 +317,8 @@ class LoopEngine:
                     outcome = CANCELLED
                 else:  # the user's own: something that the function awaited was cancelled
                     outcome = Failure("CancelledError", str(error), cause=error)
+            if self._given_up:
+                return
             now = end = clock()
             self._emit(scheduler.account(step, start, outcome, end))
             if scheduler.stopped is not None:
@@ -315,14 +334,14 @@ class LoopEngine:
                 now = clock()
 
     async def _limited(self, attempt: Awaitable[Outcome]) -> Outcome:
-        assert self._attempt_timeout is not None
+        assert self.attempt_timeout is not None
         try:
-            async with asyncio.timeout(self._attempt_timeout) as limit:
+            async with asyncio.timeout(self.attempt_timeout) as limit:
                 return await attempt
         except TimeoutError:
             if not limit.expired():
                 raise
-            return overran(self._attempt_timeout)
+            return overran(self.attempt_timeout)
 
     async def _wait(self, worker: int, step: Step) -> Attempt | None:
         """Wait until there is an attempt to take; None when there is none any more."""
@@ -339,78 +358,3 @@ class LoopEngine:
                 return None
             step = self._scheduler.take(worker, self._clock())
         return step
-
-
-class LoopThread:
-    """An event loop in a daemon thread, and the process that it belongs to."""
-
-    def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop], name: str):
-        self.pid = os.getpid()
-        self.loop = factory()
-        self._closing = False
-        ready = threading.Event()
-        self.loop.call_soon(ready.set)
-        threading.Thread(target=self._serve, name=name, daemon=True).start()
-        ready.wait()
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        # A task of the user's may stop the loop or raise SystemExit through it. It is not theirs
-        # to end: runs would wait for it for ever.
-        while not self._closing:
-            with suppress(BaseException):
-                self.loop.run_forever()
-        self.loop.close()
-
-    def close(self) -> None:
-        """End the loop and its thread."""
-        self._closing = True
-        self.loop.call_soon_threadsafe(self.loop.stop)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:  # Windows, PyPy
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
-_background: LoopThread | None = None
-_background_lock = threading.Lock()
-
-
-def background() -> asyncio.AbstractEventLoop:
-    """The loop that revkit keeps in a thread of its own: one a process, started at first use.
-
-    A child that was forked gets a new one: threads do not survive a fork.
-    """
-    global _background
-    with _background_lock:
-        if _background is None or _background.pid != os.getpid():
-            _background = LoopThread(_new_loop, "revkit-loop")
-        return _background.loop
-
-
-def runs_here() -> bool:
-    """Whether the caller is on revkit's own loop, which must not wait for itself."""
-    try:
-        running = asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return _background is not None and running is _background.loop
-
-
-def submit(loop: asyncio.AbstractEventLoop, main: Coroutine[Any, Any, None]) -> None:
-    """Start ``main`` on a loop in another thread, with the caller's context variables."""
-    context = contextvars.copy_context()
-    loop.call_soon_threadsafe(lambda: _keep(loop.create_task(main, context=context)))
-
-
-#: a loop holds only weak references to its tasks
-_kept: set[asyncio.Task[None]] = set()
-
-
-def _keep(task: asyncio.Task[None]) -> None:
-    _kept.add(task)
-    task.add_done_callback(_kept.discard)

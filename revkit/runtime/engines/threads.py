@@ -78,14 +78,15 @@ class ThreadEngine:
         #: the run has ended without those that are at work
         self._given_up = False
 
-    def start(self) -> None:
+    def start(self) -> float:
         """Start the workers. :class:`Ended` is emitted when the last one is through."""
+        began = self.clock()
         try:
             self._work.open(self._workers)
         except Exception as error:  # noqa: BLE001 - the run ends with it, as on the loop
             self._emit(Ended(error, self.clock()))
             self._wake()
-            return
+            return began
         for worker in range(self._workers):
             try:
                 self._spawn(worker)
@@ -96,12 +97,12 @@ class ThreadEngine:
                     last = not self._left
                 if last:
                     self._end()
-                return
+                break
+        return began
 
     def stop(self, stop: Stop) -> None:
-        """Start nothing more, and abort what runs if the stop says so and it can be aborted."""
+        """Let the workers see that the run was stopped; abort requests if the stop cancels."""
         with self._changed:
-            self._scheduler.stop(stop)
             self._changed.notify_all()
         self._obey()
 
@@ -115,7 +116,7 @@ class ThreadEngine:
                 self._wake_next(self.clock())
 
     def tick(self) -> None:
-        """Abandon the attempts that have overrun their time; called now and then.
+        """Abandon the attempts that have overrun their time.
 
         After a stop that cancels: abort what was between two waits when the others were aborted.
         """
@@ -135,12 +136,15 @@ class ThreadEngine:
         return True
 
     def give_up(self) -> None:
-        """The run ends now: what is still at work counts as cancelled."""
+        """The run ends now: attempts that still run count as cancelled."""
         with self._changed:
             self._given_up = True
             now = self.clock()
             for attempt, start in list(self._at_work.values()):
                 self._emit(self._scheduler.account(attempt, start, CANCELLED, now))
+
+    def close(self) -> None:
+        """Nothing to release: the last worker has closed what they worked with."""
 
     def _abandon(self, worker: int, mine: tuple[Attempt, float], now: float) -> None:
         assert self._attempt_timeout is not None
