@@ -191,13 +191,15 @@ def test_a_store_that_another_process_locks(scene: Scene, engine: str, tmp_path:
     """The lock is never given back while the run goes on."""
     place = tmp_path / "replies.sqlite"
     lockers: list[subprocess.Popen[str]] = []
+    one_at_a_time = threading.Lock()
 
     def answer(prompt: str) -> str:
         if prompt.endswith("0"):
             return "zero"
-        if not lockers:
-            lockers.append(_lock(place))
-            scene.obstructed()
+        with one_at_a_time:
+            if not lockers:
+                lockers.append(_lock(place))
+                scene.obstructed()
         return "one"
 
     class Model(FakeModel):
