@@ -1,22 +1,16 @@
-"""The one drain of a run, which owns every effect.
+"""The one drain of a run: everything that happened passes through it, and every effect is its own.
 
-Workers only append facts to its queue and wake it. It alone writes the record, puts replies into
-the store and looks rows up in it, moves the progress bar and calls the user's callback, so none of
-these needs a lock.
+Workers only append facts to its queue and wake it. In each step it writes the record, visits the
+store, and reports to the scheduler, the observers and the user, in this order. So none of these
+needs a lock. What each effect is, its sink knows (``sinks/``).
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from datetime import timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
-from ..observers.stream import Data, EventStream
 from ..record.record import Record, RowResult
 from ..scheduling.events import (
     CANCELLED,
@@ -27,29 +21,18 @@ from ..scheduling.events import (
     Status,
     Stop,
     StopKind,
-    Success,
 )
 from ..scheduling.scheduler import Scheduler
-from ..task.chat import Reply
-from ..task.kinds import CallableTask, ModelTask
+from ..task.kinds import ModelTask
 from .engines import Ended
-from .lookahead import Lookahead, Seen
-from .plan import Display, Plan
-
-if TYPE_CHECKING:
-    from ..observers import Event, Observers
+from .lookahead import Lookahead
+from .plan import Plan
+from .sinks.progress import ProgressSink
+from .sinks.store import StoreSink
 
 __all__ = ["INTERRUPTED", "Drain"]
 
 INTERRUPTED = Stop(StopKind.INTERRUPTED, "it was interrupted", cancels=True)
-#: What events call their source.
-SOURCE = "revkit.parallel_map"
-
-#: Seconds that observers have for what is left to them when the run is over; an interrupt waits
-#: for less.
-_OBSERVERS_WAIT, _OBSERVERS_WAIT_INTERRUPTED = 10.0, 0.5
-#: Rows that are looked up before the workers come to them, beside two for each worker.
-_AHEAD = 256
 
 
 class Drain:
@@ -60,13 +43,12 @@ class Drain:
 
     Args:
         wake: lets whoever runs the drain take a step soon; called from any thread.
-        ahead: looks rows up in the store; None where the run has none.
+        lookahead: looks rows up in the store; None where the run has none.
         may_wait: :meth:`report` may wait a moment, for observers.
 
     Attributes:
-        has_work: there is a row for an engine to run.
-        is_awaited: rows may wait for the drain, when many good replies are not committed yet.
-        tell: takes a change of the scheduler to where the engine makes it.
+        emit: takes a fact; called by workers, from any thread. Who emits also wakes the drain.
+        ended: the engine's last fact, once it was collected.
     """
 
     def __init__(
@@ -74,311 +56,218 @@ class Drain:
         plan: Plan,
         scheduler: Scheduler,
         wake: Callable[[], None],
-        ahead: Lookahead | None = None,
+        lookahead: Lookahead | None = None,
         *,
         may_wait: bool = True,
     ):
         outputs = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
-        self.record = Record(
+        record = self.record = Record(
             plan.total, outputs, asks_model=plan.client is not None, samples=plan.samples
         )
-        self.record.workers, self.record.engine = plan.workers, plan.engine
+        record.workers, record.engine = plan.workers, plan.engine
+        self.wake = wake
         self.ended: Ended | None = None
-        self.has_work = ahead is None and plan.total > len(plan.refused)
-        self.tell: Callable[[Callable[[], object]], object] = lambda change: change()
         self._plan = plan
         self._scheduler = scheduler
-        self.wake = wake
-        self._ahead = ahead
-        self.is_awaited = ahead is not None
-        self._facts: deque[Started | Held | Attempted | Ended] = deque()
-        #: what was collected and is to be reported: rows that were settled, and good replies
-        self._settled: list[Attempted] = []
-        self._good: list[tuple[int, Reply]] = []
-        self._seen: Seen | None = None
-        self._more = ahead is not None
-        #: row that runs or waits -> later ones that have the same prompt
-        self._followers: dict[int, list[int]] = {}
-        self._callback = plan.callback
-        self._told = 0
-        #: rows that were settled without an attempt since the last report
-        self._unattempted = 0
-        self._open_display = plan.open_display
-        self._display: Display | None = None
-        self._is_closed = False
         self._clock: Callable[[], float] = time.monotonic
-        #: of the drain's making, on its clock
-        self._origin = self.record.began = self._clock()
-        self._may_wait = may_wait
-        self._observers: Observers | None = None
-        self._stream: EventStream | None = None
-        #: what was collected and is to be told to observers
-        self._heard: list[Started | Held | Attempted] = []
-        self._stored: tuple[int, float] | None = None
+        record.began = self._clock()
+        self._facts: deque[Started | Held | Attempted | Ended] = deque()
+        self.emit = self._facts.append
+        #: what was collected and is to be reported
+        self._settled: list[Attempted] = []
+        self._is_closed = False
+        self._progress = ProgressSink(plan, record)
+        self._store = None
+        if lookahead is not None:
+            self._store = StoreSink(lookahead, record, scheduler, workers=plan.workers)
+        self._events = None
         if plan.observers:
-            self._observe()
+            from .sinks.events import EventSink
 
-    def _observe(self) -> None:
-        from ..observers import Observers
+            self._events = EventSink(plan, record, began=record.began, may_wait=may_wait)
+            scheduler.tell = self._hear
 
-        # On a loop of the caller's own nothing may be waited for.
-        chosen = self._plan.observers
-        self._observers = Observers(chosen) if self._may_wait else Observers(chosen, patience=0)
-        self._stream = EventStream(self._send, self._send_all, self.record, self._plan.place)
-        self._scheduler.tell = self._hear
+    @property
+    def is_awaited(self) -> bool:
+        """Whether rows may wait for the drain, when many good replies are not committed yet."""
+        return self._store is not None
 
-    def _send(self, kind: str, at: float, data: Data | Callable[[], Data]) -> None:
-        assert self._observers is not None
-        self._observers.send(partial(self._event, kind, at - self._origin, data))
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a row for an engine to run."""
+        if self._store is not None:
+            return self._store.found_work
+        return self._plan.total > len(self._plan.refused)
 
-    def _send_all(self, at: float, make: Callable[[], Iterator[tuple[str, Data]]]) -> None:
-        assert self._observers is not None
-        since, event = at - self._origin, self._event
-        self._observers.send_all(lambda: (event(kind, since, data) for kind, data in make()))
+    @property
+    def looks_on(self) -> bool:
+        """Whether rows are left to be looked up, and none so far needs the model."""
+        return self._store is not None and self._store.wants_rows and not self._store.found_work
 
-    def _event(self, kind: str, since: float, data: Data | Callable[[], Data]) -> Event:
-        """Made on an observer's thread."""
-        from ..observers import Event
-
-        when = self.record.started_at + timedelta(seconds=max(0.0, since))
-        timestamp = when.isoformat(timespec="microseconds")
-        made = data() if callable(data) else data
-        return Event(kind, timestamp, SOURCE, self.record.run_id, made)
-
-    def emit(self, fact: Started | Held | Attempted | Ended) -> None:
-        """Called by workers, from any thread; who emits also wakes the drain in time."""
-        self._facts.append(fact)
+    @property
+    def has_store_work(self) -> bool:
+        """Whether :meth:`visit_store` has something to do."""
+        return self._store is not None and self._store.has_work
 
     def _hear(self, fact: Started | Held) -> None:
-        self._facts.append(fact)
+        self.emit(fact)
         self.wake()
 
     def begin(self) -> None:
         """Settle the rows that failed before anything was sent."""
-        plan, now = self._plan, self._clock()
-        if self._stream is not None:
-            self._stream.begin(now, **_facts_of(plan))
-        for row, failure in plan.refused.items():
+        now = self._clock()
+        if self._events is not None:
+            self._events.begin(now)
+        for row, failure in self._plan.refused.items():
             self.record.refused(row, failure)
-            if self._stream is not None:
-                self._stream.settled(row, now)
-            if self._callback is not None:
-                self._call_back(RowResult(row, "error", error=str(failure)))
+            if self._events is not None:
+                self._events.settled(row, now)
+            self._call_back(RowResult(row, "error", error=str(failure)))
 
-    def starts(self, clock: Callable[[], float], began: float, *, looked: float) -> None:
+    def starts(
+        self,
+        clock: Callable[[], float],
+        began: float,
+        *,
+        looked: float,
+        tell: Callable[[Callable[[], object]], object] | None = None,
+    ) -> None:
         """An engine starts: from here on times are on its clock.
 
         Args:
             began: when it started.
             looked: seconds that belong to the run before that.
+            tell: takes a change of the scheduler to where the engine makes it.
         """
-        record, before = self.record, self._origin
-        self._origin = began - (self._clock() - before)
+        record, before = self.record, self.record.began
+        if self._events is not None:
+            self._events.starts_at(began - (self._clock() - before))
+        if self._store is not None and tell is not None:
+            self._store.tell = tell
         self._clock = clock
         record.began = began - looked
         record.visits = [(record.began + (at - before), rows) for at, rows in record.visits]
 
-    @property
-    def looks_on(self) -> bool:
-        """Whether rows are left to be looked up, and none so far needs the model."""
-        return self._wants_rows and not self.has_work
-
-    def step(self) -> None:
-        """Do all that follows from what was reported since the last step."""
-        self.collect()
-        if self.has_store_work:
-            self.visit_store()
-        self.report()
-
     def collect(self) -> None:
         """Write down what was reported."""
-        record, keeps, heard = self.record, self._ahead is not None, self._stream is not None
-        tells = keeps or heard or self._callback is not None
+        record, store, events = self.record, self._store, self._events
+        heard = events is not None and events.is_heard
+        reports = store is not None or heard or self._progress.wants_rows
         while self._facts:
             fact = self._facts.popleft()
             if isinstance(fact, Ended):
                 self.ended = fact
                 break
-            if heard:
-                self._heard.append(fact)
+            if events is not None and heard:
+                events.take(fact)
             if not isinstance(fact, Attempted):
                 continue
-            settled = record.attempted(fact)
-            if settled and tells:
+            if record.attempted(fact) and reports:
                 self._settled.append(fact)
-            if keeps and isinstance(fact.outcome, Success) and fact.outcome.reply is not None:
-                self._good.append((fact.attempt.row, fact.outcome.reply))
+            if store is not None:
+                store.take(fact)
         if record.stopped_at is None and self._scheduler.stopped is not None:
             record.stopped_at = self._clock()
 
-    @property
-    def has_store_work(self) -> bool:
-        """Whether :meth:`visit_store` has something to do."""
-        return bool(self._good) or self._wants_rows
-
-    @property
-    def _wants_rows(self) -> bool:
-        if not self._more or self._ahead is None or self._scheduler.stopped is not None:
-            return False
-        return self._ahead.ready and self._ahead.pending < 2 * self._plan.workers + _AHEAD
-
     def visit_store(self) -> None:
         """Put good replies away, in one commit, and look up the next rows. May block."""
-        assert self._ahead is not None
-        if self._good:
-            began = time.monotonic()
-            if replies := self._ahead.keep(self._good):
-                self._stored = replies, time.monotonic() - began
-        if self._wants_rows:
-            self._seen = self._ahead.look()
+        assert self._store is not None
+        self._store.visit()
 
     def report(self) -> None:
         """Tell the scheduler, observers, the user's callback and the bar what became of rows."""
-        self.record.stopped = self._scheduler.stopped  # a cancelled row says why
-        if self._stream is not None:
-            heard, self._heard = self._heard, []
-            for fact in heard:
-                self._stream.tell(fact)
-                if not isinstance(fact, Attempted) or fact.decision is Decision.RETRY:
-                    continue
-                if self._ahead is None:  # else when it is committed
-                    self._stream.settled(fact.attempt.row, fact.end)
-            if self._stored is not None:
-                replies, seconds = self._stored
-                self._stream.stored(self._clock(), replies=replies, seconds=seconds)
-            if self._observers is not None and not self._observers.active:  # all were dropped
-                self._stream = self._scheduler.tell = None
-        self._stored = None
-        if self._settled or self._good or self._seen is not None:
-            self._report()
+        record, store, events = self.record, self._store, self._events
+        record.stopped = self._scheduler.stopped  # a cancelled row says why
+        if events is not None:
+            events.report(settles=store is None)  # with a store: when it is committed
+            if store is not None and (committed := store.committed()) is not None:
+                events.stored(self._clock(), replies=committed[0], seconds=committed[1])
+            if not events.is_heard:
+                self._scheduler.tell = None
+        if self._settled or (store is not None and store.has_news):
+            self._report_rows()
         self._show()
 
-    def _report(self) -> None:
-        record, ahead = self.record, self._ahead
-        failed = record.failed
-        told: list[RowResult] = []
+    def _report_rows(self) -> None:
+        record, store = self.record, self._store
+        failed, results = record.failed, list[RowResult]()
         settled, self._settled = self._settled, []
+        unattempted = 0
         for fact in settled:
             row = fact.attempt.row
-            if self._stream is not None:
-                self._stream.settled(row, self._clock())
-            if self._callback is not None:
-                told.append(record.row_result(fact))
-            if ahead is not None:
-                ahead.settled(row)
-                for follower in self._followers.pop(row, ()):
-                    self._share(follower, row, told)
-        if ahead is not None:
-            rows = self._settle_unattempted(told)
-            self._tell_scheduler(rows, failed=record.failed - failed)
-        if self._unattempted:
-            record.visits.append((self._clock(), self._unattempted))
-            self._unattempted = 0
-        for result in told:
+            self._send_settled(row)
+            if self._progress.wants_rows:
+                results.append(record.row_result(fact))
+            if store is not None:
+                unattempted += self._settle(store.settled(row), results)
+        if store is not None:
+            unattempted += self._settle(store.settle_kept(), results)
+            more = store.hand_on(failed=record.failed - failed, ended=self.ended is not None)
+            if more:
+                self.wake()
+        if unattempted:
+            record.visits.append((self._clock(), unattempted))
+        for result in results:
             self._call_back(result)
 
-    def _settle_unattempted(self, told: list[RowResult]) -> list[int]:
-        """Settle what was seen to need no attempt; gives the rows that need the model."""
-        seen, self._seen = self._seen, None
-        if seen is None:
-            return []
-        record, self._more = self.record, seen.more
-        for row, values, reply in seen.kept:
-            record.kept(row, values, reply)
-            self._settle(row, told)
-        for row, twin in seen.twins:
-            if record.status[twin] is Status.NOT_STARTED:
-                self._followers.setdefault(twin, []).append(row)
-            else:
-                self._share(row, twin, told)
-        return seen.run
+    def _settle(self, rows: list[int], results: list[RowResult]) -> int:
+        """These rows were settled without an attempt of their own; gives how many they are."""
+        for row in rows:
+            self._send_settled(row)
+            if self._progress.wants_rows:
+                results.append(self.record.unattempted(row))
+        return len(rows)
 
-    def _share(self, row: int, twin: int, told: list[RowResult]) -> None:
-        """Let a row share its twin's outcome; it stays as it is where that one was cancelled."""
-        if self.record.status[twin] in (Status.OK, Status.ERROR):
-            self.record.shared(row, twin)
-            self._settle(row, told)
+    def _send_settled(self, row: int) -> None:
+        if self._events is not None:
+            self._events.settled(row, self._clock())
 
-    def _settle(self, row: int, told: list[RowResult]) -> None:
-        """A row was settled without an attempt."""
-        self._unattempted += 1
-        if self._stream is not None:
-            self._stream.settled(row, self._clock())
-        if self._callback is not None:
-            told.append(self.record.unattempted(row))
-
-    def _tell_scheduler(self, rows: list[int], *, failed: int) -> None:
-        committed, self._good = len(self._good), []
-        more, scheduler = self._more, self._scheduler
-        self.has_work = self.has_work or bool(rows)
-        if self.ended is not None:
-            return
-
-        def change() -> None:
-            scheduler.committed(committed)
-            scheduler.failed_without(failed)
-            scheduler.add(rows, more=more)
-
-        self.tell(change)
-        if self._wants_rows:
-            self.wake()
+    def _call_back(self, row: RowResult) -> None:
+        error = self._progress.settled(row)
+        if error is not None:
+            self.record.ended_by = error
+            self._scheduler.stop(INTERRUPTED)
 
     def open_display(self) -> None:
         """Show how far the run is, if the user wants to see it."""
-        open_display, self._open_display = self._open_display, None
-        if open_display is not None:
-            with self._display_may_fail():
-                self._display = open_display(self._plan.total)
+        self._progress.open_display()
         self._show()
 
     def _show(self) -> None:
         record = self.record
-        if self._display is None or self._is_closed:
+        if self._is_closed or not self._progress.is_shown:
             return
         record.holds, record.limits = self._scheduler.holds, self._scheduler.limits
         record.ended = self._clock()  # so far
-        with self._display_may_fail():
-            self._display.update(record)
+        self._progress.show()
 
-    @contextmanager
-    def _display_may_fail(self) -> Iterator[None]:
-        """A display that raises is dropped, and the run goes on."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - reported, and the run goes on
-            self._display = None
-            self.record.warnings.append(
-                f"the progress display raised {type(error).__name__}: {error}; it was not "
-                "drawn again, and the run went on"
-            )
-
-    def close(self, *, ended: float) -> Record:
+    def close(self, *, ended: float) -> None:
         """End the record, and tell observers."""
         record, scheduler = self.record, self._scheduler
         running = scheduler.running
-        self.step()  # what was reported since the last step, by rows that are not in ``running``
+        # What was reported since the last step, by rows that are not in ``running``.
+        self.collect()
+        if self.has_store_work:
+            self.visit_store()
+        self.report()
         for attempt, start in running:
             if record.status[attempt.row] is Status.NOT_STARTED:  # the engine could not end it
                 fact = Attempted(attempt, start, ended, CANCELLED, Decision.CANCEL)
                 record.attempted(fact)
-                self._heard += [fact] if self._stream is not None else []
+                if self._events is not None:
+                    self._events.take(fact)
         scheduler.close()
         record.limits, record.holds = scheduler.limits, scheduler.holds
         if self.ended is not None and self.ended.crash is not None:
             record.ended_by = self.ended.crash
-        self.close_store()
-        if self._ahead is not None:
-            record.store, record.store_problem = self._ahead.path, self._ahead.problem
-            record.weights = self._ahead.weights
         self._is_closed = True
         record.close(ended=ended, stopped=scheduler.stopped)
-        for row, followers in self._followers.items():  # of rows that were to be tried again
-            for follower in followers:
-                self._share(follower, row, [])
+        if self._store is not None:
+            self._store.close()
+            self._settle(self._store.end(), [])
         self.report()
-        if self._stream is not None:
-            self._stream.end(max(ended, self._clock()))
-        return record
+        if self._events is not None:
+            self._events.end(max(ended, self._clock()))
 
     def break_off(self, error: BaseException) -> None:
         """The run ends before it has a result: observers are told so."""
@@ -386,79 +275,21 @@ class Drain:
             self._is_closed = True
             self.record.ended_by = error
             self.record.close(ended=self._clock(), stopped=None)
-            if self._stream is not None:
-                self._stream.end(self.record.ended)
+            if self._events is not None:
+                self._events.end(self.record.ended)
 
     def close_observers(self, hurried: Callable[[], bool] = lambda: False) -> None:
-        """Wait until observers have had all events, or have had their time. May block.
-
-        Args:
-            hurried: looked at meanwhile; True: wait no longer.
-        """
-        observers, self._observers, self._stream = self._observers, None, None
-        if observers is None:
-            return
-        if self.record.ended_by is not None:
-            told = observers.close(_OBSERVERS_WAIT_INTERRUPTED)
-        else:
-            told = observers.close(_OBSERVERS_WAIT, hurried=hurried)
-        self.record.warnings += told
+        """Wait until observers have received all events, or have had their time. May block."""
+        if self._events is not None:
+            self.record.warnings += self._events.close(hurried)
 
     def close_store(self) -> None:
         """Write what could not be written so far, and close the store. May block."""
-        if self._ahead is not None:
-            self._ahead.close()
+        if self._store is not None:
+            self._store.close()
 
     def put_away(self) -> None:
         """Leave the screen and the store as they should stay, however the run ended."""
-        if self._display is not None:
-            with self._display_may_fail():
-                self._display.close()
+        self._progress.close()
         self.close_store()
         self.close_observers()
-
-    def _call_back(self, row: RowResult) -> None:
-        self._told += 1
-        if self._callback is None:
-            return
-        if self._plan.positions is not None or self._plan.samples > 1:
-            number, sample = self._plan.place(row.row)
-            row = replace(row, row=number, sample=sample)
-        try:
-            self._callback(self._told, self._plan.total, row)
-        except KeyboardInterrupt as error:  # from here it would take what is done with it
-            self._callback = None
-            self.record.ended_by = error
-            self._scheduler.stop(INTERRUPTED)
-        except BaseException as error:  # noqa: BLE001 - reported, and the run goes on
-            self._callback = None
-            # Said when the run is over: where warnings are errors, it would end the run.
-            self.record.warnings.append(
-                f"the progress callback raised {type(error).__name__}: {error}; it was not "
-                "called again, and the run went on"
-            )
-
-
-def _facts_of(plan: Plan) -> dict[str, Any]:
-    """What observers are told of a run when it starts."""
-    client = plan.client
-    return {
-        "worker_count": plan.workers,
-        "engine": plan.engine,
-        "fail_fast": plan.fail_fast,
-        "max_failures": plan.max_failures,
-        "adaptive": plan.adaptive is not None,
-        "task": _name_of(plan.task),
-        "model": None if client is None else client.model or client.name,
-        "provider": None if client is None else client.provider or None,
-        "samples": plan.samples,
-        "has_progress": plan.callback is not None or plan.open_display is not None,
-        "store": plan.open_store is not None,
-    }
-
-
-def _name_of(task: ModelTask | CallableTask) -> str:
-    """The task in a few words; of a prompt nothing but what goes in and out of it."""
-    if isinstance(task, CallableTask):
-        return task.name
-    return f"{', '.join(task.inputs)} -> {', '.join(task.outputs)}"

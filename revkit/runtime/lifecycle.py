@@ -225,12 +225,11 @@ class Run:
         if not drain.has_work or self.scheduler.stopped is not None:
             drain.ended = Ended()
             drain.starts(time.monotonic, time.monotonic(), looked=self.looked)
-            plan.started(self.scheduler.stop, drain.tell)
+            plan.started(self.scheduler.stop, lambda change: change())
             return None
         engine = self._engine = self._make_engine(self)
         began = engine.start()
-        drain.starts(engine.clock, began, looked=self.looked)
-        drain.tell = engine.tell
+        drain.starts(engine.clock, began, looked=self.looked, tell=engine.tell)
         plan.started(self._stop, engine.tell)
         return engine
 
