@@ -51,7 +51,6 @@ PURE_MODULES = {
     "clients.contract",
     "store.keys",
     "observers.stream",
-    "runtime.state",
     "plot.raster",
     "results.whatif",
     "results.bottleneck",

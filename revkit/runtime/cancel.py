@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-__all__ = ["CancelToken"]
+__all__ = ["CancelToken", "is_done_to_the_worker"]
 
 
 class CancelToken:
@@ -63,3 +63,12 @@ class CancelToken:
         with self._lock:
             if callback in self._callbacks:
                 self._callbacks.remove(callback)
+
+
+def is_done_to_the_worker(error: BaseException) -> bool:
+    """Whether an exception cancels or interrupts the worker, and is not an error of its row."""
+    if isinstance(error, KeyboardInterrupt):
+        return threading.current_thread() is threading.main_thread()
+    from asyncio import CancelledError
+
+    return isinstance(error, CancelledError | GeneratorExit)

@@ -20,6 +20,7 @@ from contextlib import (
 from typing import Any
 
 from ..errors import FactoryFailed
+from .cancel import is_done_to_the_worker
 
 __all__ = ["States"]
 
@@ -132,7 +133,7 @@ class States:
         try:
             yield
         except BaseException as error:
-            if _is_not_its_own(error):
+            if is_done_to_the_worker(error):
                 raise
             raise FactoryFailed(
                 f"factory({worker}) raised {type(error).__name__}: {error}; worker {worker} has no "
@@ -140,18 +141,11 @@ class States:
             ) from error
 
     def _not_closed(self, worker: int, error: BaseException) -> None:
-        if _is_not_its_own(error):
+        if is_done_to_the_worker(error):
             raise error
         self._warn(
             f"the state of worker {worker} could not be closed: {type(error).__name__}: {error}"
         )
-
-
-def _is_not_its_own(error: BaseException) -> bool:
-    """Whether an exception is done to the worker, and not the state's own."""
-    return isinstance(error, GeneratorExit | KeyboardInterrupt) or (
-        type(error).__name__ == "CancelledError"
-    )
 
 
 def _enter(stack: ExitStack, made: Any) -> Any:

@@ -33,7 +33,7 @@ from ..scheduling.events import CANCELLED, Attempt, Failure, Outcome, Success
 from ..tables.rows import Rows
 from ..task.chat import Message, Reply
 from ..task.kinds import CallableTask, ModelTask
-from .cancel import CancelToken
+from .cancel import CancelToken, is_done_to_the_worker
 from .state import States
 
 __all__ = ["CallableWork", "Context", "ModelWork", "Work", "adrive", "drive"]
@@ -217,7 +217,7 @@ class CallableWork:
             state = None if get is None else await get()
             return Success(self._values(await self._call(attempt, state)))
         except BaseException as error:
-            if _is_not_its_own(error):
+            if is_done_to_the_worker(error):
                 raise
             return self._failures.of(error)
 
@@ -326,7 +326,7 @@ class ModelWork:
         try:
             reply = await adrive(self._session.exchange(messages), self._async_transport.send)
         except BaseException as error:
-            if _is_not_its_own(error):
+            if is_done_to_the_worker(error):
                 raise
             return self._failures.of(error)
         return self._read(reply)
@@ -356,15 +356,6 @@ class ModelWork:
             return self._failures.of(error, reply)
         except Exception as error:  # noqa: BLE001 - out of a validator of the user's own
             return self._failures.of(error, reply)
-
-
-def _is_not_its_own(error: BaseException) -> bool:
-    """Whether what came out of a coroutine is not the row's error, but is done to its task."""
-    from asyncio import CancelledError
-
-    if isinstance(error, KeyboardInterrupt):
-        return threading.current_thread() is threading.main_thread()
-    return isinstance(error, CancelledError | GeneratorExit)
 
 
 def drive(exchange: Exchange, send: Callable[[Request], Response]) -> Reply:
