@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from examples import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from revkit.buckets import Reservation
@@ -543,7 +544,7 @@ def test_dollars_are_counted_as_tokens_are() -> None:
 # -- claims ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     st.lists(
         st.tuples(

@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from calls import Run, awaited, awaited_in_threads, by_loop, by_thread
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from threads import join_workers
 
@@ -165,7 +166,7 @@ likely = st.sampled_from(["ok"] * 6 + ["unfit", "broken", "broken", "refused", "
 scripts = st.lists(likely | st.sampled_from(["ok", "ok", "denied"]), max_size=4)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(80)
 @given(
     rows=st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", None]), max_size=14),
     scripts=st.fixed_dictionaries(dict.fromkeys("abcdef", scripts)),

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal, assert_series_equal
 from servers import Status, serve
@@ -482,7 +483,7 @@ PLAIN = st.recursive(
 TEXTS = st.none() | st.text(st.characters(exclude_categories=()))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.one_of(st.lists(kind, max_size=5) for kind in (PLAIN, TEXTS, st.dates())))
 def test_whatever_a_function_returns_comes_back(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any]
