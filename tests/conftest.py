@@ -7,8 +7,25 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import revkit
+
+# HYPOTHESIS_PROFILE=nightly tries ten times as many examples. No profile fails a test because the
+# machine is busy. With CI set, every run tries the same examples, and a failure prints how to
+# reproduce it.
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100
+)
+settings.register_profile(
+    "ci", settings.get_profile("default"), derandomize=True, print_blob=True, database=None
+)
+settings.register_profile(
+    "nightly", settings.get_profile("default"), max_examples=1000, print_blob=True
+)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default")
+)
 
 # For the processes that are started before a test's own settings: kernels, above all.
 os.environ["REVKIT_STORE"] = "off"

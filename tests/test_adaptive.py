@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from revkit.errors import UsageError
@@ -189,7 +190,7 @@ def test_the_limit_stays_within_its_bounds_whatever_happens(
     assert all(one[1] != other[1] for one, other in itertools.pairwise(control.path))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(bounds)
 def test_every_limit_that_may_be_tried_can_be_reached(bounds: list[int]) -> None:
     minimum, maximum = bounds

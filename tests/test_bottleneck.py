@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_display import result, sanitized
 
@@ -88,7 +89,7 @@ def test_a_server_with_fewer_slots_than_workers_is_the_limit(slots: int, workers
     assert found.stretch == pytest.approx(workers / slots, rel=0.4)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     seed=st.integers(0, 10_000),
     slots=st.integers(1, 8),
@@ -151,7 +152,7 @@ def _of(kind: str, chance: np.random.Generator, rows: int, workers: int) -> list
     )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 10_000),
     size=st.sampled_from([(60, 16), (150, 8), (200, 32), (400, 16), (400, 64)]),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from revkit.dask.merge import Place, merge
@@ -160,7 +160,6 @@ def test_lanes_are_chosen_in_the_order_in_which_partitions_began_for_all() -> No
     assert whole.places == [Place("node", "0")]
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import revkit
@@ -84,7 +85,7 @@ def scenarios(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(scenarios())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_every_value_belongs_to_its_row(scenario: dict[str, Any]) -> None:
     fate, index = scenario["fate"], scenario["index"]
     texts = [None if f == "missing" else f"text {i}" for i, f in enumerate(fate)]

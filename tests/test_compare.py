@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page
 from test_display import sanitized
@@ -129,7 +130,6 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(values, values)
 def test_to_agree_is_symmetric_and_every_value_agrees_with_its_copy(a: Any, b: Any) -> None:
     import copy
@@ -138,7 +138,7 @@ def test_to_agree_is_symmetric_and_every_value_agrees_with_its_copy(a: Any, b: A
     assert _same(a, b) == _same(b, a)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.tuples(*[st.sampled_from(["p", "n", None])] * 2), min_size=1, max_size=12))
 def test_the_counts_add_up(pairs: list[tuple[str | None, str | None]]) -> None:
     if not all(any(side) for side in zip(*pairs, strict=True)):

@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from revkit.dask.claims import Claims
@@ -425,6 +426,7 @@ class Spender:
         return int(self.share._tokens.limit or 0)
 
 
+@example(10, [(0, "start", 4), (0, "exchange", 1)] + [(0, "start", 1)] * 5)
 @given(
     st.integers(10, 400),
     st.lists(
@@ -470,6 +472,23 @@ def test_a_budget_is_never_handed_out_twice(limit: int, steps: list[tuple[int, s
     if 0 < last.share._need[0] <= left - held:
         last.exchange(101.0)
         assert isinstance(last.share.reserve(last.share._need[0], 0), Reservation)
+
+
+def test_a_remainder_too_small_for_an_attempt_is_used_with_what_is_free() -> None:
+    """Two tokens are left here and two there: together one more attempt of four."""
+    coordinator = Coordinator()
+    budget = {"id": "b", "tokens": 10, "pico": None, "spent": [0, 0]}
+    only = Spender(coordinator, begin(coordinator, max_workers=9, budget=budget), 0)
+    only.start(4)
+    only.exchange(0.1)
+    assert only.at_most == 8  # two attempts
+    for used in (1.0, 0.5):
+        only.start(4)
+        only.end(used)
+    assert "stop" not in only.exchange(0.2)  # 6 are spent, and 4 are left
+    only.start(4)
+    assert len(only.running) == 1
+    assert only.at_most == 10
 
 
 def test_who_asks_in_vain_comes_before_who_asks_for_more() -> None:
@@ -525,7 +544,7 @@ def test_dollars_are_counted_as_tokens_are() -> None:
 # -- claims ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     st.lists(
         st.tuples(

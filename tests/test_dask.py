@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dask
 import dask.dataframe as dd
@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from failing import TASK, number_in, right, right_answer, said
+from pydantic import BaseModel
 from servers import GATE_LIMIT, Answer, Server, Status, serve
 
 import revkit
@@ -462,6 +463,31 @@ def test_a_collected_result_keeps_its_places_in_a_file(scheduler: str, tmp_path:
     labels = [label.get_text() for label in run.plot_timeline().get_yticklabels()]
     used = run.attempts["worker"].nunique()
     assert labels[:used] == [f"{process}: {lane}" for lane in range(used)]
+
+
+class Judged(BaseModel):
+    mood: Literal["good", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "column"),
+    [
+        ("Judge: {review}", {"output": "mood"}, "mood"),
+        (Judged, {"instructions": "Judge.", "on": "review"}, "mood"),
+        (Judged, {"instructions": "Judge.", "on": ["review", "shop"]}, "mood"),
+        (len, {"output": "size", "meta": int}, "size"),
+    ],
+)
+def test_every_kind_of_task_is_collected(
+    scheduler: str, task: Any, options: dict[str, Any], column: str
+) -> None:
+    model = None if task is len else FakeModel(lambda text: '{"mood": "good"}')
+    out = many(4, 2, shop="north").llm.parallel_map(
+        task, model=model, store=False, max_workers=2, **options
+    )
+    run = revkit.collect(out)
+    same(run.frame, out.compute())
+    assert run.frame[column].notna().all()
 
 
 def test_a_collected_result_retries_as_was_asked_for(tmp_path: Path) -> None:

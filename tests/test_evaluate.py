@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -75,7 +76,7 @@ pairs = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(pairs)
 def test_the_figures_are_those_of_scikit_learn_on_the_rows_that_are_left(
     rows: list[tuple[str | None, str | None]],

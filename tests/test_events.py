@@ -18,14 +18,14 @@ from typing import Any
 import pandas as pd
 import pytest
 from calls import Run, awaited, awaited_in_threads, by_loop, by_thread
-from hypothesis import HealthCheck, given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from threads import join_workers
 
 import revkit
 from revkit import CancelToken, Event, Interrupted, Retry, RunFailed
 from revkit.runtime.engines.threads import ThreadEngine
-from revkit.scheduling.scheduler import Scheduler
 from revkit.testing import FakeModel
 
 
@@ -165,7 +165,7 @@ likely = st.sampled_from(["ok"] * 6 + ["unfit", "broken", "broken", "refused", "
 scripts = st.lists(likely | st.sampled_from(["ok", "ok", "denied"]), max_size=4)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(80)
 @given(
     rows=st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", None]), max_size=14),
     scripts=st.fixed_dictionaries(dict.fromkeys("abcdef", scripts)),
@@ -464,45 +464,6 @@ def test_a_run_ends_when_its_last_worker_does(monkeypatch: pytest.MonkeyPatch) -
     run = pd.DataFrame({"n": [1, 2, 3]}).llm.parallel_map(lambda row: 1, progress=much_later)
     assert now == 300.0
     assert run.metrics.wall_s == 0.0
-
-
-def test_when_all_observers_are_dropped_nobody_is_told_any_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(event: Event) -> None:
-        dropped.set()
-        raise ZeroDivisionError
-
-    dropped, silent = threading.Event(), threading.Event()
-    tells: list[Any] = []
-
-    def wait(row: Mapping[str, Any]) -> int:
-        assert (dropped if row["n"] == 0 else silent).wait(60)
-        return 1
-
-    class Told:
-        """The scheduler's ``tell``, which says when it is taken away."""
-
-        def __get__(self, scheduler: Any, kind: Any) -> Any:
-            return scheduler.__dict__["told"]
-
-        def __set__(self, scheduler: Any, tell: Any) -> None:
-            scheduler.__dict__["told"] = tell
-            if tell is None and tells:
-                silent.set()
-
-    original = Scheduler.take
-
-    def take(self: Scheduler, worker: int, now: float) -> Any:
-        tells.append(self.tell)
-        return original(self, worker, now)
-
-    monkeypatch.setattr(Scheduler, "tell", Told(), raising=False)
-    monkeypatch.setattr(Scheduler, "take", take)
-    with pytest.warns(UserWarning, match="was dropped"):
-        pd.DataFrame({"n": range(3)}).llm.parallel_map(wait, max_workers=1, observer=Ear(fail))
-    assert tells[0] is not None
-    assert tells[-1] is None
 
 
 def test_a_result_that_was_retried_goes_by_the_name_of_its_last_run() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from examples import examples
 from failing import (
     FAULTS,
     SLOW,
@@ -27,7 +28,7 @@ from failing import (
     right,
     said,
 )
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from servers import serve
 
@@ -212,7 +213,7 @@ def adds_up(run: ParallelResult, texts: Texts, *, raised: bool) -> None:
     keeps=True,
     seed=1,
 )
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_any_mixture_of_faults_adds_up_and_is_made_good_by_running_again(
     texts: Texts,
     faults: list[str | None],

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ import revkit
 from revkit import Interrupted, Retry, RunFailed, Signature
 from revkit.clients.contract import AsyncTransport, Client
 from revkit.testing import FakeModel
+from revkit.testing.clock import VirtualClockLoop
 
 
 def frame(rows: int = 4) -> pd.DataFrame:
@@ -69,11 +69,15 @@ def test_a_function_that_stops_the_loop() -> None:
 
 def test_functions_that_block_the_loop_still_take_turns() -> None:
     async def blocks(row: Any, context: revkit.Context) -> int:
-        time.sleep(0.002)  # noqa: ASYNC251 - what is tested: it never awaits
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualClockLoop)
+        loop._virtual.now += 0.002  # time passes, and it never awaits
         return context.worker
 
-    run = frame(40).llm.parallel_map(blocks, max_workers=4)
-    assert run.frame["response"].nunique() == 4
+    df = frame(40)
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        runner.run(df.llm.aparallel_map(blocks, max_workers=4))
+    assert df["response"].nunique() == 4
 
 
 def test_a_progress_function_that_exits_is_dropped() -> None:
@@ -275,15 +279,15 @@ def test_a_server_that_takes_for_ever_costs_its_rows_only(
             "review 2": servers.HEADER_THEN_HANG,
             "review 3": Raw(Drip(server, servers._http("content-length: 99999\r\n"))),
         }
-        of_client = {"timeout": 0.5} if limit == "timeout" else {}
-        of_run = {} if of_client else {"attempt_timeout": 0.5}
+        of_client = {"timeout": 1.0} if limit == "timeout" else {}
+        of_run = {} if of_client else {"attempt_timeout": 1.0}
         run = run_beside(
             answers, client(server.url, **of_client), server, engine=engine, max_workers=4, **of_run
         )
     assert run.errors["error_type"].tolist() == ["AttemptTimeout"] * 3
     words = {
-        "attempt_timeout": "longer than attempt_timeout=0.5 s",
-        "timeout": "within 0.5 s; raise the client's timeout=",
+        "attempt_timeout": "longer than attempt_timeout=1 s",
+        "timeout": "within 1 s; raise the client's timeout=",
     }
     assert all(words[limit] in message for message in run.errors["message"])
 

@@ -18,6 +18,7 @@ import httpx
 import pandas as pd
 import pytest
 from servers import CERTIFICATE, GATE_LIMIT, Server, serve
+from test_stops import Clock, clock
 from threads import join_workers
 
 import revkit
@@ -26,6 +27,8 @@ from revkit.clients.contract import Request, Response
 from revkit.clients.network import tls_context
 from revkit.runtime.engines.beside import background
 from revkit.testing import FakeModel
+
+__all__ = ["clock"]  # a fixture
 
 WORKERS = 4
 DONE = 2  #: rows that are answered before all others are withheld
@@ -46,9 +49,9 @@ class Holding:
             self.release.wait(GATE_LIMIT)
         return "said"
 
-    def wait(self) -> None:
-        """Until as many requests are withheld as there are workers."""
-        for _ in range(WORKERS):
+    def wait(self, requests: int = WORKERS) -> None:
+        """Until so many requests are withheld."""
+        for _ in range(requests):
             assert self._held.acquire(timeout=GATE_LIMIT)
 
 
@@ -265,11 +268,19 @@ def test_a_fake_models_threads_are_woken() -> None:
     join_workers()
 
 
-def test_an_abandoned_request_ends_with_the_run(rule: Holding, server: Server) -> None:
+def test_an_abandoned_request_ends_with_the_run(
+    rule: Holding, server: Server, clock: Clock
+) -> None:
     """Its thread overran ``attempt_timeout``, and the others went on without it."""
+
+    def progress(done: int, total: int, row: revkit.RowResult) -> None:
+        if done == 1:
+            rule.wait(1)
+            clock.now += 100.0
+
     df = rows()[DONE - 1 : DONE + 1]  # one is answered, one is withheld
     options = Way("thread", server).options | {"retry": revkit.Retry(attempts=1)}
-    run = df.llm.parallel_map("{text}", attempt_timeout=0.5, **options)
+    run = df.llm.parallel_map("{text}", attempt_timeout=99.0, progress=progress, **options)
     assert run.rows["status"].tolist() == ["ok", "error"]
     assert server.await_hang_ups()
     assert server.in_flight == 1

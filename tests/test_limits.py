@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -56,14 +57,12 @@ rates = st.integers(1, 600) | st.floats(0.5, 600)
 
 
 @given(rate=rates, gaps=gaps)
-@settings(deadline=None)
 def test_no_minute_has_more_requests_than_the_limit(rate: float, gaps: list[float]) -> None:
     made = list(starts(RateLimit(requests_per_minute=rate), gaps, [0], most=700))
     assert max(count for count, _, _ in fullest(made, 60.0)) <= math.ceil(rate)
 
 
 @given(rate=st.floats(60, 1e6), seconds=st.sampled_from([1.0, 2.5, 10.0]), gaps=gaps)
-@settings(deadline=None)
 def test_nor_is_a_shorter_window_overfilled(rate: float, seconds: float, gaps: list[float]) -> None:
     made = list(starts(RateLimit(requests_per_minute=rate), gaps, [0], most=300))
     most = max(count for count, _, _ in fullest(made, seconds))
@@ -76,7 +75,6 @@ def test_nor_is_a_shorter_window_overfilled(rate: float, seconds: float, gaps: l
     shares=st.lists(st.floats(0, 1.5), min_size=1, max_size=5),
     seconds=st.sampled_from([1.0, 5.0, 60.0]),
 )
-@settings(deadline=None)
 def test_tokens_exceed_a_window_by_one_request_at_most(
     rate: float, gaps: list[float], shares: list[float], seconds: float
 ) -> None:
@@ -87,7 +85,6 @@ def test_tokens_exceed_a_window_by_one_request_at_most(
 
 
 @given(rate=st.integers(600, 10**6), gaps=gaps, data=st.data())
-@settings(deadline=None)
 def test_small_requests_never_exceed_the_tokens_of_a_minute(
     rate: int, gaps: list[float], data: st.DataObject
 ) -> None:
@@ -97,7 +94,6 @@ def test_small_requests_never_exceed_the_tokens_of_a_minute(
 
 
 @given(rate=st.floats(1, 6000))
-@settings(deadline=None)
 def test_the_limit_is_nearly_used(rate: float) -> None:
     made = list(starts(RateLimit(requests_per_minute=rate), [0.0], [0], most=200))
     seconds = made[-1][0] - made[0][0]
@@ -170,7 +166,6 @@ def test_what_is_given_back_late_makes_no_burst() -> None:
         max_size=60,
     ),
 )
-@settings(deadline=None)
 def test_corrected_tokens_keep_to_the_rate(
     rate: float, steps: list[tuple[int, float, float, float]]
 ) -> None:
@@ -304,7 +299,7 @@ class Spending(RuleBasedStateMachine):
 
 
 TestSpending = Spending.TestCase
-TestSpending.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestSpending.settings = settings(examples(100), stateful_step_count=40)
 
 
 def reserved(budget: Budget, prompt: int, completion: int, price: Price | None = None) -> Any:

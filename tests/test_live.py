@@ -510,15 +510,17 @@ def test_what_is_reported_after_the_end_does_not_change_it() -> None:
     with pytest.raises(revkit.RunTimeout) as stopped:
         reviews(2).llm.parallel_map(
             "{review}",
-            model=FakeModel([revkit.ServerError("busy", status=429, pause=30.0)]),
+            model=FakeModel(
+                [revkit.ServerError("busy", status=429, pause=30.0)], latency=1.0, clock="virtual"
+            ),
             max_workers=1,
-            timeout=0.1,
+            timeout=10.0,
             progress="live",
             observer=SimpleNamespace(on_event=heard.append),
         )
     assert heard
     record = stopped.value.result._record
-    assert [hold.end for hold in record.holds] == [record.ended]
+    assert [hold.end for hold in record.holds] == [record.ended] == [10.0]
 
 
 @pytest.mark.usefixtures("cell", "pictures")

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import revkit
@@ -438,7 +438,6 @@ tries = st.lists(
 holds = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), max_size=8)
 
 
-@settings(deadline=None)
 @given(rows=st.lists(tries, max_size=5), gaps=holds, began=st.integers(0, 1000))
 def test_every_second_is_counted_once(
     rows: list[list[Try]], gaps: list[tuple[int, int]], began: int

@@ -53,24 +53,6 @@ def test_all_workers_are_in_flight_where_rows_wait_for_each_other(
     assert (run.rows["status"] == "ok").all()
 
 
-def test_quick_rows_leave_the_number_in_flight_at_or_below_max_workers() -> None:
-    lock, running, most = threading.Lock(), 0, 0
-
-    def function(row: Any) -> int:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        with lock:
-            running -= 1
-        return int(row["x"])
-
-    df = frame(20_000)
-    df.llm.parallel_map(function, max_workers=WORKERS)
-    assert df["response"].tolist() == df["x"].tolist()
-    assert 1 <= most <= WORKERS
-
-
 def test_a_row_that_overruns_among_quick_ones_is_abandoned_and_the_rest_is_done(
     clock: Clock,
 ) -> None:

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import revkit
@@ -129,7 +130,7 @@ any_reply = st.builds(Reply, any_text, counts, counts, st.none() | any_text, st.
 
 
 @given(st.lists(any_reply, max_size=5))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_any_reply_comes_back_as_it_was(replies: list[Reply]) -> None:
     items = [(key(n), reply) for n, reply in enumerate(replies)]
     with tempfile.TemporaryDirectory() as directory, Store.open(directory) as kept:

@@ -95,7 +95,6 @@ def test_a_rate_limit_is_shared_by_the_runs_of_a_client(
         for run in runs:
             run.join()
         assert len(server.chats) == 20
-    assert pd.Series(sorted(started)).diff().min() >= 0
     assert max(started) - min(started) >= 19 * 60 / 3000 - 0.02
 
 

@@ -13,7 +13,8 @@ import jsonschema
 import orjson
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import revkit
@@ -316,7 +317,7 @@ attempts = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(began=st.floats(0, 1e9), made=attempts)
 def test_attempts_of_a_worker_never_overlap_and_the_counter_ends_at_0(
     tmp_path_factory: pytest.TempPathFactory, began: float, made: list[Any]

@@ -156,6 +156,9 @@ class Job:
         options = dict(self.asked) if alone else {**self.options, "max_workers": 10**6}
         if isinstance(task, CallableTask):
             task, options["output"] = task.fn, task.output
+        else:  # the task was made with these, and has them now
+            options.pop("output", None)
+            options.pop("instructions", None)
         options |= {"model": self.client, "overwrite": True}  # whether it may was decided for all
         if self.client is not None:
             options["store"] = False

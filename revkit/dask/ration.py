@@ -119,21 +119,25 @@ class PurseShare(Spending):
 
     def report(self, wanted: int, *, closing: bool) -> dict[str, Any]:
         """What the coordinator is told: what it has and has spent of that, and for how many
-        attempts there should be more. What is not needed goes back where others want it."""
+        attempts there should be more. What is not in use goes back where others want it, and
+        where it is less than an attempt."""
         with self._lock:
             accounts = (self._tokens, self._usd)
             idle = [max(0, (a.limit or 0) - a.spent - a.reserved) for a in accounts]
-            if self._short or closing:
+            rooms = [left // n for left, n in zip(idle, self._need, strict=True) if n]
+            attempts = min(rooms, default=0)
+            # The coordinator hands out whole attempts. It cannot make one of what is free there
+            # and what is left over here, so a remainder that is less than an attempt goes back.
+            if self._short or closing or attempts == 0:
                 for account, amount in zip(accounts, idle, strict=True):
                     account.limit = (account.limit or 0) - amount
-                idle = [0, 0]
+                attempts = 0
             said: dict[str, Any] = {
                 "given": [a.limit for a in accounts],
                 "spent": [a.spent for a in accounts],
             }
-            attempts = [left // n for left, n in zip(idle, self._need, strict=True) if n]
-            if not closing and attempts and min(attempts) < wanted:
-                said |= {"need": list(self._need), "attempts": wanted - min(attempts)}
+            if not closing and rooms and attempts < wanted:
+                said |= {"need": list(self._need), "attempts": wanted - attempts}
             return said
 
     def take(self, given: tuple[int, int] | list[int], *, short: bool) -> None:
