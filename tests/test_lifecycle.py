@@ -20,6 +20,11 @@ import pandas as pd
 import pytest
 
 import revkit
+from revkit.api.call import prepare
+from revkit.runtime.engines import Ended
+from revkit.runtime.lifecycle import Call, Run, Wait
+from revkit.scheduling.events import Stop as RunStop
+from revkit.scheduling.events import StopKind, Success
 from revkit.testing import FakeModel
 
 Stop = Literal["timeout", "cancel", "interrupt"]
@@ -305,3 +310,128 @@ def test_a_loop_that_was_abandoned_ends_when_it_can() -> None:
     thread.join(60)
     assert not thread.is_alive()
     assert loop.is_closed()
+
+
+# -- the lifecycle alone, on a virtual clock -----------------------------------------------------
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Interrupts:
+    error: BaseException | None = None
+    again = False
+
+    def hold(self) -> None: ...
+
+
+class Engine:
+    """Does nothing of its own accord, and writes down what it is told."""
+
+    def __init__(self, run: Run, clock: Clock, log: list[str]) -> None:
+        self.run, self.clock, self.log = run, clock, log
+
+    def start(self) -> float:
+        self.log.append("start")
+        return self.clock()
+
+    def stop(self, stop: Any) -> None:
+        assert self.run.scheduler.stopped is not None  # it knows of the stop before the engine
+        self.log.append(f"stop {stop.kind.value}")
+
+    def tell(self, change: Any) -> None:
+        change()
+
+    def tick(self) -> None: ...
+
+    def give_up(self) -> str | None:
+        self.log.append("give up")
+        return "a thing was left"
+
+    def close(self) -> None:
+        self.log.append("close")
+
+
+def lifecycle(**options: Any) -> tuple[Run, Clock, Interrupts, list[str]]:
+    """A run of three rows on an engine that nothing is heard of."""
+    log: list[str] = []
+    clock, interrupts = Clock(), Interrupts()
+    frame = pd.DataFrame({"n": [1, 2, 3]})
+    plan = prepare(frame, lambda row: row["n"], **options).plan
+    engine = lambda run: Engine(run, clock, log)  # noqa: E731
+    run = Run(plan, lambda: None, interrupts, engine, now=clock)
+    return run, clock, interrupts, log
+
+
+def steps(run: Run, clock: Clock, *, until: float) -> Iterator[Wait]:
+    """Each wait of the run, as long as the clock is before ``until``; calls are made at once."""
+    while clock.now < until and (step := run.advance()) is not None:
+        if isinstance(step, Call):
+            step.function()
+            continue
+        yield step
+        clock.now += step.seconds
+
+
+def test_a_timeout_gives_an_engine_its_grace_and_then_ends_without_it() -> None:
+    run, clock, _, log = lifecycle(timeout=5.0)
+    for _step in steps(run, clock, until=104.9):
+        assert log == ["start"]
+    for _step in steps(run, clock, until=200):
+        pass
+    assert run.is_over
+    assert log == ["start", "stop timeout", "give up", "close"]
+    assert 105.0 <= clock.now < 105.0 + 0.1 + 0.2 + 0.2  # a tick, the grace, and a tick
+    stopped = run.record.stopped
+    assert stopped is not None
+    assert stopped.reason == "timeout=5 s was over; a thing was left"
+    assert [status.value for status in run.record.status] == ["not_started"] * 3
+
+
+def test_an_engine_that_ends_in_its_grace_is_not_given_up() -> None:
+    run, clock, interrupts, log = lifecycle()
+    for number, _step in enumerate(steps(run, clock, until=200)):
+        if number == 3:
+            interrupts.error = KeyboardInterrupt()
+        if log[-1] == "stop interrupted":
+            run.drain.emit(Ended(None, clock.now))
+    assert log == ["start", "stop interrupted", "close"]
+    assert isinstance(run.record.ended_by, KeyboardInterrupt)
+
+
+def test_a_second_interrupt_ends_the_run_at_once() -> None:
+    run, clock, interrupts, log = lifecycle()
+    for number, _step in enumerate(steps(run, clock, until=200)):
+        interrupts.error = KeyboardInterrupt()
+        interrupts.again = number > 0
+    assert log == ["start", "stop interrupted", "give up", "close"]
+    assert clock.now < 100.5
+
+
+def test_a_budget_stop_waits_for_the_attempts_that_run() -> None:
+    run, clock, _, log = lifecycle()
+    attempt = None
+    for number, _step in enumerate(steps(run, clock, until=200)):
+        if number == 0:
+            attempt = run.scheduler.take(0, clock.now)
+            run.scheduler.stop(RunStop(StopKind.BUDGET, "no room", cancels=False))
+        if number == 500:  # long after any grace
+            assert log == ["start"]
+            run.drain.emit(run.scheduler.account(attempt, 100.0, Success({"response": 1}), 150.0))
+            run.drain.emit(Ended(None, 150.0))
+    assert log == ["start", "close"]
+    assert [status.value for status in run.record.status] == ["ok", "not_started", "not_started"]
+
+
+def test_what_a_step_raises_ends_the_run_and_keeps_its_record() -> None:
+    run, clock, _, log = lifecycle()
+    for number, _step in enumerate(steps(run, clock, until=200)):
+        if number == 2:
+            run.advance(KeyboardInterrupt())
+    assert log == ["start", "stop interrupted", "give up", "close"]
+    assert isinstance(run.record.ended_by, KeyboardInterrupt)
+    assert run.is_over

@@ -81,6 +81,7 @@ class Run:
         interrupts: whether the user has interrupted the run.
         make_engine: makes the engine; called with this object when there is work for it.
         may_wait: reporting may wait a moment, for observers.
+        now: the system's monotonic clock, in seconds.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class Run:
         make_engine: Callable[[Run], Engine],
         *,
         may_wait: bool = True,
+        now: Callable[[], float] = time.monotonic,
     ):
         self.plan = plan
+        self._now = now
         self.rendered: dict[int, list[Message]] = {}
         self.hand_over = HandOver(wake)
         self._wake = wake
@@ -170,19 +173,19 @@ class Run:
     def _before(self) -> Generator[Call | Wait, None, None]:
         """Look rows up in the store, and let the client get ready if one needs it."""
         plan, drain = self.plan, self.drain
-        began = time.monotonic()
+        began = self._now()
         try:
             drain.begin()
             yield from self._step()
             while drain.looks_on and not self._is_interrupted():
-                if plan.timeout is not None and time.monotonic() - began >= plan.timeout:
+                if plan.timeout is not None and self._now() - began >= plan.timeout:
                     self.scheduler.stop(timed_out(plan.timeout))
                     break
                 drain.open_display()
                 yield from self._step()
             if plan.open_store is not None and plan.loop_factory is None:
                 # Without a store it takes no time, nor on a virtual clock of the client's.
-                self.looked = time.monotonic() - began
+                self.looked = self._now() - began
             if drain.has_work and self.scheduler.stopped is None and not self._is_interrupted():
                 yield Call(plan.prepare, may_be_left=True)
         except KeyboardInterrupt as error:  # of a call that was left, or a second one
@@ -198,7 +201,7 @@ class Run:
         engine = self._start()
         give_up = float("inf")
         try:
-            while drain.ended is None and time.monotonic() < give_up:
+            while drain.ended is None and self._now() < give_up:
                 if self._interrupts.again:
                     break
                 yield Wait(_TICK)
@@ -206,7 +209,7 @@ class Run:
                 stop = None if engine is None else engine.tick()
                 if give_up == float("inf") and (stop := self._wanted_stop() or stop) is not None:
                     self._stop(stop)
-                    give_up = time.monotonic() + _GRACE
+                    give_up = self._now() + _GRACE
         except GeneratorExit:
             raise
         except BaseException as error:  # noqa: BLE001 - raised again, with all that is done
@@ -224,7 +227,7 @@ class Run:
         plan, drain = self.plan, self.drain
         if not drain.has_work or self.scheduler.stopped is not None:
             drain.ended = Ended()
-            drain.starts(time.monotonic, time.monotonic(), looked=self.looked)
+            drain.starts(self._now, self._now(), looked=self.looked)
             plan.started(self.scheduler.stop, lambda change: change())
             return None
         engine = self._engine = self._make_engine(self)
@@ -254,13 +257,13 @@ class Run:
             return INTERRUPTED
         if plan.cancel is not None and plan.cancel.cancelled:
             return _cancelled_by(plan.cancel)
-        if plan.timeout is not None and self._now() >= plan.timeout:
+        if plan.timeout is not None and self._elapsed() >= plan.timeout:
             return timed_out(plan.timeout)
         return stopped if stopped is not None and stopped.cancels else None
 
-    def _now(self) -> float:
+    def _elapsed(self) -> float:
         """Seconds since the run began."""
-        clock = time.monotonic if self._engine is None else self._engine.clock
+        clock = self._now if self._engine is None else self._engine.clock
         return clock() - self.drain.record.began
 
     def _stop(self, stop: Stop) -> None:
@@ -284,7 +287,7 @@ class Run:
         ended = None if self.drain.ended is None else self.drain.ended.at
         if ended is not None:
             return ended
-        return time.monotonic() if self._engine is None else self._engine.clock()
+        return self._now() if self._engine is None else self._engine.clock()
 
     @contextmanager
     def _stopped_by_token(self) -> Iterator[None]:
