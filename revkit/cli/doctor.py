@@ -13,10 +13,10 @@ from typing import NamedTuple
 from .._version import __version__
 from ..clients import registry
 from ..clients.contract import Client, Request
+from ..clients.http_client import HttpClient
 from ..clients.local.client import Local
 from ..clients.ollama import Ollama
 from ..clients.openai import DEFAULT_BASE_URL, OpenAICompatible
-from ..clients.protocol import HttpClient
 from ..display import harmless, printable, setting_of
 from ..errors import ModelError, UsageError
 from .probe import MAX_TOKENS, REQUESTS, probe, told_slots

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from ..api.call import parallel_map
 from ..clients.contract import Client
+from ..clients.http_client import HttpClient
 from ..clients.openai import DEFAULT_BASE_URL, OpenAICompatible
-from ..clients.protocol import HttpClient
 from ..display import duration, number
 from ..errors import RunFailed
 from ..results.bottleneck import flat_from

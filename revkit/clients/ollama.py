@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadOutput, BadReply, UsageError
 from ..task.chat import Message, Reply
+from .body import count, encode, static_body
 from .contract import Exchange, Request, Response, repeats
-from .protocol import HttpClient, count, encode, error_message, public, static_body
+from .http_client import HttpClient
+from .redact import public
 from .secret import Secret
+from .status import error_message
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit

@@ -30,7 +30,8 @@ from .process import Child, ModelProcess, Settings, find_llama, shared_process
 
 if TYPE_CHECKING:
     from ...task.kinds import ModelTask
-    from ..http import AiohttpTransport, HttpxTransport
+    from ..aiohttp_transport import AiohttpTransport
+    from ..httpx_transport import HttpxTransport
 
 __all__ = ["Local"]
 
@@ -202,7 +203,7 @@ class _LocalTransport:
             raise _in_words(error, child) from None
 
     def _carrier(self, child: Child) -> HttpxTransport:
-        from ..http import HttpxTransport
+        from ..httpx_transport import HttpxTransport
 
         with self._lock:
             if child not in self._carriers:
@@ -252,7 +253,7 @@ class _AsyncLocalTransport:
             raise _in_words(error, child) from None
 
     def _carrier(self, child: Child) -> AiohttpTransport:
-        from ..http import AiohttpTransport
+        from ..aiohttp_transport import AiohttpTransport
 
         if child not in self._carriers:
             self._carriers[child] = AiohttpTransport(

@@ -34,7 +34,7 @@ import orjson
 from ...errors import BadReply, ServerError
 from ...task.chat import Message, Reply
 from ..contract import Exchange, Request, Response
-from ..protocol import error_message
+from ..status import error_message
 
 if TYPE_CHECKING:
     from ...task.kinds import ModelTask
