@@ -28,6 +28,7 @@ __all__ = [
     "AsyncTransport",
     "Client",
     "Exchange",
+    "Finding",
     "Request",
     "Response",
     "Session",
@@ -108,6 +109,22 @@ class AsyncTransport(Protocol):
     async def aclose(self) -> None: ...
 
 
+class Finding(NamedTuple):
+    """What a client says of its server without asking for a reply.
+
+    Attributes:
+        ok: a run can use it.
+        found: what was found, in words.
+        advice: what to do; empty where nothing needs doing.
+        models: names of the models that the server has, where it lists them.
+    """
+
+    ok: bool
+    found: str
+    advice: str = ""
+    models: Sequence[str] = ()
+
+
 class Client:
     """Base of all clients: a model at an endpoint.
 
@@ -165,6 +182,17 @@ class Client:
 
     def weights(self) -> str | None:
         """What tells the model's weights from others of the same name, where that is known.
+
+        May ask the server, and block.
+        """
+        return None
+
+    def check(self) -> Finding:
+        """Whether a run can use it, for ``revkit doctor``. Asks for no reply; may block."""
+        return Finding(True, f"{self!r} has no way to check its server")
+
+    def known_slots(self) -> tuple[int, str] | None:
+        """How many requests its server works on at once, and who says so; None: not known.
 
         May ask the server, and block.
         """

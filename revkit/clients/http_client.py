@@ -10,19 +10,21 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
+import inspect
 import re
 import urllib.parse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
 from ..errors import BadReply, ModelError, ServerError, UsageError
-from .contract import AsyncTransport, Client, Request, Response, Transport
+from .contract import AsyncTransport, Client, Finding, Request, Response, Transport
 from .http import display_url
 from .redact import (
     MAX_QUOTE,
     Redactor,
+    is_secret,
     keys_in_fields,
     keys_in_headers,
     keys_in_httpx,
@@ -41,6 +43,8 @@ __all__ = ["HttpClient"]
 MAX_TIMEOUT = 1_000_000
 #: Seconds for a question on the side.
 _SHORT_TIMEOUT = 5.0
+#: Models that are named of one server.
+_LISTED = 8
 
 
 class HttpClient(Client):
@@ -63,7 +67,20 @@ class HttpClient(Client):
         UsageError: the URL, a header, ``http`` or ``timeout`` cannot be used.
     """
 
+    #: The path of chat requests under the endpoint.
+    path: str
+    #: Where the server lists its models: path, field of the list, field of a name. None: nowhere.
+    model_list: tuple[str, str, str] | None = None
     timeout: float
+    #: The arguments as they were given: a client is pickled as these.
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
+    #: Arguments that are pickled in another form, such as one that the environment decided.
+    _fixed: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self._given, self._fixed = (args, kwargs), {}
+        return self
 
     def __init__(
         self,
@@ -118,11 +135,26 @@ class HttpClient(Client):
         )
 
     def arguments(self) -> dict[str, Any]:
-        """What another process needs to make the same client; may hold keys."""
-        raise TypeError(f"{type(self).__name__} does not implement arguments()")
+        """The arguments that make the same client in another process, by name; may hold keys."""
+        args, kwargs = self._given
+        signature = inspect.signature(type(self))
+        arguments = signature.bind(*args, **kwargs).arguments
+        for parameter in signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(parameter.name, {})
+        return arguments | {k: v for k, v in self._fixed.items() if k in signature.parameters}
+
+    def replace(self, **changes: Any) -> Self:
+        """The same client with other arguments. Raises UsageError if it does not take them."""
+        arguments = self.arguments() | changes
+        try:
+            inspect.signature(type(self)).bind(**arguments)
+        except TypeError as error:
+            raise UsageError(f"{self!r}: {error}") from None
+        return type(self)(**arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A client travels by its arguments, and without a key: what reads one travels.
+        """A client is pickled as its arguments, without a key; a :class:`Secret` is pickled.
 
         Raises:
             UsageError: an argument holds a key in the clear, or connections of this process.
@@ -134,14 +166,14 @@ class HttpClient(Client):
                 "sent to another one; leave http= out"
             )
         for name, value in arguments.items():
-            if _in_clear(name, value, self.parameter):
+            if _holds_key(name, value):
                 raise UsageError(
                     f"{self!r} was given a key in {name}=, and keys are not sent to other "
                     'processes: say where each finds it, with revkit.Secret(env="…") or '
                     'revkit.Secret(file="…") in api_key= or headers=; OPENAI_API_KEY is read '
                     "where it is used anyway"
                 )
-        return _made_again, (type(self), arguments)
+        return _with_arguments, (type(self), arguments)
 
     def __copy__(self) -> HttpClient:
         twin = object.__new__(type(self))
@@ -198,13 +230,45 @@ class HttpClient(Client):
         """
         if "thread" not in self.engines:
             return {}
-        asking = copy.copy(self)
-        asking.timeout = min(self.timeout, _SHORT_TIMEOUT)
         try:
-            with contextlib.closing(asking.transport(max_workers=1)) as transport:
-                return self.decode(transport.send(Request(self.url(path), headers=self._headers)))
+            return self.ask(path)
         except ModelError:
             return {}
+
+    def ask(self, path: str) -> dict[str, Any]:
+        """What the server answers to ``GET path`` within a few seconds.
+
+        Raises:
+            ModelError: its kinds.
+            UsageError: the client was given an ``httpx.AsyncClient``.
+        """
+        asking = copy.copy(self)
+        asking.timeout = min(self.timeout, _SHORT_TIMEOUT)
+        with contextlib.closing(asking.transport(max_workers=1)) as transport:
+            return self.decode(transport.send(Request(self.url(path), headers=self._headers)))
+
+    def check(self) -> Finding:
+        """Ask the server which models it has."""
+        if self.model_list is None:
+            return super().check()
+        path, field, name = self.model_list
+        try:
+            listed = self.ask(path).get(field)
+        except (ModelError, UsageError) as error:
+            return Finding(False, str(error))
+        models = [
+            self.quote(str(model[name]))
+            for model in (listed if isinstance(listed, list) else ())
+            if isinstance(model, dict) and name in model
+        ]
+        if not models:
+            return Finding(
+                False, f"{self.endpoint} answers, and has no models", self.no_models_hint()
+            )
+        more = f" and {len(models) - _LISTED} more" if len(models) > _LISTED else ""
+        return Finding(
+            True, f"{self.endpoint} has {', '.join(models[:_LISTED])}{more}", models=models
+        )
 
     # -- reading responses --------------------------------------------------------------------
 
@@ -232,10 +296,10 @@ class HttpClient(Client):
             found = None
         if isinstance(found, dict):
             return found
-        said = self.quote(response.body[: 4 * MAX_QUOTE].decode("utf-8", "replace"))
+        text = self.quote(response.body[: 4 * MAX_QUOTE].decode("utf-8", "replace"))
         raise BadReply(
             f"{self.endpoint} answered with something else than a JSON object: "
-            f"{said or 'nothing'}; is it the address of the model's server?",
+            f"{text or 'nothing'}; is it the address of the model's server?",
             status=response.status,
         )
 
@@ -245,15 +309,12 @@ class HttpClient(Client):
 
     # -- what a protocol fills in -------------------------------------------------------------
 
-    #: The path of chat requests under the endpoint.
-    path: str
-
     def is_model_missing(self, response: Response, status: int) -> bool:
         """Whether an error response says that the server does not have the model."""
         if status != 404:
             return False
-        said = error_message(response.body).lower()
-        return "model" in said and ("not found" in said or "not exist" in said)
+        message = error_message(response.body).lower()
+        return "model" in message and ("not found" in message or "not exist" in message)
 
     def is_quota_used_up(self, response: Response) -> bool:
         """Whether a 429 says that no waiting helps."""
@@ -263,21 +324,27 @@ class HttpClient(Client):
         """What to do where the model is missing."""
         return "see which models the server has"
 
+    def no_models_hint(self) -> str:
+        """What to do where the server has no models."""
+        return "the server has no model loaded; load one there"
+
     def access_hint(self) -> str:
         """What to do where access is denied."""
         return "pass what the server asks for in headers="
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r}, {self.parameter}={self.endpoint!r})"
 
-def _made_again(kind: type[HttpClient], arguments: dict[str, Any]) -> HttpClient:
+
+def _with_arguments(kind: type[HttpClient], arguments: dict[str, Any]) -> HttpClient:
     return kind(**arguments)
 
 
-def _in_clear(name: str, value: Any, url: str) -> bool:
-    """Whether an argument of a client holds a key itself."""
-    if name == url:
-        return any(keys_in_url(_split(value, name)))
-    if name == "api_key":
-        return isinstance(value, str) and bool(value)
+def _holds_key(name: str, value: Any) -> bool:
+    """Whether an argument of a client holds a key itself, rather than a :class:`Secret`."""
+    if isinstance(value, str):
+        in_url = "://" in value and any(keys_in_url(urllib.parse.urlsplit(value)))
+        return in_url or (bool(value) and is_secret(name))
     if isinstance(value, Mapping):
         return any(keys_in_fields({k: v for k, v in value.items() if not isinstance(v, Secret)}))
     return False

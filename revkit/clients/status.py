@@ -25,8 +25,8 @@ def status_error(client: HttpClient, response: Response, status: int | None = No
     """The error that a response stands for; ``status`` overrides the response's own."""
     status = response.status if status is None else status
     where = client.endpoint
-    said = client.quote(error_message(response.body))
-    quoted = f': "{said}"' if said else ""
+    message = client.quote(error_message(response.body))
+    quoted = f': "{message}"' if message else ""
     if 300 <= status < 400:
         target = _redirect_target(client, response)
         return ServerError(
