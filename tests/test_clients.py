@@ -21,7 +21,6 @@ from revkit import NoModel, UsageError, display
 from revkit.__main__ import main
 from revkit.clients import registry
 from revkit.clients.http_client import HttpClient
-from revkit.results.bottleneck import Bottleneck
 from revkit.testing import FakeModel
 
 
@@ -130,7 +129,7 @@ def test_every_built_in_provider_is_listed(
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     main(["doctor"])
     assert provider.title in capsys.readouterr().out
-    assert registry.parallelism(client.settings()["protocol"]) == provider.parallelism
+    assert display.setting_of(client.settings()) == provider.parallelism
 
 
 def test_every_built_in_client_is_known_to_type_checkers() -> None:
@@ -146,8 +145,6 @@ def test_every_built_in_client_is_known_to_type_checkers() -> None:
 
 
 def test_the_setting_for_more_parallel_requests_is_the_providers() -> None:
-    found = Bottleneck(slots=4, workers=64, service_s=3.2, base_s=0.2)
-    assert found.slots == 4
     assert display.setting_of({"protocol": "local"}).startswith("revkit.Local(slots=...)")
     assert "a setting of the server" in display.setting_of({"protocol": "unknown"})
     assert "a setting of the server" in display.setting_of({})

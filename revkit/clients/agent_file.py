@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UsageError, nearest
 from .contract import Client
-from .registry import make_client, provider_names, provider_of
+from .registry import make_client, provider_of, providers
 
 __all__ = ["load_agent"]
 
@@ -66,7 +66,7 @@ def load_agent(path: str | os.PathLike[str]) -> Client:
     name = str(provider["name"])
     known = provider_of(name)
     if known is None:
-        raise UsageError(f'{path}: unknown provider "{name}"; {nearest(name, provider_names())}')
+        raise UsageError(f'{path}: unknown provider "{name}"; {nearest(name, providers())}')
     if provider.get("base_url") is not None:
         options["base_url"] = provider["base_url"]
     try:

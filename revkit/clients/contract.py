@@ -128,8 +128,13 @@ class Finding(NamedTuple):
 class Client:
     """Base of all clients: a model at an endpoint.
 
-    A client is configuration: it holds no connection, so it can be kept, shared by runs and used
-    on any event loop. Runs open what they need and close it.
+    Pass a client as ``model=``, or to :func:`revkit.use`. It is configuration and holds no
+    connection, so you can keep it, share it between runs and use it on any event loop.
+
+    For a server that speaks the protocol of OpenAI or Ollama, make one of those clients, and name
+    it with :func:`revkit.register_client`. For another protocol, write a subclass: its
+    ``session`` builds requests and reads responses, its transports carry them. ``docs/clients.md``
+    has both, as code that runs.
 
     Attributes:
         name: what reports call the model, such as ``"ollama:llama3.2:3b"``. Holds no key.

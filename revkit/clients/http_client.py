@@ -20,7 +20,7 @@ import orjson
 
 from ..errors import BadReply, ModelError, ServerError, UsageError
 from .contract import AsyncTransport, Client, Finding, Request, Response, Transport
-from .http import display_url
+from .http import HINT, display_url, engines_for
 from .redact import (
     MAX_QUOTE,
     Redactor,
@@ -49,6 +49,9 @@ _LISTED = 8
 
 class HttpClient(Client):
     """Base of the clients that speak JSON over HTTP.
+
+    A subclass defines ``path``, ``session()`` and ``settings()``; ``docs/clients.md`` has one. The
+    arguments of its constructor have names, by which it is pickled.
 
     Args:
         name: what reports call the model.
@@ -88,16 +91,14 @@ class HttpClient(Client):
         name: str,
         model: str,
         url: str,
-        headers: Mapping[str, str | Secret],
-        body: Mapping[str, Any] | None,
-        http: UserHttp | None,
-        timeout: float,
-        rate_limit: RateLimit | None,
-        parameter: str,
-        hint: str,
+        headers: Mapping[str, str | Secret] | None = None,
+        body: Mapping[str, Any] | None = None,
+        http: UserHttp | None = None,
+        timeout: float = 120.0,
+        rate_limit: RateLimit | None = None,
+        parameter: str = "base_url",
+        hint: str = HINT,
     ):
-        from .http import engines_for
-
         if not model or not isinstance(model, str):
             raise UsageError('model= is the model\'s name at the server, such as "llama3.2:3b"')
         if not (isinstance(timeout, int | float) and 0 < timeout <= MAX_TIMEOUT):
@@ -122,7 +123,7 @@ class HttpClient(Client):
             pair = f"{parts.username}:{parts.password or ''}"
             login = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
             self._headers["authorization"] = f"Basic {login}"
-        for key, value in headers.items():
+        for key, value in (headers or {}).items():
             read = value.read() if isinstance(value, Secret) else value
             self._headers[key.lower()] = _header(key, read)
         self._redactor = Redactor(
@@ -187,6 +188,10 @@ class HttpClient(Client):
         """Absolute URL of a path under the endpoint."""
         return f"{self.endpoint}{path}{self._query}"
 
+    def request(self, path: str, body: bytes | None = None) -> Request:
+        """A request to a path under the endpoint, with the client's headers."""
+        return Request(self.url(path), body, self._headers)
+
     def transport(self, *, max_workers: int) -> Transport:
         import httpx
 
@@ -194,10 +199,7 @@ class HttpClient(Client):
 
         if self._http is None or isinstance(self._http, httpx.Client | httpx.BaseTransport):
             return HttpxTransport(
-                self.endpoint,
-                http=self._http,
-                timeout=self.timeout,
-                hint=self._hint,
+                self.endpoint, http=self._http, timeout=self.timeout, hint=self._hint
             )
         raise UsageError(
             'an httpx.AsyncClient given as http= runs on engine="async"; for threads, give an '
@@ -205,14 +207,15 @@ class HttpClient(Client):
         )
 
     async def async_transport(self, *, max_workers: int) -> AsyncTransport:
-        from .aiohttp_transport import AiohttpTransport
-        from .httpx_transport import HttpxAsyncTransport
-
         if self._http is None:
+            from .aiohttp_transport import AiohttpTransport
+
             return AiohttpTransport(
                 self.endpoint, max_workers=max_workers, timeout=self.timeout, hint=self._hint
             )
         import httpx
+
+        from .httpx_transport import HttpxAsyncTransport
 
         if isinstance(self._http, httpx.AsyncClient | httpx.AsyncBaseTransport):
             return HttpxAsyncTransport(
@@ -245,7 +248,7 @@ class HttpClient(Client):
         asking = copy.copy(self)
         asking.timeout = min(self.timeout, _SHORT_TIMEOUT)
         with contextlib.closing(asking.transport(max_workers=1)) as transport:
-            return self.decode(transport.send(Request(self.url(path), headers=self._headers)))
+            return self.decode(transport.send(self.request(path)))
 
     def check(self) -> Finding:
         """Ask the server which models it has."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadOutput, BadReply, UsageError
 from ..task.chat import Message, Reply
 from .body import count, encode, static_body
-from .contract import Exchange, Request, Response, repeats
+from .contract import Exchange, Response, repeats
 from .http_client import HttpClient
 from .provider import Provider
 from .redact import public
@@ -76,7 +76,7 @@ class Ollama(HttpClient):
             name=f"ollama:{model}",
             model=model,
             url=url,
-            headers=headers or {},
+            headers=headers,
             body=options,
             http=http,
             timeout=timeout,
@@ -127,7 +127,6 @@ class OllamaSession:
 
     def __init__(self, client: Ollama, task: ModelTask):
         self._client = client
-        self._url = client.url(client.path)
         fields: dict[str, Any] = {"model": client.model, "stream": False}
         schema = task.outputs.json_schema
         if schema is not None:
@@ -142,7 +141,7 @@ class OllamaSession:
         """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
         client = self._client
         body = encode(self._static, messages)
-        response = client.received((yield Request(self._url, body, client._headers)))
+        response = client.received((yield client.request(client.path, body)))
         return self._read(client.decode(response), response)
 
     def _read(self, found: dict[str, Any], response: Response) -> Reply:

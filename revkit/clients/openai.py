@@ -18,7 +18,7 @@ import orjson
 from ..errors import BadOutput, BadReply, UsageError
 from ..task.chat import Message, Reply
 from .body import count, encode, static_body
-from .contract import Exchange, Finding, Request, Response, repeats
+from .contract import Exchange, Finding, Response, repeats
 from .http_client import HttpClient
 from .provider import Provider
 from .redact import public
@@ -98,7 +98,6 @@ class OpenAICompatible(HttpClient):
             http=http,
             timeout=timeout,
             rate_limit=rate_limit,
-            parameter="base_url",
             hint="is the server running, and is base_url= (or OPENAI_BASE_URL) right?",
         )
         self._has_key = bool(key)
@@ -237,7 +236,6 @@ class OpenAISession:
 
     def __init__(self, client: OpenAICompatible, task: ModelTask):
         self._client = client
-        self._url = client.url(client.path)
         self._schema = task.outputs.json_schema
         self._dialect = Dialect(
             format=0 if self._schema is None else 2,
@@ -253,7 +251,7 @@ class OpenAISession:
         dialect = self._dialect
         while True:
             body = encode(self._static_body(dialect), messages)
-            response = client.received((yield Request(self._url, body, client._headers)))
+            response = client.received((yield client.request(client.path, body)))
             if 200 <= response.status < 300:
                 break
             weaker = self._weaker(dialect, response)

@@ -28,8 +28,6 @@ __all__ = [
     "client_for",
     "examples",
     "make_client",
-    "parallelism",
-    "provider_names",
     "provider_of",
     "providers",
     "register_client",
@@ -114,33 +112,23 @@ def _has_signature(factory: object) -> bool:
         return False
 
 
-def provider_names() -> list[str]:
-    """The names of all providers, the built-in ones first."""
-    return [*BUILT_IN, *_registered]
-
-
-def provider_of(name: str) -> Provider | None:
-    """The provider of this name, None where there is none.
-
-    >>> provider_of("ollama").example
-    'llama3.2:3b'
-    """
-    return _built_in(name) if name in BUILT_IN else _registered.get(name)
-
-
 def providers() -> dict[str, Provider]:
     """All providers by name, the built-in ones first."""
     return {name: _built_in(name) for name in BUILT_IN} | _registered
 
 
+def provider_of(name: str) -> Provider | None:
+    """The provider of this name; None where there is none. Imports no other provider."""
+    return _built_in(name) if name in BUILT_IN else _registered.get(name)
+
+
 def _built_in(name: str) -> Provider:
-    module, _ = BUILT_IN[name]
-    provider: Provider = importlib.import_module(f".{module}", __package__).PROVIDER
+    provider: Provider = importlib.import_module(f".{BUILT_IN[name][0]}", __package__).PROVIDER
     return provider
 
 
 def examples() -> list[str]:
-    """A model's name of each provider, as ``model=`` takes it.
+    """A model of each provider, as ``model=`` takes it.
 
     >>> examples()[:3]
     ['ollama:llama3.2:3b', 'openai:gpt-4.1-mini', 'local']
@@ -149,25 +137,13 @@ def examples() -> list[str]:
 
 
 def choices() -> str:
-    """How to choose a model, one provider a line."""
-    lines = [
-        f"  {description:<26}  {code}"
-        for provider in providers().values()
-        for description, code in provider.choices
-    ]
-    return "\n".join(
-        [
-            *lines,
-            "or pass the same as model=..., or set REVKIT_MODEL. `revkit doctor` says which can be "
-            "reached.",
-        ]
+    """How to choose a model, for error messages."""
+    pairs = [pair for provider in providers().values() for pair in provider.choices]
+    return (
+        "".join(f"  {what:<26}  {code}\n" for what, code in pairs)
+        + "or pass the same as model=..., or set REVKIT_MODEL. "
+        "`revkit doctor` says which can be reached."
     )
-
-
-def parallelism(name: str) -> str:
-    """The setting that raises the number of requests that a provider's server works on at once."""
-    provider = provider_of(name)
-    return Provider.parallelism if provider is None else provider.parallelism
 
 
 def make_client(name: str, provider: Provider, *model: str, **options: Any) -> Client:
@@ -224,7 +200,7 @@ def client_for(model: Any) -> Client:
     name, _, of_provider = model.partition(":")
     provider = provider_of(name)
     if provider is None:
-        hint = nearest(name, provider_names())
+        hint = nearest(name, providers())
     elif of_provider:
         return make_client(name, provider, of_provider)
     elif not provider.example:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..clients.registry import parallelism
+from ..clients.provider import Provider
+from ..clients.registry import provider_of
 from .words import NONE, dollars, duration, harmless, number, plural, rows_of
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def bottleneck(result: RunFacts) -> str:
 
 def setting_of(settings: Mapping[str, Any]) -> str:
     """What raises the number of requests at once, for a client of these settings."""
-    return parallelism(settings.get("protocol", ""))
+    return (provider_of(settings.get("protocol", "")) or Provider).parallelism
 
 
 def _spans(milliseconds: pd.Series) -> dict[str, str]:
