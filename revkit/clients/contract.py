@@ -1,11 +1,10 @@
-"""What a client is. Everything that a model's protocol decides lives behind these few types.
+"""The contract of clients: everything that a model's protocol decides lives behind these types.
 
-A client builds requests and reads responses, and never touches the network: the conversation
-about one prompt is a generator, ``Session.exchange``, that yields a :class:`Request`, is sent
-the :class:`Response`, and returns the :class:`Reply`. A protocol that needs a second request
-(a server that refuses a response format, say) just yields again. How bytes travel is a
-*transport*; the engines drive the one with the other, so each protocol is written once for
-threads and for asyncio.
+A client builds requests and reads responses, and never touches the network. ``Session.exchange``
+is a generator: it yields a :class:`Request`, receives the :class:`Response`, and returns the
+:class:`Reply`. A protocol that needs a second request (after the server refused a response
+format, say) yields again. A *transport* carries the requests. The engines drive the one with the
+other, so each protocol is written once for threads and for asyncio.
 """
 
 from __future__ import annotations

@@ -1,27 +1,25 @@
-"""How requests travel: from threads over httpx, on the loop over aiohttp, or over the httpx client
-that the user passes.
+"""What all HTTP transports do alike: proxies, TLS, bodies, limits.
 
-The layers are alike in every respect that a user can notice. One rule each:
+Requests travel from threads over httpx, on the loop over aiohttp, or over the httpx client that
+the user passes. A user cannot tell the transports apart. One rule each:
 
-- **Proxies** are read from the environment by ``proxy_for`` when a run opens its
-  transport, and handed to the layer by name. Nothing else is taken from the environment, so
-  ``.netrc`` is not read by one layer and ignored by another.
-- **Redirects** are not followed: a key must not travel to another server. The response is
-  returned, and the client makes it an error that names the target.
+- **Proxies**: a run reads them from the environment (``proxy_for``) when it opens its transport.
+  Nothing else comes from the environment, so no transport reads ``.netrc``.
+- **Redirects** are not followed, because a key must not travel to another server. The client
+  turns the response into an error that names the target.
 - **TLS** is always verified, with the certificates of ``tls_context``.
-- **Compression**: gzip is asked for and unpacked by ``BoundedBody``, which bounds the
-  body as it arrives.
-- **Lengths**: what comes after the end of a response is no reply to anybody. httpx would take it
-  for the next one, and so give a row the reply that a lying server made up; the connection is
-  closed instead.
+- **Compression**: transports ask for gzip. ``BoundedBody`` unpacks it, and bounds the body as it
+  arrives.
+- **Lengths**: bytes after the end of a response close the connection. httpx would take them for
+  the next response, so a row could get a reply that was not meant for it.
 - **Time**: ``timeout`` bounds a whole exchange, ``CONNECT_TIMEOUT`` the making of a connection.
 - **Connections**: at most one a worker, kept open between requests; cookies are dropped.
-- **Faults**: never a library's exception, but ``ConnectionFailed`` (no connection, or it broke),
-  ``AttemptTimeout`` or ``BadReply`` (not HTTP, too large), in the words of ``TransportErrors``.
+- **Faults** are ``ConnectionFailed`` (no connection, or it broke), ``AttemptTimeout`` or
+  ``BadReply`` (not HTTP, too large), never a library's exception. ``TransportErrors`` words them.
 
-A client or transport of httpx that the user passes keeps its own proxies, certificates, auth,
-cookies and limits, and is never closed here; the other rules hold for it too. In threads httpx
-bounds each wait for the network; the total is looked at whenever bytes of the body arrive.
+An httpx client or transport that the user passes keeps its own proxies, certificates, auth,
+cookies and limits, and is never closed here. The other rules hold for it too. In threads httpx
+bounds each wait for the network; the total is checked whenever bytes of the body arrive.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class ModelProcess:
             "idle_s": IDLE_S,
         }
         log = Log()
-        # -P: the folder of the program holds an http.py, which is not the one of Python.
+        # -P: files beside the program must not shadow modules of Python.
         program = str(Path(__file__).with_name("server.py"))
         popen = subprocess.Popen(
             [sys.executable, "-P", program],
