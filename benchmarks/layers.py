@@ -28,8 +28,8 @@ from clients import CLIENTS, Map, body
 from server import prompt, serving
 
 import revkit
+from revkit.clients.aiohttp_transport import AiohttpTransport
 from revkit.clients.contract import Request
-from revkit.clients.http import AiohttpTransport
 from revkit.runtime.work import ModelWork
 from revkit.scheduling.events import Attempt
 from revkit.tables.rows import Rows

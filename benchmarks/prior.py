@@ -48,10 +48,10 @@ def raw_scores(run: revkit.ParallelResult, client: revkit.Local) -> Floats:
     """Log probability of each label before calibration, up to a constant for each row."""
     session = client.session(revkit.SENTIMENT)
     assert isinstance(session, LabelSession)
-    assert session.frame is not None
+    assert session.context is not None
     given = [found["sentiment"] for found in run.rows["probabilities"]]
     shares = np.array([[row[label] for label in LABELS] for row in given])
-    scores = np.log(shares) + np.array(session.frame.prior)
+    scores = np.log(shares) + np.array(session.context.prior)
     return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
 
 

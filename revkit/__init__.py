@@ -32,8 +32,9 @@ from .api.call import aparallel_map, last_result, parallel_map
 from .api.chain import Chain, ChainResult, Step, chain
 from .api.data import data_file, load_reviews
 from .api.preview import Preview, apreview, preview
+from .clients.agent_file import load_agent
 from .clients.contract import Client
-from .clients.registry import load_agent, use
+from .clients.registry import BUILT_IN, register_client, use
 from .clients.secret import Secret
 from .errors import (
     AccessDenied,
@@ -81,9 +82,9 @@ if TYPE_CHECKING:
     from .api.chunks import map_chunks
     from .api.conversation import Conversation
     from .api.parquet import ParquetResult, map_parquet
-    from .clients.local.client import Local
-    from .clients.ollama import Ollama
-    from .clients.openai import OpenAICompatible
+    from .clients.local.client import Local as Local
+    from .clients.ollama import Ollama as Ollama
+    from .clients.openai import OpenAICompatible as OpenAICompatible
     from .results.bottleneck import Bottleneck
     from .results.compare import Comparison
     from .results.evaluate import Evaluation
@@ -114,7 +115,6 @@ __all__ = [
     "FactoryFailed",
     "Field",
     "Interrupted",
-    "Local",
     "Message",
     "Metrics",
     "MissingColumn",
@@ -124,8 +124,6 @@ __all__ = [
     "ModelMissing",
     "ModelUnavailable",
     "NoModel",
-    "Ollama",
-    "OpenAICompatible",
     "ParallelResult",
     "ParquetResult",
     "Preview",
@@ -161,8 +159,10 @@ __all__ = [
     "parallel_map",
     "preview",
     "register_accessor",
+    "register_client",
     "register_observer",
     "use",
+    *(cls for _, cls in BUILT_IN.values()),
 ]
 
 _accessor.register_default()
@@ -177,11 +177,9 @@ _LATE = {
     "Comparison": "results.compare",
     "Conversation": "api.conversation",
     "Evaluation": "results.evaluate",
-    "Local": "clients.local.client",
-    "Ollama": "clients.ollama",
-    "OpenAICompatible": "clients.openai",
     "ParquetResult": "api.parquet",
     "WhatIf": "results.forecast",
+    **{cls: f"clients.{module}" for module, cls in BUILT_IN.values()},
     "collect": "dask",
     "map_chunks": "api.chunks",
     "map_parquet": "api.parquet",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ._version import __version__
+from .clients.registry import examples
 
 __all__ = ["main"]
 
@@ -34,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     demo.add_argument(
         "--model",
-        help='"local" (the embedded model, the default), "ollama:llama3.2:3b", '
-        '"openai:gpt-4.1-mini", …',
+        help=f"{', '.join(examples())}, … (default: local, the embedded model)",
     )
     demo.add_argument("--workers", type=int, default=4, help="how many workers (default: 4)")
     demo.add_argument("--input", type=Path, metavar="FILE", help="a .csv or .parquet of your own")
@@ -64,9 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     doctor.add_argument(
         "--parallel",
         metavar="MODEL",
-        help="find out how many requests the server of this model works on at once, such as "
-        '"ollama:llama3.2:3b" or "openai:NAME": with at most 31 short requests, which a provider '
-        "bills",
+        help=f"find out how many requests the server of this model, such as {examples()[0]}, works "
+        "on at once: with at most 31 short requests, which a provider bills",
     )
 
     options = parser.parse_args(arguments)

@@ -29,7 +29,15 @@ import revkit
 
 #: What a run imports, by far the slowest part of a child's start.
 IMPORTED = [
-    *("aiohttp", "httpcore", "pydantic", "sqlite3", "revkit.clients.http", "revkit.api.accessor"),
+    *(
+        "aiohttp",
+        "httpcore",
+        "pydantic",
+        "sqlite3",
+        "revkit.clients.aiohttp_transport",
+        "revkit.clients.httpx_transport",
+        "revkit.api.accessor",
+    ),
     *(
         "revkit.runtime.engines.loop",
         "revkit.runtime.engines.threads",

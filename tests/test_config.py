@@ -106,7 +106,7 @@ def test_no_model_lists_the_choices() -> None:
 def test_the_embedded_model_serves_the_sentiment_tasks_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(registry, "_told_embedded", False)
+    monkeypatch.setattr(registry, "_announced_embedded", False)
     for task in (revkit.SENTIMENT, revkit.SENTIMENT_WITH_REASON, revkit.SENTIMENT):
         assert isinstance(registry.resolve(None, task), revkit.Local)
     told = capsys.readouterr()
@@ -196,7 +196,7 @@ def test_the_agent_that_comes_with_revkit() -> None:
         ({"client__provider": ...}, '"client.provider" is missing'),
         ({f"{PROVIDER}__name": ...}, '"client.provider.name" is missing'),
         ({f"{PROVIDER}__name": "olama"}, 'unknown provider "olama"; did you mean "ollama"'),
-        ({f"{PROVIDER}__name": "local"}, 'unknown provider "local"'),
+        ({f"{PROVIDER}__name": "local"}, 'the provider "local" cannot make this client'),
         ({f"{PROVIDER}__base_ulr": "x"}, '"client.provider.base_ulr"; did you mean "base_url"'),
         ({MODEL: "llama"}, "client.provider.model must be a JSON object"),
         ({f"{MODEL}__name": ...}, '"client.provider.model.name" is missing'),

@@ -1,4 +1,4 @@
-"""Every code block of the troubleshooting page and of the page on pipelines runs."""
+"""Every code block of the pages on troubleshooting, pipelines and clients runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from servers import Status, serve
 
 import revkit
 from revkit.__main__ import main
+from revkit.clients import registry
+from revkit.clients.http_client import HttpClient
 
 DOCS = Path(__file__).parent.parent / "docs"
 TROUBLES = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
 PIPELINES = (DOCS / "pipelines.md").read_text(encoding="utf-8")
+CLIENTS = (DOCS / "clients.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -77,7 +80,7 @@ def test_every_trouble_has_a_section_and_every_link_leads_somewhere() -> None:
     linked = re.findall(r"\]\(#([^)]+)\)", TROUBLES)
     assert set(linked) <= anchors
     assert anchors <= set(linked)  # the table names them all
-    for text in (TROUBLES, PIPELINES):
+    for text in (TROUBLES, PIPELINES, CLIENTS):
         files = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
         assert [name for name in files if not (DOCS / name).exists()] == []
 
@@ -102,3 +105,26 @@ def test_the_blocks_on_pipelines_run_in_order() -> None:
     assert names["results"].frame["shorten"].tolist() == ["We", "We"]
     assert pd.read_parquet("sorted-0000.parquet")["topic"].tolist() == ["billing", "billing"]
     assert names["done"].metrics.succeeded == 2
+
+
+def test_the_blocks_on_clients_run_in_order(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    reviews = pd.DataFrame({"review": ["so good", "it is fine"]})
+    names: dict[str, Any] = {"reviews": reviews}
+    with serve('{"sentiment": "positive"}', models=["qwen3", "small"]) as server:
+        named, shown, tiny = re.findall(r"^```(?:python)?\n(.*?)^```", CLIENTS, flags=re.M | re.S)
+        exec(named.replace("http://127.0.0.1:8000", server.url), names)
+        assert repr(names["run"].frame[["review", "sentiment"]]) == shown.rstrip()
+        exec(tiny.replace("http://127.0.0.1:9000", server.url), names)
+        assert names["run"].model_name == "tiny:small"
+        assert names["run"].metrics.succeeded == 2
+        assert [seen.path for seen in server.chats][2:] == ["/api/chat"] * 2
+        assert main(["doctor"]) == 0
+        assert "ok  gateway" in capsys.readouterr().out
+    cells = re.findall(r"^\| (`.*?`) \|", CLIENTS.partition("of `HttpClient`")[2], flags=re.M)
+    hooks = re.findall(r"`(\w+)", " ".join(cells))
+    known = {*dir(HttpClient), *HttpClient.__annotations__}
+    assert len(hooks) > 8
+    assert [name for name in hooks if name not in known] == []

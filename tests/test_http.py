@@ -22,8 +22,10 @@ from proxies import proxy
 from servers import Raw, Status, serve
 from threads import abort
 
+from revkit.clients.aiohttp_transport import AiohttpTransport
 from revkit.clients.contract import Aborted, Request, Response
-from revkit.clients.http import AiohttpTransport, HttpxAsyncTransport, HttpxTransport, engines_for
+from revkit.clients.http import engines_for
+from revkit.clients.httpx_transport import HttpxAsyncTransport, HttpxTransport
 from revkit.errors import (
     AttemptTimeout,
     BadReply,
@@ -745,7 +747,7 @@ def test_a_request_that_auth_sends_twice_is_aborted_the_second_time() -> None:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Making a connection takes as long as it takes."""
-    monkeypatch.setattr("revkit.clients.http.CONNECT_TIMEOUT", 60.0)
+    monkeypatch.setattr("revkit.clients.httpx_transport.CONNECT_TIMEOUT", 60.0)
 
 
 def test_a_tls_handshake_that_is_not_answered_is_aborted(patient: None) -> None:
@@ -781,7 +783,7 @@ def test_a_connection_that_nobody_accepts_is_aborted(patient: None) -> None:
 #: A script that hangs tells where, and ends.
 ABORTS = """
 import faulthandler, gc, threading, time
-from revkit.clients.http import HttpxTransport
+from revkit.clients.httpx_transport import HttpxTransport
 
 faulthandler.dump_traceback_later(60, exit=True)
 

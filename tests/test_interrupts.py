@@ -24,7 +24,7 @@ from threads import join_workers
 import revkit
 from revkit import CancelToken, Interrupted, ParallelResult, RunCancelled
 from revkit.clients.contract import Request, Response
-from revkit.clients.network import tls_context
+from revkit.clients.http import tls_context
 from revkit.runtime.engines.beside import background
 from revkit.testing import FakeModel
 

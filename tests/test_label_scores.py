@@ -147,7 +147,7 @@ def test_what_is_learned_once_is_not_asked_again():
     task = Signature("Choose.", inputs="text", outputs={"label": ["a", "b"]})
     server = Oracle(by_row)
     session = LabelSession(task, endpoint="http://localhost", measured=False)
-    session.frame = drive(session.learn(), server)
+    session.context = drive(session.learn(), server)
     server.rows.clear()
     drive(session.exchange(task.messages({"text": "r"})), server)
     assert server.rows == ["r"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import revkit
+from revkit.clients.registry import BUILT_IN
 
 PACKAGE = Path(revkit.__file__).parent
 
@@ -353,9 +354,14 @@ PUBLIC = [
     "parallel_map",
     "preview",
     "register_accessor",
+    "register_client",
     "register_observer",
     "use",
 ]
+
+
+#: The client class of every built-in provider is public as well.
+PUBLIC += [cls for _, cls in BUILT_IN.values() if cls not in PUBLIC]
 
 
 def test_public_names_are_pinned() -> None:

@@ -197,7 +197,7 @@ def test_the_key_shows_nowhere(local: Local, process: ModelProcess):
 
 @embedded
 def test_nobody_else_is_served(process: ModelProcess):
-    from revkit.clients.http import HttpxTransport
+    from revkit.clients.httpx_transport import HttpxTransport
 
     stranger = HttpxTransport(process.child().endpoint)
     body = json.dumps({"prompt": "a", "n_predict": 1}).encode()

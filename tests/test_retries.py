@@ -17,7 +17,7 @@ from servers import CLOSE, HALF_HEADER, NOT_HTTP, RESET, SHORT_BODY, Raw, Status
 import revkit
 from revkit import Retry, RunFailed, Signature
 from revkit.clients.contract import Client, Response
-from revkit.clients.protocol import asked_pause
+from revkit.clients.status import asked_pause
 from revkit.errors import BadOutput, ConnectionFailed, ModelError, ServerError
 from revkit.testing import FakeModel
 

@@ -11,15 +11,14 @@ from typing import NamedTuple
 
 from ..api.call import parallel_map
 from ..clients.contract import Client
-from ..clients.openai import DEFAULT_BASE_URL, OpenAICompatible
-from ..clients.protocol import HttpClient
+from ..clients.http_client import HttpClient
 from ..display import duration, number
 from ..errors import RunFailed
 from ..results.bottleneck import flat_from
 from ..results.result import ParallelResult
 from ..scheduling.policy import Retry
 
-__all__ = ["LEVELS", "REQUESTS", "Probe", "probe", "told_slots"]
+__all__ = ["LEVELS", "REQUESTS", "Probe", "probe"]
 
 #: Requests that are kept running at once, one round after the other, ...
 LEVELS = (1, 2, 4, 8)
@@ -71,7 +70,7 @@ class Probe(NamedTuple):
 def probe(client: Client) -> Probe:
     """Ask a model for some short replies, more and more at once; at most :data:`REQUESTS`."""
     if isinstance(client, HttpClient):
-        client = type(client)(**client.arguments() | {"max_tokens": MAX_TOKENS})
+        client = client.replace(max_tokens=MAX_TOKENS)
     end = time.monotonic() + LIMIT_S
     sent, rates = 0, dict[int, float]()
     for level, requests in [(1, 1), *((level, level * _EACH) for level in LEVELS)]:
@@ -116,13 +115,3 @@ def _round(
     if failed.any():  # a bad output is a reply, and took its time
         return str(attempts.loc[failed, "error"].iloc[0])
     return run if run.stopped is None else _TOO_LONG
-
-
-def told_slots(client: OpenAICompatible) -> int | None:
-    """The slots of a llama.cpp server, which tells them; None of any other one. Costs nothing."""
-    if client.endpoint == DEFAULT_BASE_URL:
-        return None
-    root = str(client.arguments()["base_url"]).rstrip("/").removesuffix("/v1")
-    found = OpenAICompatible(**client.arguments() | {"base_url": root}).get("/props")
-    slots = found.get("total_slots")
-    return slots if isinstance(slots, int) and not isinstance(slots, bool) and slots > 0 else None

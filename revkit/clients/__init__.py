@@ -1,6 +1,7 @@
-"""The models that revkit can ask.
+"""The models that revkit can use.
 
-Read ``base.py`` first: a client is sans-IO, it builds requests and reads responses, and says so
-as a generator. ``http.py`` carries requests over a network; ``ollama.py``, ``openai.py`` and
-``local.py`` are the three protocols.
+Read ``contract`` first: a client is sans-IO, it builds requests and reads responses in a generator.
+``registry`` names the providers. ``openai``, ``ollama`` and ``local`` are the protocols,
+``http_client`` their base; ``httpx_transport`` and ``aiohttp_transport`` carry requests, by the
+rules in ``http``.
 """

@@ -1,11 +1,10 @@
-"""What a client is. Everything that a model's protocol decides lives behind these few types.
+"""The contract of clients: everything that a model's protocol decides lives behind these types.
 
-A client builds requests and reads responses, and never touches the network: the conversation
-about one prompt is a generator, ``Session.exchange``, that yields a :class:`Request`, is sent
-the :class:`Response`, and returns the :class:`Reply`. A protocol that needs a second request
-(a server that refuses a response format, say) just yields again. How bytes travel is a
-*transport*; the engines drive the one with the other, so each protocol is written once for
-threads and for asyncio.
+A client builds requests and reads responses, and never touches the network. ``Session.exchange``
+is a generator: it yields a :class:`Request`, receives the :class:`Response`, and returns the
+:class:`Reply`. A protocol that needs a second request (after the server refused a response
+format, say) yields again. A *transport* carries the requests. The engines drive the one with the
+other, so each protocol is written once for threads and for asyncio.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ __all__ = [
     "AsyncTransport",
     "Client",
     "Exchange",
+    "Finding",
     "Request",
     "Response",
     "Session",
@@ -108,11 +108,32 @@ class AsyncTransport(Protocol):
     async def aclose(self) -> None: ...
 
 
+class Finding(NamedTuple):
+    """What a client says of its server without asking for a reply.
+
+    Attributes:
+        ok: a run can use it.
+        found: what was found, in words.
+        advice: what to do; empty where nothing needs doing.
+        models: names of the models that the server has, where it lists them.
+    """
+
+    ok: bool
+    found: str
+    advice: str = ""
+    models: Sequence[str] = ()
+
+
 class Client:
     """Base of all clients: a model at an endpoint.
 
-    A client is configuration: it holds no connection, so it can be kept, shared by runs and used
-    on any event loop. Runs open what they need and close it.
+    Pass a client as ``model=``, or to :func:`revkit.use`. It is configuration and holds no
+    connection, so you can keep it, share it between runs and use it on any event loop.
+
+    For a server that speaks the protocol of OpenAI or Ollama, make one of those clients, and name
+    it with :func:`revkit.register_client`. For another protocol, write a subclass: its
+    ``session`` builds requests and reads responses, its transports carry them. ``docs/clients.md``
+    has both, as code that runs.
 
     Attributes:
         name: what reports call the model, such as ``"ollama:llama3.2:3b"``. Holds no key.
@@ -165,6 +186,17 @@ class Client:
 
     def weights(self) -> str | None:
         """What tells the model's weights from others of the same name, where that is known.
+
+        May ask the server, and block.
+        """
+        return None
+
+    def check(self) -> Finding:
+        """Whether a run can use it, for ``revkit doctor``. Asks for no reply; may block."""
+        return Finding(True, f"{self!r} has no way to check its server")
+
+    def known_slots(self) -> tuple[int, str] | None:
+        """How many requests its server works on at once, and who says so; None: not known.
 
         May ask the server, and block.
         """

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadOutput, BadReply, UsageError
 from ..task.chat import Message, Reply
-from .contract import Exchange, Request, Response, repeats
-from .protocol import HttpClient, count, encode, error_message, public, static_body
+from .body import count, encode, static_body
+from .contract import Exchange, Response, repeats
+from .http_client import HttpClient
+from .provider import Provider
+from .redact import public
 from .secret import Secret
+from .status import error_message
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit
@@ -49,6 +53,7 @@ class Ollama(HttpClient):
     """
 
     path = "/api/chat"
+    model_list = ("/api/tags", "models", "name")
 
     def __init__(
         self,
@@ -66,24 +71,12 @@ class Ollama(HttpClient):
         rate_limit: RateLimit | None = None,
     ):
         url = read_host(os.environ.get("OLLAMA_HOST") if host is None else host)
-        self._arguments = {
-            "model": model,
-            "host": url,
-            "options": options,
-            "keep_alive": keep_alive,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "seed": seed,
-            "headers": headers,
-            "http": http,
-            "timeout": timeout,
-            "rate_limit": rate_limit,
-        }
+        self._fixed = {"host": url}
         super().__init__(
             name=f"ollama:{model}",
             model=model,
             url=url,
-            headers=headers or {},
+            headers=headers,
             body=options,
             http=http,
             timeout=timeout,
@@ -97,9 +90,6 @@ class Ollama(HttpClient):
         self.provider = "ollama"
         self.max_tokens = self.options.get("num_predict")
         self.keep_alive = keep_alive
-
-    def arguments(self) -> dict[str, Any]:
-        return dict(self._arguments)
 
     def session(self, task: ModelTask) -> OllamaSession:
         return OllamaSession(self, task)
@@ -128,8 +118,8 @@ class Ollama(HttpClient):
     def model_hint(self) -> str:
         return f"run `ollama pull {self.model}`"
 
-    def __repr__(self) -> str:
-        return f"Ollama({self.model!r}, host={self.endpoint!r})"
+    def no_models_hint(self) -> str:
+        return "`ollama pull llama3.2:3b` brings a model of 2 GB"
 
 
 class OllamaSession:
@@ -137,7 +127,6 @@ class OllamaSession:
 
     def __init__(self, client: Ollama, task: ModelTask):
         self._client = client
-        self._url = client.url(client.path)
         fields: dict[str, Any] = {"model": client.model, "stream": False}
         schema = task.outputs.json_schema
         if schema is not None:
@@ -152,18 +141,17 @@ class OllamaSession:
         """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
         client = self._client
         body = encode(self._static, messages)
-        response = client.received((yield Request(self._url, body, client._headers)))
+        response = client.received((yield client.request(client.path, body)))
         return self._read(client.decode(response), response)
 
     def _read(self, found: dict[str, Any], response: Response) -> Reply:
         client = self._client
         if found.get("error"):
-            said = error_message(response.body)
-            missing = "model" in said and "not found" in said
-            if missing:
+            problem = error_message(response.body)
+            if "model" in problem and "not found" in problem:
                 raise client.failure(response, status=404)
             raise BadReply(
-                f'{client.endpoint} answered 200 with an error: "{client.quote(said)}"; see the '
+                f'{client.endpoint} answered 200 with an error: "{client.quote(problem)}"; see the '
                 "server's log",
                 status=response.status,
             )
@@ -221,3 +209,16 @@ def read_host(host: str | None) -> str:
     path = parts.path.strip("/")
     query = f"?{parts.query}" if parts.query else ""
     return f"{scheme}://{login}{at}{name}:{port}{'/' + path if path else ''}{query}"
+
+
+def _make(model: str, *, base_url: str | None = None, **options: Any) -> Ollama:
+    return Ollama(model, host=base_url, **options)
+
+
+PROVIDER = Provider(
+    make=_make,
+    title="Ollama",
+    example="llama3.2:3b",
+    choices=(("Ollama on this machine", 'revkit.use("ollama:llama3.2:3b")'),),
+    parallelism="OLLAMA_NUM_PARALLEL raises that number, where Ollama runs (start it again then)",
+)

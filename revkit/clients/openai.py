@@ -7,6 +7,7 @@ come the session leaves it out for the rest of the run. See :class:`Dialect`.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,9 +17,13 @@ import orjson
 
 from ..errors import BadOutput, BadReply, UsageError
 from ..task.chat import Message, Reply
-from .contract import Exchange, Request, Response, repeats
-from .protocol import HttpClient, count, encode, error_message, public, static_body
+from .body import count, encode, static_body
+from .contract import Exchange, Finding, Response, repeats
+from .http_client import HttpClient
+from .provider import Provider
+from .redact import public
 from .secret import Secret
+from .status import error_message
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit
@@ -56,6 +61,7 @@ class OpenAICompatible(HttpClient):
     """
 
     path = "/chat/completions"
+    model_list = ("/models", "data", "id")
 
     def __init__(
         self,
@@ -80,20 +86,9 @@ class OpenAICompatible(HttpClient):
             key = own
         else:
             key = api_key.read() if isinstance(api_key, Secret) else api_key.strip()
-        self._arguments = {
-            "model": model,
-            "base_url": base_url,
-            # That of the environment is read where the client goes.
-            "api_key": Secret(env="OPENAI_API_KEY") if own and api_key in (None, own) else api_key,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "seed": seed,
-            "extra_body": extra_body,
-            "headers": headers,
-            "http": http,
-            "timeout": timeout,
-            "rate_limit": rate_limit,
-        }
+        self._fixed = {"base_url": base_url}
+        if own and api_key in (None, own):  # it is read again where the client goes
+            self._fixed["api_key"] = Secret(env="OPENAI_API_KEY")
         super().__init__(
             name=f"openai:{model}",
             model=model,
@@ -103,7 +98,6 @@ class OpenAICompatible(HttpClient):
             http=http,
             timeout=timeout,
             rate_limit=rate_limit,
-            parameter="base_url",
             hint="is the server running, and is base_url= (or OPENAI_BASE_URL) right?",
         )
         self._has_key = bool(key)
@@ -120,9 +114,6 @@ class OpenAICompatible(HttpClient):
                 "with base_url= or OPENAI_BASE_URL"
             )
 
-    def arguments(self) -> dict[str, Any]:
-        return dict(self._arguments)
-
     def session(self, task: ModelTask) -> OpenAISession:
         return OpenAISession(self, task)
 
@@ -138,8 +129,8 @@ class OpenAICompatible(HttpClient):
         }
 
     def repeats_itself(self, task: ModelTask) -> str | None:
-        said = {"temperature": self.temperature, "seed": self.seed, **self.extra_body}
-        return repeats(said["temperature"], said["seed"])
+        sent = {"temperature": self.temperature, "seed": self.seed, **self.extra_body}
+        return repeats(sent["temperature"], sent["seed"])
 
     def is_model_missing(self, response: Response, status: int) -> bool:
         if _error(response.body).get("code") == "model_not_found":
@@ -154,8 +145,29 @@ class OpenAICompatible(HttpClient):
             return "check OPENAI_API_KEY or api_key=, and that the key may use this model"
         return "set OPENAI_API_KEY, or pass api_key="
 
-    def __repr__(self) -> str:
-        return f"OpenAICompatible({self.model!r}, base_url={self.endpoint!r})"
+    def check(self) -> Finding:
+        if self.endpoint == DEFAULT_BASE_URL and "authorization" not in self._headers:
+            return Finding(
+                False,
+                "neither OPENAI_API_KEY nor OPENAI_BASE_URL is set",
+                f"set the key for {DEFAULT_BASE_URL}, or the URL of a server of your own",
+            )
+        finding = super().check()
+        if finding.ok and (known := self.known_slots()):
+            slots = f"it works on {known[0]} at once (llama.cpp: --parallel)"
+            return finding._replace(found=f"{finding.found}; {slots}")
+        return finding
+
+    def known_slots(self) -> tuple[int, str] | None:
+        """Those of a llama.cpp server, which lists them. Costs nothing."""
+        if self.endpoint == DEFAULT_BASE_URL:
+            return None
+        root = copy.copy(self)
+        root.endpoint = self.endpoint.removesuffix("/v1")
+        slots = root.get("/props").get("total_slots")
+        if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+            return None
+        return slots, "as the server itself says (llama.cpp: --parallel)"
 
 
 def _lower(headers: Mapping[str, str | Secret]) -> dict[str, str | Secret]:
@@ -185,15 +197,15 @@ class Dialect(NamedTuple):
         if refusal.status not in (400, 404, 415, 422, 500, 501):
             return None
         found = _error(refusal.body)
-        said = f"{found.get('param') or ''} {error_message(refusal.body)}"
-        if _UNSUPPORTED.search(f"{found.get('code') or ''} {said}"):
-            if not self.new_limit and re.search(r"\bmax_tokens\b", said):
+        reason = f"{found.get('param') or ''} {error_message(refusal.body)}"
+        if _UNSUPPORTED.search(f"{found.get('code') or ''} {reason}"):
+            if not self.new_limit and re.search(r"\bmax_tokens\b", reason):
                 return self._replace(new_limit=True)
-            if self.temperature and "temperature" in said:
+            if self.temperature and "temperature" in reason:
                 return self._replace(temperature=False)
         if self.format:
             vague = not worked and refusal.status in (400, 422)
-            if _FORMAT.search(said) or vague:
+            if _FORMAT.search(reason) or vague:
                 return self._replace(format=self.format - 1)
         return None
 
@@ -224,7 +236,6 @@ class OpenAISession:
 
     def __init__(self, client: OpenAICompatible, task: ModelTask):
         self._client = client
-        self._url = client.url(client.path)
         self._schema = task.outputs.json_schema
         self._dialect = Dialect(
             format=0 if self._schema is None else 2,
@@ -240,7 +251,7 @@ class OpenAISession:
         dialect = self._dialect
         while True:
             body = encode(self._static_body(dialect), messages)
-            response = client.received((yield Request(self._url, body, client._headers)))
+            response = client.received((yield client.request(client.path, body)))
             if 200 <= response.status < 300:
                 break
             weaker = self._weaker(dialect, response)
@@ -316,9 +327,9 @@ class OpenAISession:
         if isinstance(code, int) and 400 <= code < 600:
             return client.failure(response, status=code)
         if found:
-            said = client.quote(error_message(response.body))
+            message = client.quote(error_message(response.body))
             return BadReply(
-                f'{client.endpoint} answered {response.status} with an error: "{said}"; see the '
+                f'{client.endpoint} answered {response.status} with an error: "{message}"; see the '
                 "server's log",
                 status=response.status,
             )
@@ -361,3 +372,19 @@ def _silence(message: Mapping[str, Any], reason: Any) -> str:
     if reason == "content_filter":
         return "the server's content filter withheld the reply"
     return ""
+
+
+PROVIDER = Provider(
+    make=OpenAICompatible,
+    title="OpenAI-compatible server",
+    example="gpt-4.1-mini",
+    choices=(
+        ("OpenAI", 'revkit.use("openai:gpt-4.1-mini")   with OPENAI_API_KEY set'),
+        (
+            "any OpenAI-compatible one",
+            'revkit.use(revkit.OpenAICompatible("name", base_url="http://..."))',
+        ),
+    ),
+    parallelism="what raises that number is a setting of the server, where it is yours (llama.cpp: "
+    "--parallel; vLLM: --max-num-seqs)",
+)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ..clients.provider import Provider
+from ..clients.registry import provider_of
 from .words import NONE, dollars, duration, harmless, number, plural, rows_of
 
 if TYPE_CHECKING:
@@ -206,16 +208,6 @@ def held_back(metrics: Metrics) -> str:
     return "; ".join(told)
 
 
-#: What raises the number of requests that a server works on at once, by its protocol.
-_SETTINGS = {
-    "ollama": "OLLAMA_NUM_PARALLEL raises that number, where Ollama runs (start it again then)",
-    "openai": "what raises that number is a setting of the server, where it is yours (llama.cpp: "
-    "--parallel; vLLM: --max-num-seqs)",
-    "local": "revkit.Local(slots=...) raises that number, as far as the processors carry it",
-}
-_SETTING = "its number of parallel requests is a setting of the server"
-
-
 def bottleneck(result: RunFacts) -> str:
     """That the server was the limit, how that shows, and what helps; empty where it was not."""
     found = result.bottleneck
@@ -233,7 +225,7 @@ def bottleneck(result: RunFacts) -> str:
 
 def setting_of(settings: Mapping[str, Any]) -> str:
     """What raises the number of requests at once, for a client of these settings."""
-    return _SETTINGS.get(settings.get("protocol", ""), _SETTING)
+    return (provider_of(settings.get("protocol", "")) or Provider).parallelism
 
 
 def _spans(milliseconds: pd.Series) -> dict[str, str]:

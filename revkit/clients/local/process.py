@@ -68,9 +68,9 @@ class Log:
         size = os.fstat(self.fd).st_size
         os.lseek(self.fd, max(0, size - 4000), os.SEEK_SET)
         lines = os.read(self.fd, 4000).decode("utf-8", "replace").splitlines()
-        said = "\n".join("  " + line for line in lines[-8:])
+        tail = "\n".join("  " + line for line in lines[-8:])
         return f"(exit code {code})" + (
-            f"; its last words:\n{said}" if said else ", without a word"
+            f"; its last words:\n{tail}" if tail else ", without a word"
         )
 
 
@@ -160,14 +160,14 @@ class ModelProcess:
         """It is not idle until :meth:`run_ended`."""
         with self._lock:
             self._runs += 1
-            self._tell(b"+\n")
+            self._send(b"+\n")
 
     def run_ended(self) -> None:
         with self._lock:
             self._runs -= 1
-            self._tell(b"-\n")
+            self._send(b"-\n")
 
-    def _tell(self, line: bytes) -> None:
+    def _send(self, line: bytes) -> None:
         if self._child is not None:
             with suppress(OSError):  # it has ended
                 _stdin(self._child.popen).write(line)
@@ -192,14 +192,14 @@ class ModelProcess:
 
     def _launch(self) -> Child:
         key = secrets.token_urlsafe(24)
-        told = asdict(self.settings) | {
+        settings = asdict(self.settings) | {
             "key": key,
             "site": find_llama(),
             "threads": _threads(),
             "idle_s": IDLE_S,
         }
         log = Log()
-        # -P: the folder of the program holds an http.py, which is not the one of Python.
+        # -P: files beside the program must not shadow modules of Python.
         program = str(Path(__file__).with_name("server.py"))
         popen = subprocess.Popen(
             [sys.executable, "-P", program],
@@ -215,7 +215,7 @@ class ModelProcess:
         late.start()
         try:
             with suppress(OSError):  # it is gone already: it says why in its log
-                _stdin(popen).write(json.dumps(told).encode() + b"\n" + b"+\n" * self._runs)
+                _stdin(popen).write(json.dumps(settings).encode() + b"\n" + b"+\n" * self._runs)
             assert popen.stdout is not None
             with popen.stdout:
                 line = popen.stdout.readline()

@@ -1,7 +1,7 @@
-"""What can go wrong on the way to a server, as our own errors.
+"""Errors of connections, the same for every HTTP library.
 
-Each library has its own tree of exceptions and its own words for the same fault; here each fault
-has one class and one sentence, which says whose it is and what to do.
+Each library has its own tree of exceptions and its own words for the same fault. Here each fault
+has one class and one sentence, which says whose fault it is and what to do.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import socket
 from typing import TypeVar
 
 from ..errors import AttemptTimeout, BadReply, ConnectionFailed, ModelError, RevkitError
-from .network import display_url
+from .http import CONNECT_TIMEOUT, display_url
 
-__all__ = ["Peer", "from_aiohttp", "from_httpx"]
+__all__ = ["TransportErrors", "from_aiohttp", "from_httpx"]
 
 
-class Peer:
-    """The server at the other end, and the words for what went wrong with it.
+class TransportErrors:
+    """Makes the errors of connections to one server.
 
-    The words never quote the server or a library: either might repeat a key.
+    Messages never quote the server or a library: either might repeat a key.
 
     Args:
         endpoint: its URL; shown without credentials and query.
         proxy: the proxy on the way, if any.
         timeout: seconds for one whole exchange.
-        connect_timeout: seconds for making a connection.
         hint: what to do where no connection can be made.
     """
 
@@ -35,13 +34,12 @@ class Peer:
         *,
         proxy: str | None,
         timeout: float,
-        connect_timeout: float,
         hint: str,
     ):
         self.where = display_url(endpoint)
         self._through = f" through the proxy {display_url(proxy)}" if proxy else ""
         self._timeout = timeout
-        self._connect_timeout = min(timeout, connect_timeout)
+        self._connect_timeout = min(timeout, CONNECT_TIMEOUT)
         self._hint = hint
 
     def unreachable(self, error: BaseException) -> ConnectionFailed:
@@ -97,11 +95,11 @@ class Peer:
         return _unsent(failure)
 
     def other(self, error: BaseException) -> ConnectionFailed:
-        said = str(error) if isinstance(error, RuntimeError) else ""  # never one with a URL in it
+        words = str(error) if isinstance(error, RuntimeError) else ""  # it holds no URL
         return _unsent(
             ConnectionFailed(
                 f"the request to {self.where}{self._through} could not be sent "
-                f"({': '.join(filter(None, [type(error).__name__, said]))}); "
+                f"({': '.join(filter(None, [type(error).__name__, words]))}); "
                 "check the address, the headers and the client given as http="
             )
         )
@@ -142,61 +140,61 @@ def _reason(error: BaseException, *, otherwise: str = "") -> tuple[str, str]:
     return otherwise or "no connection", ""
 
 
-def from_httpx(error: Exception, peer: Peer) -> Exception:
+def from_httpx(error: Exception, errors: TransportErrors) -> Exception:
     """One of our errors for one of httpx, or of httpcore where a transport lets it through."""
     names = {cls.__name__ for cls in type(error).__mro__}
     if "ConnectTimeout" in names:
-        return peer.no_connection_in_time()
+        return errors.no_connection_in_time()
     if "TimeoutException" in names or isinstance(error, TimeoutError):
-        return peer.no_reply_in_time()
+        return errors.no_reply_in_time()
     if "ProxyError" in names:
-        return peer.refused_by_proxy()
+        return errors.refused_by_proxy()
     if "ConnectError" in names:
-        return peer.unreachable(error)
+        return errors.unreachable(error)
     if "NetworkError" in names:
-        return peer.broken(error)
+        return errors.broken(error)
     if "RemoteProtocolError" in names:
         # h11 has one class for a connection that closed early and for bytes that are not HTTP.
-        said = str(error)
+        message = str(error)
         early = ("disconnected without", "closed connection without", "ConnectionClosed")
-        return peer.broken(error) if any(words in said for words in early) else peer.not_http()
+        return (
+            errors.broken(error) if any(words in message for words in early) else errors.not_http()
+        )
     if "DecodingError" in names:
-        return peer.not_http()
-    return _from_any(error, peer)
+        return errors.not_http()
+    return _from_any(error, errors)
 
 
-def from_aiohttp(error: Exception, peer: Peer) -> Exception:
+def from_aiohttp(error: Exception, errors: TransportErrors) -> Exception:
     """One of our errors for one of aiohttp."""
     import aiohttp
 
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return peer.no_connection_in_time()
+        return errors.no_connection_in_time()
     if isinstance(error, TimeoutError):
-        return peer.no_reply_in_time()
+        return errors.no_reply_in_time()
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return peer.refused_by_proxy()
+        return errors.refused_by_proxy()
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientConnectorCertificateError):
-        return peer.unreachable(error)
+        return errors.unreachable(error)
     if isinstance(error, aiohttp.ClientResponseError):
-        return peer.not_http()
+        return errors.not_http()
     if isinstance(error, aiohttp.ClientPayloadError):
-        return peer.broken(error)
+        return errors.broken(error)
     if isinstance(error, aiohttp.ClientConnectionError):
-        return peer.broken(error)
-    return _from_any(error, peer)
+        return errors.broken(error)
+    return _from_any(error, errors)
 
 
-def _from_any(error: Exception, peer: Peer) -> Exception:
+def _from_any(error: Exception, errors: TransportErrors) -> Exception:
     if isinstance(error, RevkitError):
         return error
-    said = str(error)
-    if isinstance(error, RuntimeError) and (
-        "different event loop" in said or "different loop" in said or "Event loop is closed" in said
-    ):
-        return peer.wrong_loop(error)
+    wrong_loop = ("different event loop", "different loop", "Event loop is closed")
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in wrong_loop):
+        return errors.wrong_loop(error)
     if isinstance(error, OSError):
-        return peer.broken(error)
+        return errors.broken(error)
     library = type(error).__module__.partition(".")[0]
     if isinstance(error, RuntimeError) or library in ("aiohttp", "httpcore", "httpx"):
-        return peer.other(error)
+        return errors.other(error)
     return error  # out of the user's own transport, hook or mock: theirs to see as it is
