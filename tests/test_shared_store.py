@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 from pathlib import Path
@@ -32,8 +33,8 @@ def test_a_full_disk_loses_no_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store, whole = SharedStore(tmp_path), module._write_all
     assert put(store, b"1")
 
-    def half(file: int, data: bytes) -> None:
-        os.write(file, data[: len(data) // 2])
+    def half(file: io.FileIO, data: bytes) -> None:
+        file.write(data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "_write_all", half)
@@ -113,7 +114,7 @@ def test_a_store_that_is_removed_during_a_commit_has_it_all_the_same(
     store = SharedStore(place)
     removals = 1
 
-    def write_and_remove(file: int, data: bytes) -> None:
+    def write_and_remove(file: io.FileIO, data: bytes) -> None:
         nonlocal removals
         whole(file, data)
         if removals:
@@ -208,7 +209,7 @@ def test_a_write_that_is_denied_is_tried_again_in_the_same_part(
     store, whole = SharedStore(tmp_path), module._write_all
     assert put(store, b"1")
 
-    def denied(file: int, data: bytes) -> None:
+    def denied(file: io.FileIO, data: bytes) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(module, "_write_all", denied)
@@ -226,7 +227,7 @@ def test_a_write_that_is_denied_is_tried_again_in_the_same_part(
 def test_a_disk_that_is_full_at_the_end_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(file: int) -> None:
+    def full(file: io.FileIO) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with shared_store(tmp_path) as store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
     target = Path(path).expanduser()
     if not target.absolute().parent.is_dir():
         raise UsageError(f"there is no directory {target.parent}; make it first")
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.part")
+    unfinished = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         yield target, unfinished
         os.replace(unfinished, target)

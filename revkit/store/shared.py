@@ -14,6 +14,7 @@ part is no longer at its place puts what it wrote into a new one.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 from ..errors import UsageError
 from ..task.chat import Reply
 from .file import Identity, identity
+from .files import replacing
 from .mark import MARK
 from .replies import StoreWarning
 
@@ -85,8 +87,8 @@ class SharedStore:
         self._index: dict[bytes, _Place] = {}
         #: part -> bytes of it that were read
         self._read: dict[str, int] = {}
-        #: descriptor of the part, once there is something to write, and which file that is
-        self._written: int | None = None
+        #: the part, open from the first write on, and which file that is
+        self._file: io.FileIO | None = None
         self._identity: Identity | None = None
         self._waiting: list[tuple[bytes, bytes, str | None, float]] = []
         self._refreshed = float("-inf")
@@ -100,7 +102,7 @@ class SharedStore:
     def open(self) -> None:
         """See that there is a store at the path; raises :class:`UsageError` where there is none."""
         with self._lock:
-            if self._written is None and not self._waiting:  # unused since it was closed
+            if self._file is None and not self._waiting:  # unused since it was closed
                 self._troubles.clear()
             self._make()
 
@@ -124,11 +126,12 @@ class SharedStore:
             raise UsageError(
                 f"{self.path} is no store, and is not empty: name a directory for the replies alone"
             )
-        unfinished = mark.with_name(f"{MARK}.{uuid.uuid4().hex}")
         try:
-            unfinished.write_text(json.dumps({"version": _VERSION}))
-            unfinished.replace(mark)
+            with replacing(mark) as (_, unfinished):
+                unfinished.write_text(json.dumps({"version": _VERSION}))
         except OSError as error:
+            if mark.exists():  # another process was faster, and on Windows reads it now
+                return
             raise UsageError(f"the store {self.path} cannot be written: {error}") from None
 
     def get(self, keys: Sequence[bytes], *, weights: str | None = None) -> dict[bytes, Reply]:
@@ -144,7 +147,7 @@ class SharedStore:
                 self._refresh()
             found = {}
             with contextlib.ExitStack() as stack:
-                files: dict[str, int] = {}
+                files = {} if self._file is None else {self.part: self._file}
                 for key in keys:
                     place = self._index.get(key)
                     if place is None or (
@@ -152,12 +155,12 @@ class SharedStore:
                     ):
                         continue
                     try:
-                        if place.part == self.part and self._written is not None:
-                            files[place.part] = self._written
                         if place.part not in files:
-                            files[place.part] = os.open(self.path / place.part, os.O_RDONLY)
-                            stack.callback(os.close, files[place.part])
-                        line = os.pread(files[place.part], place.length, place.start)
+                            files[place.part] = stack.enter_context(
+                                open(self.path / place.part, "rb", buffering=0)
+                            )
+                        files[place.part].seek(place.start)
+                        line = files[place.part].read(place.length)
                         found[key] = _reply(key, json.loads(line))
                     except (OSError, ValueError, KeyError):  # somebody has removed or replaced it
                         del self._index[key]
@@ -233,7 +236,7 @@ class SharedStore:
                 part = self._begin_part()
             except (OSError, UsageError) as error:
                 return self._unwritten(error)
-            start = os.lseek(part, 0, os.SEEK_END)
+            start = part.seek(0, os.SEEK_END)
             try:
                 _write_all(part, data)
                 os.fsync(part)
@@ -258,26 +261,21 @@ class SharedStore:
         """Whether the part that is open is the file at its place."""
         return self._identity is not None and identity(self.path / self.part) == self._identity
 
-    def _begin_part(self) -> int:
-        """Have a part that stands at its place; gives its descriptor."""
-        if self._written is not None and self._stands():
-            return self._written
-        was, name = self._written, self.part if self._written is None else _new_part()
-        # Read again where it has to be begun anew.
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    def _begin_part(self) -> io.FileIO:
+        """Open a part that stands at its place."""
+        if self._file is not None and self._stands():
+            return self._file
+        was, name = self._file, self.part if self._file is None else _new_part()
         gone = was is not None or not (self.path / MARK).exists()
         if gone:
             self._make()
-        part, copied = os.open(self.path / name, flags, 0o600), 0
-        try:
-            if was is not None:
-                copied = _copy(was, part)
-            found = os.fstat(part)
-        except OSError:
-            os.close(part)
-            raise
+        # It is also read: replies of its own, and all of it where it has to be begun anew.
+        with contextlib.ExitStack() as stack:
+            part = stack.enter_context(open(self.path / name, "a+b", buffering=0, opener=_private))
+            copied = 0 if was is None else _copy(was, part)
+            stack.pop_all()
         self._end_part()
-        self.part, self._written, self._identity = name, part, (found.st_dev, found.st_ino)
+        self.part, self._file, self._identity = name, part, identity(self.path / name)
         if gone:
             # Which others are there, and what is in them, is found out anew.
             self._index.clear()
@@ -292,10 +290,10 @@ class SharedStore:
         return part
 
     def _end_part(self) -> None:
-        if self._written is not None:
+        if self._file is not None:
             with contextlib.suppress(OSError):
-                os.close(self._written)
-        self._written = self._identity = None
+                self._file.close()
+        self._file = self._identity = None
 
     def _unwritten(self, error: Exception | str) -> bool:
         """The disk is full, say."""
@@ -360,10 +358,18 @@ def _new_part() -> str:
     return f"{host}-{os.getpid()}-{uuid.uuid4().hex[:12]}{_SUFFIX}"
 
 
-def _copy(source: int, target: int) -> int:
+def _private(path: str, flags: int) -> int:
+    """Open a file that only its owner can read."""
+    return os.open(path, flags, 0o600)
+
+
+def _copy(source: io.FileIO, target: io.FileIO) -> int:
     """Append the lines of a file to another one, as far as they can be read; gives how many."""
     count = 0
-    with open(source, "rb", closefd=False) as lines, open(target, "ab", closefd=False) as copy:
+    with (
+        open(source.fileno(), "rb", closefd=False) as lines,
+        open(target.fileno(), "ab", closefd=False) as copy,
+    ):
         lines.seek(0)
         while True:
             try:
@@ -376,17 +382,17 @@ def _copy(source: int, target: int) -> int:
             count += 1
 
 
-def _ends_at(file: int, size: int) -> bool:
+def _ends_at(file: io.FileIO, size: int) -> bool:
     try:
-        return os.fstat(file).st_size == size
+        return os.fstat(file.fileno()).st_size == size
     except OSError:
         return False
 
 
-def _write_all(file: int, data: bytes) -> None:
+def _write_all(file: io.FileIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(file, view) :]
+        view = view[file.write(view) :]
 
 
 def _json(path: Path) -> dict[str, Any]:
