@@ -14,13 +14,13 @@ import os
 import re
 import sqlite3
 import stat
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UsageError
+from .lock import locked
 
 __all__ = [
     "COLUMNS",
@@ -133,7 +133,8 @@ def open_file(path: Path, say: Say, *, damaged: Identity | None = None) -> File:
     except OSError as error:
         say("off", f"the directory {path.parent} cannot be made ({error.strerror}): {_OFF}")
         return File()
-    with _alone(path.parent):
+    # One process at a time begins a file or sets one aside; who waits too long goes on without.
+    with locked(path.parent, wait_s=_PATIENCE):
         try:
             if damaged is not None and damaged == identity(path):
                 _set_aside(path, "damaged", "is damaged", say)
@@ -336,31 +337,6 @@ def is_damage(error: Exception) -> bool:
     if not _name(error):  # raised by Python's side
         return "malformed" in str(error) or "decode" in str(error)
     return _name(error).startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_CORRUPTFS"))
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Let one process at a time begin a file or set one aside, where directories can be locked."""
-    try:
-        import fcntl
-
-        handle = os.open(directory, os.O_RDONLY)
-    except (ImportError, OSError):
-        yield
-        return
-    try:
-        give_up = time.monotonic() + _PATIENCE
-        while time.monotonic() < give_up:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.01)
-            except OSError:  # this file system has no locks
-                break
-        yield
-    finally:
-        os.close(handle)
 
 
 def network_file_system(path: Path) -> str | None:

@@ -29,6 +29,7 @@ from ...results.result import ParallelResult
 from ...results.saved.values import UNFIT
 from ...results.saved.write import readable
 from ...store.files import replacing
+from ...store.lock import locked
 from ...tables.dtypes import ATTRS, STRING
 from ...task.kinds import CallableTask
 
@@ -113,10 +114,10 @@ class Sink:
             UsageError: something else has made them, or another process is at work on them.
         """
         if restart and self.directory.exists():
-            with _alone(self.directory, self.path):
+            with self._locked():
                 shutil.rmtree(self.directory)
         self.directory.mkdir(exist_ok=True)
-        with _alone(self.directory, self.path):
+        with self._locked():
             about = self.directory / "about.json"
             if about.exists():
                 self._check(json.loads(about.read_text("utf-8")), f"{self.directory} is there")
@@ -125,6 +126,16 @@ class Sink:
                 with replacing(about) as (_, unfinished):
                     unfinished.write_text(json.dumps(told), encoding="utf-8")
             self.parts = list(self._whole_parts())
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with locked(self.directory) as alone:
+            if not alone:
+                raise UsageError(
+                    f"{self.path} is being written by another process, or another call; wait for "
+                    "it, or choose another sink"
+                )
             yield
 
     def _whole_parts(self) -> Iterator[Part]:
@@ -185,31 +196,6 @@ class Sink:
 
 def _digest(told: Any) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _alone(directory: Path, sink: Path) -> Iterator[None]:
-    """Refuse to work beside another process, where directories can be locked."""
-    try:
-        import fcntl
-
-        handle = os.open(directory, os.O_RDONLY)
-    except (ImportError, OSError):
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"{sink} is being written by another process, or another call; wait for it, or "
-                "choose another sink"
-            ) from None
-        except OSError:  # this file system has no locks
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def joined(table: pa.Table, result: ParallelResult) -> pa.Table:
