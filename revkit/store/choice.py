@@ -36,7 +36,7 @@ def _open_store(store: Any) -> Store | None:
     if opened is not None and opened.is_new and store is None:
         print(  # noqa: T201 - the first time that texts of rows are kept, the user must know
             f"revkit: replies are kept in {opened.path}, so that no call is paid for twice "
-            "(store=False keeps none; revkit.store.manage.clear() empties it)",
+            "(store=False keeps none; revkit.store.clear() empties it)",
             file=sys.stderr,
         )
     return opened

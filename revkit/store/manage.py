@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import RevkitError, UsageError
 from .file import COLUMNS, SQLITE_ERRORS, network_file_system
+from .files import replacing
 from .mark import MARK
 from .replies import Store, default_path, locate
 
@@ -122,7 +123,7 @@ def info(path: StorePath | None = None) -> StoreInfo:
         UsageError: there is something at ``path`` that is not a store.
 
     >>> import revkit.store
-    >>> revkit.store.manage.info("where/there/is/none.sqlite").replies
+    >>> revkit.store.info("where/there/is/none.sqlite").replies
     0
     """
     place = _own_place(path)
@@ -230,7 +231,8 @@ def to_parquet(path: StorePath, *, store: StorePath | None = None) -> None:
     timestamp are strings.
 
     Raises:
-        UsageError: there is something at ``store`` that is not a store.
+        UsageError: there is something at ``store`` that is not a store, or there is no directory
+            to write the file to.
         RevkitError: the store cannot be read.
     """
     import pyarrow as pa
@@ -242,19 +244,15 @@ def to_parquet(path: StorePath, *, store: StorePath | None = None) -> None:
         "created": pa.timestamp("s", tz="UTC"),
     }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
-    place, target = _own_place(store), Path(path)
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.part")
+    place = _own_place(store)
     try:
-        with pq.ParquetWriter(unfinished, schema) as writer:
+        with replacing(path) as (_, unfinished), pq.ParquetWriter(unfinished, schema) as writer:
             for rows in _batches(place):
                 columns = zip(*([_plain(x) for x in row] for row in rows), strict=True)
                 arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
-        unfinished.replace(target)
     except SQLITE_ERRORS as error:
         raise RevkitError(f"the store {place} cannot be read: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _batches(place: Path) -> Iterator[list[tuple[Any, ...]]]:
