@@ -96,7 +96,7 @@ class ClaimingLookahead(Lookahead):
             plan.client,
             plan.rows,
             plan.todo,
-            store,  # type: ignore[arg-type]
+            store,
             rendered,
             sample=lambda row: plan.place(row)[1],
         )

@@ -11,10 +11,10 @@ import socket
 import typing
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -33,9 +33,6 @@ from ..tables.dtypes import STRING, snapshot
 from ..task.kinds import CallableTask, ModelTask
 from ..task.outputs import Field
 from ..task.tokens import Price
-
-if TYPE_CHECKING:
-    from ..store.replies import Store
 
 __all__ = ["ASKS_AGAIN", "LEFT_OUT", "UNHEARD", "Job", "empty_record", "make_job"]
 
@@ -168,7 +165,7 @@ class Job:
             call = dataclasses.replace(call, plan=call.plan.repeated(self.samples))
         if alone and self.store is not None:
             opened = functools.partial(SharedStore, Path(self.store))
-            plan = dataclasses.replace(call.plan, open_store=cast("Callable[[], Store]", opened))
+            plan = dataclasses.replace(call.plan, open_store=opened)
             call = dataclasses.replace(call, plan=plan)
         return call
 

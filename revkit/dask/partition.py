@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -32,7 +32,7 @@ from .ration import PurseShare, Ration, StartShare
 from .seat import Seat
 
 if TYPE_CHECKING:
-    from ..store.replies import Store
+    from ..store.contract import ReplyStore
 
 __all__ = ["Part", "begin", "columns_of", "run_partition"]
 
@@ -97,7 +97,9 @@ class _PartitionPlan(Plan):
         seat.begin(ration)
         return ration
 
-    def lookahead(self, store: Store, rendered: MutableMapping[int, list[Message]]) -> Lookahead:
+    def lookahead(
+        self, store: ReplyStore, rendered: MutableMapping[int, list[Message]]
+    ) -> Lookahead:
         assert self.seat is not None
         assert self.claims is not None
         return ClaimingLookahead(self, self.claims, rendered, self.seat)
@@ -206,7 +208,7 @@ def _share(
     }
     made = _PartitionPlan(**fields, seat=seat, claims=claims)
     if claims is not None and todo:
-        made = dataclasses.replace(made, open_store=lambda: cast("Store", claims))
+        made = dataclasses.replace(made, open_store=lambda: claims)
     return made
 
 

@@ -19,7 +19,7 @@ from ..task.chat import Message, Reply
 from ..task.kinds import ModelTask
 
 if TYPE_CHECKING:
-    from ..store.replies import Store
+    from ..store.contract import ReplyStore
 
 __all__ = ["Lookahead", "Seen"]
 
@@ -61,7 +61,7 @@ class Lookahead:
         client: Client,
         rows: Rows,
         todo: Iterable[int],
-        store: Store,
+        store: ReplyStore,
         rendered: MutableMapping[int, list[Message]],
         *,
         sample: Callable[[int], int] = lambda row: 0,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from ..observers import Chosen
-    from ..store.replies import Store
+    from ..store.contract import ReplyStore
     from ..task.chat import Message
 
 __all__ = ["Display", "Plan", "Progress", "available_cpus", "choose_engine", "repeated"]
@@ -97,7 +97,7 @@ class Plan:
     budget: Budget | None = None
     price: Price | None = None
     adaptive: Adaptive | None = None
-    open_store: Callable[[], Store | None] | None = None
+    open_store: Callable[[], ReplyStore | None] | None = None
     factory: Callable[[int], Any] | None = None
     instances: Sequence[Any] | None = None
 
@@ -180,7 +180,9 @@ class Plan:
             price=self.price,
         )
 
-    def lookahead(self, store: Store, rendered: MutableMapping[int, list[Message]]) -> Lookahead:
+    def lookahead(
+        self, store: ReplyStore, rendered: MutableMapping[int, list[Message]]
+    ) -> Lookahead:
         """What looks rows up in the store, and puts the prompts of the others into ``rendered``."""
         assert self.client is not None
         assert isinstance(self.task, ModelTask)

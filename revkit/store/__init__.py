@@ -3,13 +3,15 @@
 The response cache, resuming after a crash or an interrupt, and asking twins once are all this one
 thing: a prompt whose key is in the file is not sent. No prompt and no key of a service is in it.
 
-    keys     under which key a reply is kept
-    replies  Store: get and put, by batches
-    file     how its file is opened, and what is done where it cannot be used
-    shared   a directory that the workers of a cluster share
-    choice   which store a run gets
-    manage   what users call: info, clear, to_parquet
-    files    files that are there whole or not at all
+    keys      the key of a reply
+    contract  ReplyStore: what a run asks of a store
+    replies   Store: replies in one SQLite file
+    file      opens that file, and sets a damaged one aside
+    shared    SharedStore: replies in a directory that the workers of a cluster share
+    choice    which store a run gets
+    manage    what users call: info, clear, to_parquet
+    files     files that are there whole or not at all
+    lock      a directory that one process at a time works in
 
 >>> import tempfile
 >>> from revkit import Reply, store

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ..clients.contract import Client
 
 if TYPE_CHECKING:
+    from .contract import ReplyStore
     from .replies import Store
 
 __all__ = ["store_of"]
 
 
-def store_of(store: Any, client: Client) -> Callable[[], Store | None] | None:
+def store_of(store: Any, client: Client) -> Callable[[], ReplyStore | None] | None:
     """What opens the store of a run; None where it certainly has none."""
     if store is False or (store is None and not client.keeps_replies):
         return None

@@ -52,13 +52,10 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
 
 class Store:
-    """The replies that were paid for, under the keys of :class:`~revkit.store.keys.ReplyKeys`.
+    """A :class:`~revkit.store.contract.ReplyStore` in one SQLite file.
 
-    Several stores may use one file at the same time, in one process or in several. One store may
-    be used from any thread; a :meth:`put` in one makes :meth:`get` in another wait only where
-    :attr:`journal` is not ``"wal"``. No trouble with the file leaves :meth:`get`, :meth:`put` or
-    :meth:`close` as an exception: it is said once as a :class:`StoreWarning` and stands in
-    :attr:`problem`, and what can still be done is done.
+    Several stores may use one file at the same time, in one process or in several. A :meth:`put`
+    in one thread makes :meth:`get` in another wait only where :attr:`journal` is not ``"wal"``.
 
     Attributes:
         path: the file.
@@ -104,7 +101,6 @@ class Store:
 
     @property
     def problem(self) -> str | None:
-        """What the store could not do, None where all is well."""
         return "; ".join(self._troubles.values()) or None
 
     @property
@@ -123,12 +119,6 @@ class Store:
         return self._file.journal
 
     def get(self, keys: Sequence[bytes], *, weights: str | None = None) -> dict[bytes, Reply]:
-        """The replies that are kept, by key; keys without one are left out.
-
-        Args:
-            weights: digest of the model's weights as they are now. A reply by others is left out;
-                None, not known: whatever is kept will do.
-        """
         found: dict[bytes, Reply] = {}
         try:
             with self._reading() as db:
@@ -167,21 +157,7 @@ class Store:
         model: str,
         weights: str | None = None,
     ) -> bool:
-        """Keep replies, in one transaction.
-
-        Where a key has one already, the first one stands, unless it came from other weights.
-
-        Args:
-            items: keys and replies.
-            task: fingerprint of the task that asked.
-            model: name of the model that replied.
-            weights: digest of the model's weights, where it is known.
-
-        Returns:
-            Whether they are in the file: from then on no end of the process loses them. Where they
-            could not be written (a full disk, a lock that is not let go) they are tried again with
-            a later call and in :meth:`close`.
-        """
+        """Keep replies, in one transaction; a key's first reply stands while its weights do."""
         now = int(time.time())
         with self._lock:
             if not self._file.writable:
@@ -198,7 +174,6 @@ class Store:
             yield self._file.db
 
     def forget(self, keys: Iterable[bytes]) -> None:
-        """Drop replies that no longer do, so that others can be put in their place."""
         with self._lock:
             if self._file.db is None or not self._file.writable:
                 return

@@ -56,10 +56,9 @@ class _Place(NamedTuple):
 
 
 class SharedStore:
-    """The replies in one directory, to one process. Usable from any thread.
+    """A :class:`~revkit.store.contract.ReplyStore` in a directory, as one process sees it.
 
-    Has what runs ask of :class:`~revkit.store.Store`. Where a key has several replies, the newest
-    one stands.
+    Of several replies to a key the newest one stands.
 
     Args:
         path: the directory; it is made where there is none.
@@ -96,7 +95,6 @@ class SharedStore:
 
     @property
     def problem(self) -> str | None:
-        """What the store could not do, None where all is well."""
         return "; ".join(self._troubles.values()) or None
 
     def open(self) -> None:
@@ -135,12 +133,6 @@ class SharedStore:
             raise UsageError(f"the store {self.path} cannot be written: {error}") from None
 
     def get(self, keys: Sequence[bytes], *, weights: str | None = None) -> dict[bytes, Reply]:
-        """The replies that are kept, by key; keys without one are left out.
-
-        Args:
-            weights: digest of the model's weights as they are now. A reply by others is left out;
-                None, not known: whatever is kept will do.
-        """
         with self._lock:
             stale = time.monotonic() - self._refreshed > _FRESH
             if stale and any(key not in self._index for key in keys):
@@ -187,12 +179,6 @@ class SharedStore:
         model: str,
         weights: str | None = None,
     ) -> bool:
-        """Keep replies, in one commit.
-
-        Returns:
-            Whether they are on the disk: from then on no end of the process loses them. Where they
-            could not be written they are tried again with a later call.
-        """
         now = time.time()
         with self._lock:
             for key, reply in items:
@@ -203,7 +189,6 @@ class SharedStore:
             return self._write()
 
     def forget(self, keys: Iterable[bytes]) -> None:
-        """Drop replies that no longer do, so that others can be put in their place."""
         with self._lock:
             for key in keys:
                 self._index.pop(key, None)
@@ -214,7 +199,6 @@ class SharedStore:
             self._write()
 
     def close(self) -> None:
-        """Write what waits. Closing twice does nothing."""
         with self._lock:
             if not self._write():
                 del self._troubles["unwritten"]
