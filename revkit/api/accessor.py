@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..results.result import ParallelResult
 from ..task.sentiment import SENTIMENT
 from .call import Options, TaskLike, amap_any, map_any, shows_options
-from .preview import Preview, apreview_any, preview_any
+from .preview import Preview, arun_preview, run_preview
 
 __all__ = ["DataFrameAccessor", "FrameOptions", "SeriesAccessor", "register_accessor"]
 
@@ -94,7 +94,7 @@ class DataFrameAccessor:
             Which country is Lyon in?
           -> response: France
         """
-        return preview_any(self._frame, task, n, send, leave_out=("batch_key",), **options)
+        return run_preview(self._frame, task, n, send, leave_out=("batch_key",), **options)
 
     @shows_options("batch_key", "loop")
     async def apreview(
@@ -106,7 +106,7 @@ class DataFrameAccessor:
         **options: Unpack[FrameOptions],
     ) -> Preview:
         """:meth:`preview`, awaited: runs on the caller's event loop."""
-        return await apreview_any(self._frame, task, n, send, leave_out=("batch_key",), **options)
+        return await arun_preview(self._frame, task, n, send, leave_out=("batch_key",), **options)
 
 
 class SeriesAccessor:
@@ -152,7 +152,7 @@ class SeriesAccessor:
 
         The arguments, what is returned and what is raised: :func:`revkit.preview`.
         """
-        return preview_any(
+        return run_preview(
             self._series, task, n, send, leave_out=("inplace", "batch_key"), **options
         )
 
@@ -166,7 +166,7 @@ class SeriesAccessor:
         **options: Unpack[Options],
     ) -> Preview:
         """:meth:`preview`, awaited: runs on the caller's event loop."""
-        return await apreview_any(
+        return await arun_preview(
             self._series, task, n, send, leave_out=("inplace", "batch_key"), **options
         )
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..record.record import Record
     from ..task.chat import Message
 
-__all__ = ["Expected", "Preview", "RowCounts", "apreview", "apreview_any", "preview", "preview_any"]
+__all__ = ["Expected", "Preview", "RowCounts", "apreview", "arun_preview", "preview", "run_preview"]
 
 #: Most rows that are looked up; what is counted in them is scaled to all.
 _LOOKED_AT = 100_000
@@ -123,7 +123,7 @@ class Preview:
         return display.preview_html(self)
 
 
-def preview_any(
+def run_preview(
     source: Any,
     task: Any,
     n: int,
@@ -138,7 +138,7 @@ def preview_any(
     return _read(call, sample, execute(_few(call.plan, sample)) if send else None)
 
 
-async def apreview_any(
+async def arun_preview(
     source: Any,
     task: Any,
     n: int,
@@ -147,7 +147,7 @@ async def apreview_any(
     leave_out: tuple[str, ...] = (),
     **options: Any,
 ) -> Preview:
-    """:func:`preview_any` on the running loop."""
+    """:func:`run_preview` on the running loop."""
     import asyncio
 
     call = prepare_any("apreview", source, task, leave_out=leave_out, options=options)
@@ -200,7 +200,7 @@ def preview(
     25   25  user  Shorten: hot milk
     75   75  user  Shorten: hot milk
     """
-    return preview_any(items, task, n, send, leave_out=("inplace",), **options)
+    return run_preview(items, task, n, send, leave_out=("inplace",), **options)
 
 
 @shows_options("inplace", "loop")
@@ -213,7 +213,7 @@ async def apreview(
     **options: Unpack[ItemOptions],
 ) -> Preview:
     """:func:`preview`, awaited: runs on the caller's event loop."""
-    return await apreview_any(items, task, n, send, leave_out=("inplace",), **options)
+    return await arun_preview(items, task, n, send, leave_out=("inplace",), **options)
 
 
 def _sample(plan: Plan, n: Any) -> list[int]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
-from ...errors import Interrupted, RunFailed, UsageError
+from ...errors import RunFailed, UsageError
 from ...record.metrics import Usage
 from ...record.totals import Totals
 from ...results.result import ParallelResult
 from ...tables.dtypes import STRING
 from ..call import Options, TaskLike, prepare_any, shows_options
-from ..chunks import CHUNK_ROWS, LEAVE_OUT, Whole, check_chunk_rows
+from ..chunked_run import CHUNK_ROWS, LEAVE_OUT, ChunkedRun, check_chunk_rows
 
 if TYPE_CHECKING:
     from .sink import Sink
@@ -72,11 +72,11 @@ class ParquetResult:
     def __repr__(self) -> str:
         from ...display.words import rows_of
 
-        told = self.metrics
-        parts = [rows_of(told.total, told.samples), f"{told.succeeded:,} ok"]
-        parts += [f"{told.failed:,} failed"] if told.failed else []
+        totals = self.metrics
+        parts = [rows_of(totals.total, totals.samples), f"{totals.succeeded:,} ok"]
+        parts += [f"{totals.failed:,} failed"] if totals.failed else []
         lines = [f"ParquetResult: {', '.join(parts)}, in {self.path.name}"]
-        lines += [f"  {count:,} x {kind}" for kind, count in told.error_types.items()]
+        lines += [f"  {count:,} x {kind}" for kind, count in totals.error_types.items()]
         return "\n".join(lines)
 
 
@@ -175,40 +175,33 @@ def map_parquet(
         return ParquetResult(kept.path, finished)
     if call.plan.client is not None:
         options["model"] = call.plan.client  # the same one for all chunks
-    whole = Whole(task, options, total=read.rows)
+    run = ChunkedRun(task, options, total=read.rows)
     with kept.open(restart=restart):
-        whole.goes_on(kept.totals())
+        run.resume_after(kept.totals())
         try:
             for table in read.tables(rows, start=kept.rows):
-                _run(whole, table, kept)
+                _run_and_keep(run, table, kept)
             if not kept.parts:  # no row at all: the columns are there nevertheless
-                _run(whole, read.schema.empty_table(), kept)
-        except KeyboardInterrupt as error:
-            _go_on(error, kept)
-            raise
-        except RunFailed as error:
-            _go_on(error, kept)
+                _run_and_keep(run, read.schema.empty_table(), kept)
+        except (RunFailed, KeyboardInterrupt) as error:
+            error.add_note(
+                f"{kept.rows:,} rows are finished and kept in {kept.directory}; the same call goes "
+                "on from there."
+            )
             raise
         finally:
-            whole.close()
+            run.close()
         totals = kept.finish()
-    whole.end()
+    run.end()
     return ParquetResult(kept.path, totals)
 
 
-def _run(whole: Whole, table: Any, kept: Sink) -> None:
+def _run_and_keep(run: ChunkedRun, table: Any, kept: Sink) -> None:
     """Run the task over one chunk, and keep it."""
     from .sink import joined
     from .source import frame_of
 
     start = kept.rows
-    result: ParallelResult = whole.run(frame_of(table, start))
+    result: ParallelResult = run.run_chunk(frame_of(table, start))
     totals = Totals.of(result._record, result._find_price(), first=start)
     kept.put(joined(table, result), totals)
-
-
-def _go_on(error: RunFailed | Interrupted | KeyboardInterrupt, kept: Sink) -> None:
-    error.add_note(
-        f"{kept.rows:,} rows are finished and kept in {kept.directory}; the same call goes on "
-        "from there."
-    )

@@ -1,0 +1,221 @@
+"""One task over many chunks of rows: memory holds one chunk, limits hold over all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import Interrupted, RunFailed, RunTimeout, UsageError
+from ..record.record import RowResult
+from ..results.result import ParallelResult
+from ..scheduling.events import StopKind
+from ..scheduling.policy import failure_limit
+from .call import map_any, seconds
+
+if TYPE_CHECKING:
+    from ..display.progress import Bar
+    from ..record.totals import Totals
+
+__all__ = ["CHUNK_ROWS", "LEAVE_OUT", "ChunkedRun", "check_chunk_rows"]
+
+#: Rows of a Parquet file that make a chunk where nothing else is asked for.
+CHUNK_ROWS = 10_000
+#: Arguments of a run that one over chunks does not have.
+LEAVE_OUT = ("inplace", "batch_key")
+
+
+def check_chunk_rows(rows: Any) -> int | None:
+    """Refuse a number of rows that makes no chunk."""
+    if rows is None or (isinstance(rows, int) and not isinstance(rows, bool) and rows >= 1):
+        return rows
+    raise UsageError(f"chunk_rows={rows!r}: give a whole number of at least 1")
+
+
+class ChunkedRun:
+    """The runs of one task over many chunks of rows, with counts and limits over all of them.
+
+    Args:
+        options: those of :func:`revkit.parallel_map`.
+        total: rows of all chunks; None: not known.
+
+    Attributes:
+        settled, succeeded, failed, from_store: rows so far; with ``repeat=``, samples.
+        tokens: of the finished chunks.
+    """
+
+    def __init__(self, task: Any, options: Mapping[str, Any], *, total: int | None):
+        self._task = task
+        self._options = dict(options)
+        repeat = self._options.get("repeat", 1)
+        self._samples = repeat if isinstance(repeat, int) and repeat > 0 else 1
+        self._total = None if total is None else total * self._samples
+        self._fail_fast = bool(self._options.get("fail_fast", False))
+        self._max_failures = self._options.pop("max_failures", None)
+        self._timeout: Any = self._options.pop("timeout", None)
+        share = isinstance(self._max_failures, float)
+        if share and total is None and not self._fail_fast:
+            raise UsageError(
+                f"max_failures={self._max_failures!r} is a share of all rows, and how many there "
+                "are is not known; give a number of rows"
+            )
+        self._limit = failure_limit(
+            self._max_failures, fail_fast=self._fail_fast, rows=self._total or 0
+        )
+        if self._timeout is not None:
+            seconds("timeout", self._timeout)
+        self.settled = self._done = 0
+        self.failed = self.succeeded = self.from_store = self.tokens = 0
+        self._chunks = 0
+        self._wall_s = 0.0
+        self._last: ParallelResult | None = None
+        self._bar: Bar | None = None
+        self._callback = self._progress_callback(self._options.pop("progress", False))
+
+    def resume_after(self, before: Totals) -> None:
+        """Count the rows that an earlier call finished; they come before the first chunk."""
+        if self._limit is not None and not self._fail_fast and before.failed > self._limit:
+            raise UsageError(
+                f"max_failures={self._max_failures!r}: {before.failed:,} rows of the finished "
+                "chunks have failed already; allow more, or begin anew"
+            )
+        self.settled = self._done = before.total
+        self.failed, self.succeeded = before.failed, before.succeeded
+        self.from_store, self.tokens = before.from_store, before.usage.total_tokens or 0
+
+    def _progress_callback(self, progress: Any) -> Callable[[int, int, RowResult], object] | None:
+        if callable(progress):
+            return _RenumberedCallback(self, progress)
+        if progress is True:
+            from ..display.progress import bar
+
+            self._bar = bar(self._total)
+            return self._move_bar
+        if progress is False:
+            return None
+        raise UsageError(
+            f"progress={progress!r}: True for a bar over all chunks, False for none, or a function "
+            'of (completed, total, row_result); "live" is for a run of one chunk'
+        )
+
+    def _move_bar(self, completed: int, total: int, row: RowResult) -> None:
+        assert self._bar is not None
+        self.settled += 1
+        self.failed += row.status == "error"
+        self.from_store += row.source == "store"
+        self._bar.update(self)
+
+    def renumbered(self, completed: int, total: int, row: RowResult) -> tuple[int, int, RowResult]:
+        """The progress of the chunk at hand, counted over all chunks."""
+        every = self._done + total if self._total is None else self._total
+        number = self._done // self._samples + row.row
+        return self._done + completed, every, dataclasses.replace(row, row=number)
+
+    def run_chunk(self, chunk: Any) -> ParallelResult:
+        """Run the task over the next chunk.
+
+        Raises:
+            RunFailed, Interrupted: it was stopped; ``.result`` is that of this chunk.
+        """
+        options = dict(self._options)
+        if self._timeout is not None:
+            options["timeout"] = self._timeout - self._wall_s
+            if options["timeout"] <= 0:
+                assert self._last is not None
+                raise RunTimeout(
+                    self._stop_message(f"timeout={self._timeout:g} s was over"), self._last
+                )
+        failed, from_store = self.failed, self.from_store
+        if self._limit is not None and not self._fail_fast:
+            options["max_failures"] = self._limit - failed
+        if self._callback is not None:
+            options["progress"] = self._callback
+        stopped: RunFailed | Interrupted | None = None
+        try:
+            result = map_any(chunk, self._task, leave_out=LEAVE_OUT, **options)
+        except (RunFailed, Interrupted) as error:
+            result, record = error.result, error.result._record
+            # A chunk all of whose rows failed is no reason to stop: what counts is the whole.
+            if isinstance(error, Interrupted) or record.stopped or record.ended_by:
+                stopped = error
+        metrics = result.metrics
+        first = self._done
+        self._last = result
+        self._chunks += 1
+        self._done += metrics.total
+        self._wall_s += metrics.wall_s
+        self.succeeded += metrics.succeeded
+        self.failed, self.from_store = failed + metrics.failed, from_store + metrics.from_store
+        self.tokens += result.usage.total_tokens or 0
+        self.settled = self._done
+        if stopped is not None:
+            raise self._with_all_chunks(stopped, first) from stopped.__cause__
+        return result
+
+    def _with_all_chunks(
+        self, error: RunFailed | Interrupted, first: int
+    ) -> RunFailed | Interrupted:
+        """The same error, with counts over all chunks."""
+        record = error.result._record
+        if isinstance(error, Interrupted):
+            reason = "it was interrupted"
+        elif record.stopped is None:
+            reason = f"it broke off: {type(record.ended_by).__name__}: {record.ended_by}"
+        elif record.stopped.kind is StopKind.FAILURES and not self._fail_fast:
+            failed = f"{self.failed:,} row{'' if self.failed == 1 else 's'} failed"
+            reason = f"{failed}, more than max_failures allows ({self._limit})"
+        elif record.stopped.kind is StopKind.TIMEOUT:
+            reason = f"timeout={self._timeout:g} s was over"
+        else:
+            reason = record.stopped.reason
+        lines = [self._stop_message(reason)]
+        if record.first_failure is not None:
+            row, failure = record.first_failure
+            number = (first + row) // self._samples
+            lines.append(f"The first failure of this chunk was row {number:,}: {failure}")
+        lines.append("The partial result of this chunk is in .result of this error.")
+        return type(error)("\n".join(lines), error.result)
+
+    def _stop_message(self, reason: str) -> str:
+        all_rows = "" if self._total is None else f" of {self._total:,}"
+        what = "rows" if self._samples == 1 else "samples"
+        return (
+            f"the run was stopped in chunk {self._chunks}: {reason}; {self.succeeded:,}{all_rows} "
+            f"{what} {'is' if self.succeeded == 1 else 'are'} done and {self.failed:,} failed"
+        )
+
+    def end(self) -> None:
+        """Raise :class:`~revkit.RunFailed` if no row of any chunk is ok.
+
+        Not if this call has run no chunk: then an earlier call has raised it.
+        """
+        if self.failed and not self.succeeded and self._last is not None:
+            first = self._last._record.first_failure
+            every = "the only row" if self.failed == 1 else f"all {self.failed:,} rows"
+            raise RunFailed(
+                f"{every} failed. The first of the last chunk: "
+                f"{first and first[1]}\nThe result of the last chunk is in .result of this error.",
+                self._last,
+            )
+
+    def close(self) -> None:
+        """Leave the bar as it should stay."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _RenumberedCallback:
+    """The user's progress callback, called with counts over all chunks."""
+
+    def __init__(self, run: ChunkedRun, callback: Callable[[int, int, RowResult], object]):
+        self._run = run
+        self._callback: Callable[[int, int, RowResult], object] | None = callback
+
+    def __call__(self, completed: int, total: int, row: RowResult) -> None:
+        if self._callback is None:
+            return
+        try:
+            self._callback(*self._run.renumbered(completed, total, row))
+        except BaseException:
+            self._callback = None  # the run tells the user; later chunks do not call it again
+            raise
