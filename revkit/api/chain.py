@@ -106,6 +106,7 @@ class ChainOptions(TypedDict, total=False):
     budget: Budget | None
 
 
+#: Arguments of a run that belong to one step: :func:`chain` does not take them.
 _NOT_SHARED = [*_LEAVE_OUT, *(Options.__annotations__.keys() - ChainOptions.__annotations__)]
 #: What goes with tasks that ask a model only.
 _OF_MODELS = frozenset({"model", "store", "rate_limit", "budget"})
@@ -231,13 +232,13 @@ class Chain:
             RunFailed, Interrupted: as for ``parallel_map``; ``.results`` has what is done.
         """
         work = self._begin(frame)
-        for step, options in self._left(work):
-            with self._noted(work, step):
+        for step, options in self._remaining(work):
+            with self._partial_kept(work, step):
                 if work.partial is not None:
                     result = work.partial.retry_failed()
                 else:
                     result = map_any(work.input, step.task, leave_out=_LEAVE_OUT, **options)
-            self._took(work, result)
+            self._finish_step(work, result)
         return self._end(work)
 
     async def arun(self, frame: Any) -> ChainResult:
@@ -248,13 +249,13 @@ class Chain:
                 done.
         """
         work = self._begin(frame)
-        for step, options in self._left(work):
-            with self._noted(work, step):
+        for step, options in self._remaining(work):
+            with self._partial_kept(work, step):
                 if work.partial is not None:
                     result = await work.partial.aretry_failed()
                 else:
                     result = await amap_any(work.input, step.task, leave_out=_LEAVE_OUT, **options)
-            self._took(work, result)
+            self._finish_step(work, result)
         return self._end(work)
 
     def _begin(self, source: Any) -> _Work:
@@ -269,12 +270,12 @@ class Chain:
             return stopped
         return work
 
-    def _left(self, work: _Work) -> Iterator[tuple[Step, dict[str, Any]]]:
+    def _remaining(self, work: _Work) -> Iterator[tuple[Step, dict[str, Any]]]:
         """The steps that are not finished, and their options."""
         while len(work.done) < len(self.steps):
             yield self.steps[len(work.done)], work.options[len(work.done)]
 
-    def _took(self, work: _Work, result: ParallelResult) -> None:
+    def _finish_step(self, work: _Work, result: ParallelResult) -> None:
         work.done.append(result)
         work.partial = None
 
@@ -283,7 +284,7 @@ class Chain:
         return self.results
 
     @contextmanager
-    def _noted(self, work: _Work, step: Step) -> Iterator[None]:
+    def _partial_kept(self, work: _Work, step: Step) -> Iterator[None]:
         """Keep what is done when a step ends in an exception, and say so."""
         before, source = last_result(), work.input
         try:
@@ -403,23 +404,7 @@ def _is_of(result: ParallelResult, step: Step, source: Any) -> bool:
     return same_rows(result.frame, source, source.columns)
 
 
-@shows_options(
-    *(
-        "inplace",
-        "batch_key",
-        "repeat",
-        "factory",
-        "instances",
-        "on",
-        "output",
-        "instructions",
-        "engine",
-        "loop",
-        "prefix",
-        "error",
-    ),
-    *("overwrite", "timeout"),
-)
+@shows_options(*_NOT_SHARED)
 def chain(steps: Iterable[Step | TaskLike], **options: Unpack[ChainOptions]) -> Chain:
     """Put steps in sequence: each is parallel over rows, and sees the columns of those before it.
 

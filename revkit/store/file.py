@@ -83,7 +83,7 @@ _NETWORK = {
 _MOUNTS = Path("/proc/self/mounts")
 
 Identity = tuple[int, int]
-Say = Callable[[str, str], None]
+Warn = Callable[[str, str], None]
 
 
 class File(NamedTuple):
@@ -117,12 +117,12 @@ class _Outdated(Exception):
     """The file has another schema; ``args[0]`` says which."""
 
 
-def open_file(path: Path, say: Say, *, damaged: Identity | None = None) -> File:
+def open_file(path: Path, warn: Warn, *, damaged: Identity | None = None) -> File:
     """Open the store at ``path``, and begin it where there is none.
 
     Args:
         path: absolute.
-        say: told, as a kind and a message, what could not be done.
+        warn: called with a kind and a message for everything that could not be done.
         damaged: the file that was found damaged in use: set aside, if it is still at ``path``.
 
     Raises:
@@ -131,23 +131,23 @@ def open_file(path: Path, say: Say, *, damaged: Identity | None = None) -> File:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        say("off", f"the directory {path.parent} cannot be made ({error.strerror}): {_OFF}")
+        warn("off", f"the directory {path.parent} cannot be made ({error.strerror}): {_OFF}")
         return File()
     # One process at a time begins a file or sets one aside; who waits too long goes on without.
     with locked(path.parent, wait_s=_PATIENCE):
         try:
             if damaged is not None and damaged == identity(path):
-                _set_aside(path, "damaged", "is damaged", say)
+                _set_aside(path, "damaged", "is damaged", warn)
             elif identity(path) is None and _beside(path, _COMPANIONS):
                 # Others may have them in use still, and a new file must not meet them.
-                _set_aside(path, "removed", "was removed, but not its log", say)
+                _set_aside(path, "removed", "was removed, but not its log", warn)
             for _ in range(2):
                 try:
-                    return _open(path, say)
+                    return _open(path, warn)
                 except _Outdated as outdated:
                     (version,) = outdated.args
                     if version > SCHEMA:
-                        say(
+                        warn(
                             "off",
                             f"{path} was written by a newer revkit (format {version}, this one "
                             f"knows {SCHEMA}) and is left as it is: {_OFF}; upgrade revkit, or "
@@ -155,7 +155,7 @@ def open_file(path: Path, say: Say, *, damaged: Identity | None = None) -> File:
                         )
                         return File()
                     was = f"has an older format ({version}) than this revkit's ({SCHEMA})"
-                    _set_aside(path, f"format{version}", was, say)
+                    _set_aside(path, f"format{version}", was, warn)
                 except SQLITE_ERRORS as error:
                     if not is_damage(error):
                         raise
@@ -164,17 +164,17 @@ def open_file(path: Path, say: Say, *, damaged: Identity | None = None) -> File:
                             f"{path} is not a store of revkit, nor any SQLite file; pass store= "
                             'a directory, or a path at which there is nothing ("replies.sqlite")'
                         ) from None
-                    _set_aside(path, "damaged", f"is damaged ({error})", say)
-            say("off", f"{path} is damaged again as soon as it is begun: {_OFF}")
+                    _set_aside(path, "damaged", f"is damaged ({error})", warn)
+            warn("off", f"{path} is damaged again as soon as it is begun: {_OFF}")
         except (OSError, sqlite3.Error) as error:
-            say("off", f"the store {path} cannot be opened ({error}): {_OFF}")
+            warn("off", f"the store {path} cannot be opened ({error}): {_OFF}")
     return File()
 
 
 _OFF = "replies of this run are not kept"
 
 
-def _open(path: Path, say: Say) -> File:
+def _open(path: Path, warn: Warn) -> File:
     is_new = _make(path)
     try:
         db = _connect(path, "mode=rw")
@@ -207,7 +207,7 @@ def _open(path: Path, say: Say) -> File:
                 _begin(db)
         else:
             reason = "cannot be written: replies are read from it, and new ones are not kept"
-            say("readonly", f"the store {path} {reason}")
+            warn("readonly", f"the store {path} {reason}")
         _check(db)
         (journal,) = db.execute("PRAGMA journal_mode").fetchone()
         reader = _connect(path, "mode=ro") if writable and journal == "wal" else None
@@ -304,7 +304,7 @@ def _beside(path: Path, suffixes: Iterable[str]) -> list[Path]:
     return [file for file in files if file.exists()]
 
 
-def _set_aside(path: Path, kind: str, was: str, say: Say) -> None:
+def _set_aside(path: Path, kind: str, was: str, warn: Warn) -> None:
     """Rename the file and its log. The caller has closed its own connections."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     kept, number = path.with_name(f"{path.name}.{kind}-{stamp}"), 0
@@ -314,7 +314,7 @@ def _set_aside(path: Path, kind: str, was: str, say: Say) -> None:
     for suffix in ("", *_COMPANIONS):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(f"{kept}{suffix}")
-    say(kind, f"the store {path} {was}: it is kept as {kept.name}, and a new one is begun")
+    warn(kind, f"the store {path} {was}: it is kept as {kept.name}, and a new one is begun")
 
 
 def identity(path: Path) -> Identity | None:

@@ -83,7 +83,7 @@ class Store:
         self._waiting: list[tuple[Any, ...]] = []
         self._try_at = 0
         self._in_use = False
-        self._file = open_file(self.path, self._say)
+        self._file = open_file(self.path, self._warn)
         self._in_use = True
 
     @classmethod
@@ -223,10 +223,10 @@ class Store:
         if getattr(error, "sqlite_errorname", "").startswith("SQLITE_READONLY"):
             self._file = self._file._replace(writable=False)
             self._waiting.clear()
-            self._say("readonly", f"the store {self.path} cannot be written any more ({error})")
+            self._warn("readonly", f"the store {self.path} cannot be written any more ({error})")
             return False
         self._try_at = 2 * len(self._waiting)
-        self._say(
+        self._warn(
             "unwritten",
             f"the store {self.path} cannot be written at present ({error}); what it holds is safe, "
             "and new replies are tried again later in the run",
@@ -237,7 +237,7 @@ class Store:
         if is_damage(error):
             self._replace()
         else:
-            self._say("unread", f"the store {self.path} cannot be read ({error})")
+            self._warn("unread", f"the store {self.path} cannot be read ({error})")
 
     def _replace(self) -> None:
         """Set a damaged file aside and begin a new one."""
@@ -245,22 +245,22 @@ class Store:
             self._reopen(damaged=True)
         else:
             self._close_file()
-            self._say("off", f"the store {self.path} is damaged, and its place cannot be written")
+            self._warn("off", f"the store {self.path} is damaged, and its place cannot be written")
 
     def _reopen(self, *, damaged: bool = False) -> None:
         was = self._file.identity
         self._close_file()
         try:
-            self._file = open_file(self.path, self._say, damaged=was if damaged else None)
+            self._file = open_file(self.path, self._warn, damaged=was if damaged else None)
         except UsageError as error:  # somebody put another file there in the meantime
-            self._say("off", str(error))
+            self._warn("off", str(error))
 
     def _close_file(self) -> None:
         with self._read_lock:
             self._file.close()
             self._file = File()
 
-    def _say(self, kind: str, message: str) -> None:
+    def _warn(self, kind: str, message: str) -> None:
         """Note a trouble, and warn of it once for each kind."""
         known = kind in self._troubles
         self._troubles[kind] = message

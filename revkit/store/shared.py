@@ -202,7 +202,7 @@ class SharedStore:
         with self._lock:
             if not self._write():
                 del self._troubles["unwritten"]
-                self._say(
+                self._warn(
                     "lost",
                     f"{len(self._waiting)} replies could not be written to {self.path}, and are "
                     "not kept: the next run asks for them again",
@@ -266,7 +266,7 @@ class SharedStore:
             self._read, self._refreshed = dict.fromkeys(self._read, 0), float("-inf")
             with (self.path / name).open("rb") as lines:
                 self._take(name, 0, lines)
-            self._say(
+            self._warn(
                 "removed",
                 f"the store {self.path} was removed or replaced while it was in use. It was begun "
                 f"anew with {copied} replies that this process still had; others may be lost",
@@ -281,10 +281,10 @@ class SharedStore:
 
     def _unwritten(self, error: Exception | str) -> bool:
         """The disk is full, say."""
-        self._say("unwritten", f"the store {self.path} cannot be written at present ({error})")
+        self._warn("unwritten", f"the store {self.path} cannot be written at present ({error})")
         return False
 
-    def _say(self, kind: str, message: str) -> None:
+    def _warn(self, kind: str, message: str) -> None:
         """Note a trouble, and warn of it once for each kind."""
         known = kind in self._troubles
         self._troubles[kind] = message
@@ -313,17 +313,19 @@ class SharedStore:
             if not line.endswith(b"\n"):
                 break
             try:
-                said = json.loads(line)
-                key, created = bytes.fromhex(said["key"]), float(said["created"])
+                fields = json.loads(line)
+                key, created = bytes.fromhex(fields["key"]), float(fields["created"])
             except (ValueError, KeyError, TypeError):
                 if b"\0" in line:  # a page that has not arrived yet; what follows is read with it
                     break
-                self._say("damaged", f"a line of {self.path / part} is damaged, and is passed over")
+                self._warn(
+                    "damaged", f"a line of {self.path / part} is damaged, and is passed over"
+                )
                 start += len(line)
                 continue
             known = self._index.get(key)
             if known is None or known.created <= created:
-                self._index[key] = _Place(part, start, len(line), said.get("weights"), created)
+                self._index[key] = _Place(part, start, len(line), fields.get("weights"), created)
             start += len(line)
         return start
 
@@ -390,7 +392,7 @@ def _json(path: Path) -> dict[str, Any]:
 def _line(
     key: bytes, reply: Reply, *, task: str, model: str, weights: str | None, created: float
 ) -> bytes:
-    said = {
+    fields = {
         "key": key.hex(),
         "text": reply.text,
         "prompt_tokens": reply.prompt_tokens,
@@ -404,19 +406,19 @@ def _line(
     }
     # In ASCII, so that half of a surrogate pair, which a reply may hold, can be written.
     return (
-        json.dumps({k: v for k, v in said.items() if v is not None}, default=str).encode() + b"\n"
+        json.dumps({k: v for k, v in fields.items() if v is not None}, default=str).encode() + b"\n"
     )
 
 
-def _reply(key: bytes, said: dict[str, Any]) -> Reply:
-    if said["key"] != key.hex():
+def _reply(key: bytes, fields: dict[str, Any]) -> Reply:
+    if fields["key"] != key.hex():
         raise ValueError("the reply to another key")
     return Reply(
-        said["text"],
-        said.get("prompt_tokens"),
-        said.get("completion_tokens"),
-        said.get("finish_reason"),
-        said.get("probabilities"),
+        fields["text"],
+        fields.get("prompt_tokens"),
+        fields.get("completion_tokens"),
+        fields.get("finish_reason"),
+        fields.get("probabilities"),
     )
 
 

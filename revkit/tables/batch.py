@@ -63,9 +63,9 @@ def _columns(items: Mapping[Any, Any]) -> list[dict[Any, Any]]:
     columns = {name: list(value) for name, value in items.items() if _is_list(value)}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f'"{one_line(str(name))}" has {n}' for name, n in lengths.items())
+        given = ", ".join(f'"{one_line(str(name))}" has {n}' for name, n in lengths.items())
         raise UsageError(
-            f"the lists of items= differ in length: {told}; give each a value for every row, or "
+            f"the lists of items= differ in length: {given}; give each a value for every row, or "
             "one value outside a list for all rows"
         )
     for name, value in items.items():

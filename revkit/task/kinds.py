@@ -63,7 +63,7 @@ class ModelTask:
     def fingerprint(self) -> str:
         """16 hex digits that change whenever the task asks for something else."""
         fields = {n: [repr(f.type), f.description, f.ordered] for n, f in self.inputs.items()}
-        told = [
+        asked = [
             RENDER_VERSION,
             self.prefix,
             self.user_text({name: f"\0{name}\0" for name in self.inputs}),
@@ -71,7 +71,7 @@ class ModelTask:
             list(self.outputs),
             self.outputs.json_schema,
         ]
-        return _digest(json.dumps(told, default=str).encode())
+        return _digest(json.dumps(asked, default=str).encode())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ModelTask) and self.fingerprint == other.fingerprint
@@ -152,12 +152,12 @@ class Signature(ModelTask):
 
     @cached_property
     def prefix(self) -> list[Message]:
-        told = [self.instructions]
+        system = [self.instructions]
         described = [f"- {n}: {f.description}" for n, f in self.inputs.items() if f.description]
         if described:
-            told.append("\n".join(["The user gives:", *described]))
-        told.append(self.outputs.describe())
-        turns: list[Message] = [{"role": "system", "content": "\n\n".join(filter(None, told))}]
+            system.append("\n".join(["The user gives:", *described]))
+        system.append(self.outputs.describe())
+        turns: list[Message] = [{"role": "system", "content": "\n\n".join(filter(None, system))}]
         for example in self.examples:
             turns.append({"role": "user", "content": self.user_text(example)})
             turns.append({"role": "assistant", "content": self.outputs.dump(example)})
@@ -310,8 +310,8 @@ def _plain(value: Any, depth: int = 4) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}@{id(value):x}"
 
 
-def _digest(told: bytes) -> str:
-    return hashlib.sha256(told).hexdigest()[:16]
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def as_task(

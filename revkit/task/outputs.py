@@ -88,14 +88,14 @@ class Field:
             return tuple(member.value for member in scalar)
         return None
 
-    def label(self, said: Any) -> Any:
-        """The label that was said in whatever case; what is no label comes back as it is."""
-        if isinstance(said, str):
-            folded = said.strip().casefold()
+    def label(self, value: Any) -> Any:
+        """The declared label that ``value`` is in another case, else ``value`` itself."""
+        if isinstance(value, str):
+            folded = value.strip().casefold()
             for label in self.labels or ():
                 if isinstance(label, str) and label.casefold() == folded:
                     return label
-        return said
+        return value
 
     @property
     def scalar(self) -> Any:
@@ -332,18 +332,18 @@ class Outputs(Mapping[str, Field]):
     def _values(self, parsed: pydantic.BaseModel) -> dict[str, Any]:
         return parsed.model_dump(by_alias=True)
 
-    def _folded(self, said: dict[str, Any]) -> dict[str, Any]:
-        """What was said, with labels in their declared case."""
+    def _folded(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A reply's values, with labels in their declared case."""
         return {
             name: self[name].label(value) if name in self._fields else value
-            for name, value in said.items()
+            for name, value in values.items()
         }
 
     def _bare_label(self, text: str) -> dict[str, Any] | None:
         """A reply that is nothing but a label of the only output."""
         ((name, field),) = self.items()
-        said = field.label(text.strip().strip("\"'`.*!"))
-        return {name: said} if said in (field.labels or ()) else None
+        label = field.label(text.strip().strip("\"'`.*!"))
+        return {name: label} if label in (field.labels or ()) else None
 
 
 def _tidy(schema: Any) -> Any:
@@ -386,15 +386,15 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
 def _explain(error: pydantic.ValidationError, text: str) -> str:
     """A validation error in one line."""
     if error.errors()[0]["type"] == "json_invalid":
-        said = " ".join(text[:200].split())
+        start = " ".join(text[:200].split())
         why = error.errors()[0]["msg"].removeprefix("Invalid JSON: ")
-        shown = json.dumps(said[:80], ensure_ascii=False)
+        shown = json.dumps(start[:80], ensure_ascii=False)
         return f"the reply does not fit: it is not JSON ({why}): {shown}"
     problems = []
     for item in error.errors(include_url=False, include_context=False)[:4]:
         where = ".".join(str(part) for part in item["loc"])
-        said = item.get("input")
-        got = f", not {json.dumps(said, ensure_ascii=False, default=str)[:80]}" if where else ""
+        given = item.get("input")
+        got = f", not {json.dumps(given, ensure_ascii=False, default=str)[:80]}" if where else ""
         if item["type"] == "missing":
             got = ""
         problems.append(f"{where + ': ' if where else ''}{item['msg']}{got}")

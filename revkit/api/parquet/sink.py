@@ -64,7 +64,7 @@ class Sink:
         self.path = Path(path).expanduser().absolute()
         self.directory = self.path.with_name(f"{self.path.name}.parts")
         self._finished_parts = self.path.with_name(f"{self.path.name}.parts.finished")
-        self._made_by = {what: _digest(told) for what, told in made_by.items()}
+        self._made_by = {what: _digest(value) for what, value in made_by.items()}
         self.parts: list[Part] = []
 
     @property
@@ -84,20 +84,20 @@ class Sink:
         if self.directory.exists() or not self.path.exists():
             return None
         try:
-            told = json.loads((pq.read_schema(self.path).metadata or {})[METADATA])
+            noted = json.loads((pq.read_schema(self.path).metadata or {})[METADATA])
         except (OSError, KeyError, ValueError, pa.ArrowException):
             raise UsageError(
                 f"{self.path} is there already, and map_parquet did not make it; choose another "
                 "sink, or pass restart=True to replace it when the new one is whole"
             ) from None
-        self._check(told, f"{self.path} is there already")
-        return Totals.from_json(told["totals"])
+        self._check(noted, f"{self.path} is there already")
+        return Totals.from_json(noted["totals"])
 
-    def _check(self, told: Mapping[str, Any], what: str) -> None:
+    def _check(self, noted: Mapping[str, Any], what: str) -> None:
         """Refuse what something else has made."""
-        if told.get("format", 0) > FORMAT:
+        if noted.get("format", 0) > FORMAT:
             raise UsageError(f"{what}, made by a newer revkit; choose another sink")
-        made_by = told.get("made_by", {})
+        made_by = noted.get("made_by", {})
         others = [name for name, digest in self._made_by.items() if made_by.get(name) != digest]
         if others:
             raise UsageError(
@@ -122,9 +122,9 @@ class Sink:
             if about.exists():
                 self._check(json.loads(about.read_text("utf-8")), f"{self.directory} is there")
             else:
-                told = {"format": FORMAT, "made_by": self._made_by}
+                note = {"format": FORMAT, "made_by": self._made_by}
                 with replacing(about) as (_, unfinished):
-                    unfinished.write_text(json.dumps(told), encoding="utf-8")
+                    unfinished.write_text(json.dumps(note), encoding="utf-8")
             self.parts = list(self._whole_parts())
             yield
 
@@ -158,25 +158,25 @@ class Sink:
     def put(self, table: pa.Table, totals: Totals) -> None:
         """Keep a finished chunk: the rows after those that are there."""
         start, stop = self.rows, self.rows + len(table)
-        told = {METADATA: json.dumps(totals.to_json()).encode()}
-        table = table.replace_schema_metadata((table.schema.metadata or {}) | told)
+        note = {METADATA: json.dumps(totals.to_json()).encode()}
+        table = table.replace_schema_metadata((table.schema.metadata or {}) | note)
         with replacing(self.directory / f"{start:015}-{stop:015}.parquet") as (path, unfinished):
             pq.write_table(table, unfinished, write_page_checksum=True)
         self.parts.append(Part(start, stop, path))
 
     def totals(self) -> Totals:
         """What all parts come to."""
-        whole = Totals()
+        totals = Totals()
         for part in self.parts:
-            whole.add(Totals.from_json(json.loads(pq.read_schema(part.path).metadata[METADATA])))
-        return whole
+            totals.add(Totals.from_json(json.loads(pq.read_schema(part.path).metadata[METADATA])))
+        return totals
 
     def finish(self) -> Totals:
         """Make one file of all parts, put it in its place, and remove them."""
         totals = self.totals()
         schema = _unified([part.path for part in self.parts])
-        told = {"format": FORMAT, "made_by": self._made_by, "totals": totals.to_json()}
-        metadata = {**(schema.metadata or {}), METADATA: json.dumps(told).encode()}
+        note = {"format": FORMAT, "made_by": self._made_by, "totals": totals.to_json()}
+        metadata = {**(schema.metadata or {}), METADATA: json.dumps(note).encode()}
         schema = schema.with_metadata(metadata)
         with (
             replacing(self.path) as (_, unfinished),
@@ -194,8 +194,8 @@ class Sink:
         self.parts = []
 
 
-def _digest(told: Any) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def joined(table: pa.Table, result: ParallelResult) -> pa.Table:
@@ -286,8 +286,8 @@ def _unified(paths: list[Path]) -> pa.Schema:
             if place < 0 or schema.field(place).type == unified.field(entry["field_name"]).type:
                 entries.setdefault(entry["field_name"] or entry["name"], entry)
     described["columns"] = list(entries.values())
-    told = {_PANDAS: json.dumps(described).encode(), _ATTRS: json.dumps(attrs).encode()}
-    return unified.with_metadata({**schemas[0].metadata, **told})
+    for_pandas = {_PANDAS: json.dumps(described).encode(), _ATTRS: json.dumps(attrs).encode()}
+    return unified.with_metadata({**schemas[0].metadata, **for_pandas})
 
 
 def _common_type(name: str, types: Mapping[pa.DataType, list[Path]]) -> pa.DataType:
@@ -300,10 +300,10 @@ def _common_type(name: str, types: Mapping[pa.DataType, list[Path]]) -> pa.DataT
                 with pq.ParquetFile(path) as file:
                     file.read(columns=[name])[name].cast(common)
     except pa.ArrowException:
-        told = " and ".join(str(one) for one in types if not pa.types.is_null(one))
+        found = " and ".join(str(one) for one in types if not pa.types.is_null(one))
         warnings.warn(
             f'the values of the output "{name}" are of different types in different chunks '
-            f"({told}), so all of them were written as text",
+            f"({found}), so all of them were written as text",
             UserWarning,
             stacklevel=5,
         )
