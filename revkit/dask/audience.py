@@ -20,7 +20,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..observers import Chosen, Event, Observers
+from ..observers import Event, Observers, ObserverSpec
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -77,7 +77,7 @@ class Audience:
         chosen: what the user asked for; they run in a copy of the context of this place.
     """
 
-    def __init__(self, job: str, chosen: Sequence[Chosen]):
+    def __init__(self, job: str, chosen: Sequence[ObserverSpec]):
         self._job = job
         self._given = [one for one in chosen if not one.owned]
         self._made = [one for one in chosen if one.owned]
@@ -130,7 +130,7 @@ class Audience:
             self._context = copy_context()
             self._shared = self._observers(self._given)
 
-    def _observers(self, chosen: Sequence[Chosen]) -> Observers:
+    def _observers(self, chosen: Sequence[ObserverSpec]) -> Observers:
         make = partial(Observers, chosen)
         if self._clients:  # the drain of a run may wait for observers, a client's event loop not
             make = partial(make, patience=0.0)

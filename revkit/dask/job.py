@@ -21,7 +21,7 @@ import pandas as pd
 from ..api.call import Prepared, prepare_any
 from ..clients.contract import Client
 from ..errors import UsageError
-from ..observers import Chosen
+from ..observers import ObserverSpec
 from ..record import columns, samples
 from ..record.record import Record
 from ..runtime.plan import Plan
@@ -122,7 +122,7 @@ class Job:
     #: what stays with the client; ``asked``: all that was asked for
     asked: dict[str, Any] = field(default_factory=dict, repr=False)
     budget: Budget | None = field(default=None, repr=False)
-    observers: Sequence[Chosen] = field(default=(), repr=False)
+    observers: Sequence[ObserverSpec] = field(default=(), repr=False)
     graph: Any = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..errors import BudgetReached, Interrupted, RunCancelled, RunFailed, RunTimeout
-from ..observers import Chosen
+from ..observers import ObserverSpec
 from ..record.record import Record
 from ..runtime.lifecycle import timed_out
 from ..runtime.lookahead import Lookahead
@@ -199,7 +199,7 @@ def _share(
     fields |= {
         "workers": max(1, min(seat.workers, todo)),
         "callback": seat.settled,
-        "observers": [Chosen("cluster", lambda: seat, owned=False)] if observed else [],
+        "observers": [ObserverSpec("cluster", lambda: seat, owned=False)] if observed else [],
         "timeout": seat.timeout if seat.timeout is None else max(seat.timeout, 0.001),
         "rate_limit": None,
         "budget": None,

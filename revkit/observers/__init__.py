@@ -10,14 +10,14 @@ import inspect
 from collections.abc import Callable, Sequence
 
 from ..errors import MissingExtra, UsageError, nearest
-from .delivery import Chosen, Observers, checked
+from .delivery import Observers, ObserverSpec, checked
 from .event import Event, Observer
 
 __all__ = [
-    "Chosen",
     "Event",
     "Observer",
     "ObserverLike",
+    "ObserverSpec",
     "Observers",
     "register_observer",
     "resolve",
@@ -92,7 +92,7 @@ def register_observer(name: str, factory: Callable[[], Observer]) -> None:
     _registered[name] = factory
 
 
-def resolve(observer: ObserverLike) -> list[Chosen]:
+def resolve(observer: ObserverLike) -> list[ObserverSpec]:
     """The observers that a user asked for; nothing is made yet.
 
     Args:
@@ -103,7 +103,7 @@ def resolve(observer: ObserverLike) -> list[Chosen]:
         UsageError: an unknown name; an object that is no observer, or is given twice.
         MissingExtra: an observer needs a package that is not installed.
 
-    >>> [chosen.name for chosen in resolve(["noop", "jsonl"])]
+    >>> [spec.name for spec in resolve(["noop", "jsonl"])]
     ['"jsonl"']
     >>> resolve("json")
     Traceback (most recent call last):
@@ -112,7 +112,7 @@ def resolve(observer: ObserverLike) -> list[Chosen]:
     if observer is None:
         return []
     several: list[object] = [*observer] if isinstance(observer, list | tuple) else [observer]
-    found: list[Chosen] = []
+    found: list[ObserverSpec] = []
     for place, one in enumerate(several):
         if any(_same(one, before) for before in several[:place]):
             raise UsageError(f"the observer {_name(one)} is in the list twice")
@@ -123,18 +123,18 @@ def resolve(observer: ObserverLike) -> list[Chosen]:
     return found
 
 
-def _given(observer: object) -> Chosen:
+def _given(observer: object) -> ObserverSpec:
     fit = checked(observer, _name(observer))
-    return Chosen(_name(observer), lambda: fit, owned=False)
+    return ObserverSpec(_name(observer), lambda: fit, owned=False)
 
 
-def _by_name(name: str) -> list[Chosen]:
+def _by_name(name: str) -> list[ObserverSpec]:
     if name == _NOOP:
         return []
     if name in _BUILT_IN:
-        return [Chosen(_name(name), _BUILT_IN[name](), owned=True)]
+        return [ObserverSpec(_name(name), _BUILT_IN[name](), owned=True)]
     if name in _registered:
-        return [Chosen(_name(name), _registered[name], owned=True)]
+        return [ObserverSpec(_name(name), _registered[name], owned=True)]
     known = [_NOOP, *_BUILT_IN, *_registered]
     raise UsageError(f'there is no observer "{name}"; {nearest(name, known)}')
 

@@ -22,7 +22,7 @@ from typing import cast
 from ..errors import UsageError, one_line
 from .event import Event, Observer
 
-__all__ = ["Chosen", "Observers", "checked"]
+__all__ = ["ObserverSpec", "Observers", "checked"]
 
 #: Events that may wait for an observer.
 _BACKLOG = 100_000
@@ -39,12 +39,12 @@ _Item = Event | Callable[[], Event | Iterable[Event]]
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """An observer that a run is to have.
+class ObserverSpec:
+    """An observer that a run will have.
 
     Attributes:
-        name: what messages call it.
-        make: gives it.
+        name: its name in messages.
+        make: returns the observer.
         owned: revkit makes it, so revkit closes it.
     """
 
@@ -80,7 +80,7 @@ class Observers:
     sent: the observers run in a copy of the ``contextvars`` of that place.
 
     Args:
-        chosen: what :func:`revkit.observers.resolve` gave.
+        specs: what :func:`revkit.observers.resolve` gave.
         backlog: events that may wait for an observer; one that falls behind further is dropped.
         patience: seconds that the drain may wait for room in a full backlog, in a whole run.
 
@@ -90,7 +90,7 @@ class Observers:
     >>> class Printer:
     ...     def on_event(self, event):
     ...         print(event.type, event.data)
-    >>> observers = Observers([Chosen("Printer", Printer, owned=True)])
+    >>> observers = Observers([ObserverSpec("Printer", Printer, owned=True)])
     >>> observers.send(Event("store.write", "2026-01-31T12:00:00.000000+00:00",
     ...                      "revkit.parallel_map", "7c9e", {"replies": 4, "duration_ms": 0.2}))
     >>> observers.close(timeout=10)
@@ -100,7 +100,7 @@ class Observers:
 
     def __init__(
         self,
-        chosen: Iterable[Chosen],
+        specs: Iterable[ObserverSpec],
         *,
         backlog: int = _BACKLOG,
         patience: float = _PATIENCE,
@@ -108,9 +108,8 @@ class Observers:
         self._warnings: list[str] = []
         self._deliveries: list[_Delivery] = []
         try:
-            for one in chosen:
-                observer = _made(one)
-                self._deliveries.append(_Delivery(one, observer, backlog, patience, self._warnings))
+            for spec in specs:
+                self._deliveries.append(_Delivery(spec, backlog, patience, self._warnings))
         except BaseException:
             self.close(timeout=_PATIENCE)
             raise
@@ -163,16 +162,16 @@ class Observers:
         return self._warnings[:] if deliveries else []
 
 
-def _made(chosen: Chosen) -> Observer:
+def _made(spec: ObserverSpec) -> Observer:
     try:
-        observer = chosen.make()
+        observer = spec.make()
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(
-            f"the factory of the observer {chosen.name} raised {_described(error)}"
+            f"the factory of the observer {spec.name} raised {_described(error)}"
         ) from error
-    return checked(observer, chosen.name)
+    return checked(observer, spec.name)
 
 
 class _MadeOnce:
@@ -204,17 +203,16 @@ class _Delivery:
 
     def __init__(
         self,
-        chosen: Chosen,
-        observer: Observer,
+        spec: ObserverSpec,
         backlog: int,
         patience: float,
         warnings: list[str],
     ):
         self.dropped = False
         self.done = Flag()
-        self._name = chosen.name
-        self._owned = chosen.owned
-        self._observer = observer
+        self._name = spec.name
+        self._owned = spec.owned
+        self._observer = _made(spec)
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()  # None: there are no more
         self._backlog = backlog
         self._patience = patience
@@ -225,7 +223,7 @@ class _Delivery:
         Thread(
             target=copy_context().run,
             args=(self._work,),
-            name=f"revkit-observer-{one_line(chosen.name)}",
+            name=f"revkit-observer-{one_line(spec.name)}",
             daemon=True,  # one that blocks for ever must not keep the process alive
         ).start()
 

@@ -29,7 +29,7 @@ from .work import CallableWork, ModelWork, Work
 if TYPE_CHECKING:
     import asyncio
 
-    from ..observers import Chosen
+    from ..observers import ObserverSpec
     from ..store.contract import ReplyStore
     from ..task.chat import Message
 
@@ -84,7 +84,7 @@ class Plan:
     refused: Mapping[int, Failure] = field(default_factory=dict)
     open_display: Callable[[int], Display] | None = None
     callback: Progress | None = None
-    observers: Sequence[Chosen] = ()
+    observers: Sequence[ObserverSpec] = ()
     samples: int = 1
     positions: Sequence[int] | None = None
     retry: Retry = field(default_factory=Retry)
