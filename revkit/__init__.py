@@ -79,12 +79,14 @@ from .task.sentiment import SENTIMENT, SENTIMENT_WITH_REASON
 from .task.tokens import Price
 
 if TYPE_CHECKING:
+    from . import store as store
     from .api.chunks import map_chunks
     from .api.conversation import Conversation
     from .api.parquet import ParquetResult, map_parquet
     from .clients.local.client import Local as Local
     from .clients.ollama import Ollama as Ollama
     from .clients.openai import OpenAICompatible as OpenAICompatible
+    from .dask import collect as collect
     from .results.bottleneck import Bottleneck
     from .results.compare import Comparison
     from .results.evaluate import Evaluation
@@ -186,14 +188,16 @@ _LATE = {
 }
 
 
-def __getattr__(name: str) -> object:
-    import importlib
+if not TYPE_CHECKING:  # which would take any name for one of ours
 
-    if name == "store":
-        return importlib.import_module(".store", __name__)
-    if name in _LATE:
-        return getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        import importlib
+
+        if name == "store":
+            return importlib.import_module(".store", __name__)
+        if name in _LATE:
+            return getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
+import pydoc
+import re
 import shutil
 import signal
 import sqlite3
@@ -22,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -1043,6 +1047,19 @@ def test_the_interrupted_write_leaves_nothing_half_done(path: Path) -> None:
         assert len(replies.get([key(n) for n in range(5)])) == 5
         assert put(replies, many(5, 5))
         assert replies.problem is None
+
+
+def test_what_is_imported_late_looks_as_if_it_were_there() -> None:
+    assert dir(store) == store.__all__
+    shown = pydoc.plain(pydoc.render_doc(store))
+    starred: dict[str, Any] = {}
+    exec("from revkit.store import *", starred)
+    for name in store.__all__:
+        assert starred[name] is getattr(store, name)
+        assert pickle.loads(pickle.dumps(starred[name])) is starred[name]
+        assert re.search(rf"^    (class )?{name}\(", shown, re.MULTILINE)
+    with pytest.raises(AttributeError, match=r"'revkit\.store' has no attribute 'inof'"):
+        store.inof  # noqa: B018
 
 
 def test_import_revkit_does_not_load_it() -> None:

@@ -46,12 +46,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import manage, replies  # which import SQLite
+if not TYPE_CHECKING:  # which would take any name for one of ours
 
-    return getattr(manage if hasattr(manage, name) else replies, name)
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import manage, replies  # which import SQLite
+
+        return getattr(manage if hasattr(manage, name) else replies, name)
 
 
 def __dir__() -> list[str]:
