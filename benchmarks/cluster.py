@@ -117,8 +117,8 @@ def main() -> None:
         call = frame(options.rows).llm.parallel_map(
             "{n}", model=model, max_workers=WORKERS, store=store
         )
-        future = client.compute(call)
-        while sum(p.read_bytes().count(b"\n") for p in Path(store).glob("*.jsonl")) < 100:
+        future, enough = client.compute(call), min(100, options.rows // 2)
+        while sum(p.read_bytes().count(b"\n") for p in Path(store).glob("*.jsonl")) < enough:
             time.sleep(0.01)
         os.kill(pids[0], signal.SIGKILL)
         killed = time.monotonic()

@@ -41,6 +41,8 @@ def measure(case: str, rows: int) -> float:
     import numpy as np
     import pandas as pd
 
+    import revkit  # noqa: F401 - for df.llm
+
     async def task(row: Any) -> int:
         return row["x"]  # type: ignore[no-any-return]
 
