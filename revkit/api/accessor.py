@@ -1,7 +1,7 @@
 """``df.llm`` and ``series.llm``: the doors for pandas users.
 
 An accessor only hands its frame on; pandas 3 makes a new one at each ``df.llm``, so it keeps no
-state. Columns become rows and results become columns in ``columns.py``.
+state. Columns become rows and results become columns in ``record/columns.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``ddf.llm``: the same call on a Dask DataFrame, for rows that outgrow one process or machine.
 
 Importing it registers the accessor; ``import revkit`` does so where Dask's DataFrame was imported
-before. How it works is in :mod:`revkit.cluster`.
+before. :mod:`revkit.dask.coordinator` decides what the workers of a cluster share.
 """
 
 from __future__ import annotations

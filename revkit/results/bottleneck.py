@@ -1,10 +1,10 @@
 """Whether the server was what limited a run: it worked on fewer requests at once than were sent.
 
 It is told only where it is plain, for advice that is wrong does more harm than none. The fit of
-:mod:`revkit.whatif` has to be much surer of a server with slots than a prediction needs, there
-have to be at least twice as many workers as slots, and nothing else may have set the pace: a rate
-limit, pauses, a server that turned requests away, idle workers, rows in the order of how long they
-take, or the client's own work.
+:mod:`revkit.results.whatif` has to be much surer of a server with slots than a prediction needs,
+there have to be at least twice as many workers as slots, and nothing else may have set the pace: a
+rate limit, pauses, a server that turned requests away, idle workers, rows in the order of how long
+they take, or the client's own work.
 """
 
 from __future__ import annotations

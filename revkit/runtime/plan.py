@@ -59,7 +59,7 @@ class Plan:
         open_display: opens a progress bar or a live display for so many rows, or None.
         callback: the user's progress callback, or None.
         observers: are told of each event.
-        samples: of each of the caller's rows; each is a row here (``samples.py``).
+        samples: of each of the caller's rows; each is a row here (``record/samples.py``).
         positions: which of all rows they are, where the run has not all of them.
         retry: when a failed attempt is tried again.
         max_failures: the run is stopped when more rows than this have failed; None: never.

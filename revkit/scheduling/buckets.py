@@ -1,6 +1,6 @@
 """The arithmetic of the limits: a token bucket for a rate, an account for a budget.
 
-Pure, and for one caller at a time: :mod:`revkit.limits` shares them between runs.
+Pure, and for one caller at a time: :mod:`revkit.scheduling.limits` shares them between runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Limits that runs share: :class:`RateLimit` in time, :class:`Budget` in tokens and money.
 
-All the arithmetic is in :mod:`revkit.buckets`. Here is what users write, and one lock for each
-object: several runs, on several threads, may hold it. Nothing under a lock waits.
+All the arithmetic is in :mod:`revkit.scheduling.buckets`. Here is what users write, and one lock
+for each object: several runs, on several threads, may hold it. Nothing under a lock waits.
 """
 
 from __future__ import annotations
