@@ -124,13 +124,7 @@ class Preview:
 
 
 def run_preview(
-    source: Any,
-    task: Any,
-    n: int,
-    send: bool,
-    *,
-    leave_out: tuple[str, ...] = (),
-    **options: Any,
+    source: Any, task: Any, n: int, send: bool, *, leave_out: tuple[str, ...] = (), **options: Any
 ) -> Preview:
     """Preview ``task`` over a frame, a Series or a list, from a plain call."""
     call = prepare_any("preview", source, task, leave_out=leave_out, options=options)
@@ -139,13 +133,7 @@ def run_preview(
 
 
 async def arun_preview(
-    source: Any,
-    task: Any,
-    n: int,
-    send: bool,
-    *,
-    leave_out: tuple[str, ...] = (),
-    **options: Any,
+    source: Any, task: Any, n: int, send: bool, *, leave_out: tuple[str, ...] = (), **options: Any
 ) -> Preview:
     """:func:`run_preview` on the running loop."""
     import asyncio

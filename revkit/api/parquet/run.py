@@ -101,7 +101,8 @@ def map_parquet(
     at all. After an interrupt, a stop or a kill the same call goes on after the last finished
     chunk: what the chunk at hand had done is lost for functions; replies of models are in the
     store. ``chunk_rows`` and all options that do not decide what the columns hold may differ then.
-    A sink that is finished is not made again.
+    A sink that is finished is not made again. Two calls must not write the same sink at the same
+    time: the second one is refused, but not on Windows and on some network file systems.
 
     Args:
         source: a Parquet file, or a directory of them, which are read in the order of their names;
