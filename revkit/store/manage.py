@@ -14,8 +14,8 @@ from typing import Any
 from ..errors import RevkitError, UsageError
 from .file import COLUMNS, SQLITE_ERRORS, network_file_system
 from .files import replacing
-from .mark import MARK
 from .replies import Store, default_path, locate
+from .shared import MARK
 
 __all__ = ["StoreInfo", "clear", "configured", "info", "is_off", "to_parquet"]
 

@@ -32,11 +32,12 @@ from ..errors import UsageError
 from ..task.chat import Reply
 from .file import Identity, identity
 from .files import replacing
-from .mark import MARK
 from .replies import StoreWarning
 
 __all__ = ["MARK", "SharedStore", "shared_store"]
 
+#: The file that says that a directory is such a store; in it, the version of its parts' form.
+MARK = "revkit-store.json"
 _VERSION = 1
 _SUFFIX = ".jsonl"
 #: Seconds in which others' parts are read once, at most, where nobody says that there is news.

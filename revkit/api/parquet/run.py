@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Unpack
 
 import pandas as pd
 
 from ...errors import RunFailed, UsageError
 from ...record.metrics import Usage
 from ...record.totals import Totals
-from ...results.result import ParallelResult
 from ...tables.dtypes import STRING
 from ..call import Options, TaskLike, prepare_any, shows_options
 from ..chunked_run import CHUNK_ROWS, LEAVE_OUT, ChunkedRun, check_chunk_rows
-
-if TYPE_CHECKING:
-    from .sink import Sink
 
 __all__ = ["ParquetResult", "map_parquet"]
 
@@ -145,7 +141,7 @@ def map_parquet(
     >>> pd.read_parquet(f"{folder}/squares.parquet")["square"].tolist()
     [0, 1, 4, 9, 16]
     """
-    from .sink import Sink  # with pyarrow's part for Parquet, which takes a while to import
+    from .sink import Sink, joined  # with pyarrow's part for Parquet, which takes a while to import
     from .source import Source, frame_of
 
     rows = check_chunk_rows(chunk_rows) or CHUNK_ROWS
@@ -180,10 +176,14 @@ def map_parquet(
     with kept.open(restart=restart):
         run.resume_after(kept.totals())
         try:
-            for table in read.tables(rows, start=kept.rows):
-                _run_and_keep(run, table, kept)
-            if not kept.parts:  # no row at all: the columns are there nevertheless
-                _run_and_keep(run, read.schema.empty_table(), kept)
+            # A source without rows is one empty chunk, so that the sink has its columns.
+            any_rows = read.rows or kept.parts
+            tables = read.tables(rows, start=kept.rows) if any_rows else [read.schema.empty_table()]
+            for table in tables:
+                start = kept.rows
+                result = run.run_chunk(frame_of(table, start))
+                totals = Totals.of(result._record, result._find_price(), first=start)
+                kept.put(joined(table, result), totals)
         except (RunFailed, KeyboardInterrupt) as error:
             error.add_note(
                 f"{kept.rows:,} rows are finished and kept in {kept.directory}; the same call goes "
@@ -195,14 +195,3 @@ def map_parquet(
         totals = kept.finish()
     run.end()
     return ParquetResult(kept.path, totals)
-
-
-def _run_and_keep(run: ChunkedRun, table: Any, kept: Sink) -> None:
-    """Run the task over one chunk, and keep it."""
-    from .sink import joined
-    from .source import frame_of
-
-    start = kept.rows
-    result: ParallelResult = run.run_chunk(frame_of(table, start))
-    totals = Totals.of(result._record, result._find_price(), first=start)
-    kept.put(joined(table, result), totals)

@@ -238,7 +238,7 @@ def _column(values: pd.Series) -> pa.Table:
             f'the values of the output "{values.name}" are of types that Parquet has no one type '
             f"for ({kinds}), so all of them were written as text",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     texts = pd.array(_texts(values.tolist()), dtype=STRING)
     return pa.Table.from_pandas(pd.DataFrame({values.name: texts}), preserve_index=False)
