@@ -33,7 +33,10 @@ name of its own type.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Hashable, Iterable
+from types import FrameType
 from typing import Any, Protocol
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "UsageError",
     "nearest",
     "one_line",
+    "warn",
 ]
 
 
@@ -301,3 +305,31 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return "there are none."
     shown = ", ".join(f'"{k}"' for k in names[:12])
     return f"there are {shown}" + (f" and {len(names) - 12} more." if len(names) > 12 else ".")
+
+
+#: Packages that may stand between revkit and the line of the user's that a warning points to.
+_PASSED_OVER = {"revkit", "pandas", "dask", "distributed", *sys.stdlib_module_names}
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's code that led here.
+
+    A background thread has no such line. There the warning points to the caller of this function.
+    """
+    caller = sys._getframe(1)
+    frame: FrameType | None = caller
+    while frame is not None and _package(frame) in _PASSED_OVER:
+        frame = frame.f_back
+    place = frame or caller
+    warnings.warn_explicit(
+        message,
+        category,
+        place.f_code.co_filename,
+        place.f_lineno,
+        place.f_globals.get("__name__"),
+        place.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -6,12 +6,11 @@ state. Columns become rows and results become columns in ``record/columns.py``.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Unpack
 
 import pandas as pd
 
-from ..errors import UsageError
+from ..errors import UsageError, warn
 from ..results.result import ParallelResult
 from ..task.sentiment import SENTIMENT
 from .call import Options, TaskLike, amap_any, map_any, shows_options
@@ -212,9 +211,7 @@ def register_default() -> None:
     if _free("llm"):
         _register("llm")
         return
-    warnings.warn(
+    warn(
         "another package has registered the accessor `llm`, so revkit leaves it alone; "
-        'revkit.register_accessor("revkit") gives it another name',
-        UserWarning,
-        stacklevel=3,
+        'revkit.register_accessor("revkit") gives it another name'
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
@@ -26,6 +25,7 @@ from ..errors import (
     RunTimeout,
     UsageError,
     nearest,
+    warn,
 )
 from ..observers import resolve
 from ..record import columns, samples
@@ -321,11 +321,9 @@ def _check_repeat(repeat: Any, task: ModelTask | CallableTask, client: Client | 
     if repeat > 1 and client is not None and isinstance(task, ModelTask):
         why = client.repeats_itself(task)
         if why is not None:
-            warnings.warn(
+            warn(
                 f"repeat={repeat} asks {client.name} {repeat} times for what it will answer in the "
-                f"same way each time: {why}. Give it a temperature above 0 and no seed",
-                UserWarning,
-                stacklevel=6,
+                f"same way each time: {why}. Give it a temperature above 0 and no seed"
             )
 
 
@@ -451,7 +449,7 @@ def finish(call: Prepared, record: Record) -> ParallelResult:
         rerun=_Rerun(call, record),
     )
     for message in record.warnings:
-        warnings.warn(message, UserWarning, stacklevel=4)
+        warn(message)
     if isinstance(record.ended_by, KeyboardInterrupt):
         done = f"interrupted: {result.metrics.succeeded} of {record.total} rows are done, and stand"
         where = "the columns and in " if written else ""
@@ -538,11 +536,9 @@ def _can_write(call: Prepared, made: Mapping[Any, Any]) -> bool:
         why = "its rows were changed while the run went on"
     else:
         return True
-    warnings.warn(
+    warn(
         f"nothing was written to the frame: {why}; the finished frame is run.frame, also as "
-        "revkit.last_result().frame",
-        UserWarning,
-        stacklevel=5,
+        "revkit.last_result().frame"
     )
     return False
 

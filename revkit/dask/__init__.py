@@ -143,7 +143,7 @@ class DaskSeriesAccessor:
 
 def _lazily(frame: Any, task: TaskLike, meta: Any, options: dict[str, Any], *, scalar: bool) -> Any:
     """The collection that ``parallel_map`` returns."""
-    job = make_job(frame._meta, task, options, dtypes=meta, scalar=scalar, stacklevel=3)
+    job = make_job(frame._meta, task, options, dtypes=meta, scalar=scalar)
     if current_client() is not None:
         job.check_travels()
     key = f"{job.name}-{{}}-{uuid.uuid4().hex}"

@@ -13,13 +13,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import threading
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..errors import warn
 from ..observers import Event, Observers, ObserverSpec
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Audience:
     def hear(self, message: Message) -> None:
         """Take a message; on a client's event loop, so that it waits for nothing."""
         if "warn" in message:
-            warnings.warn(message["warn"], UserWarning, stacklevel=2)
+            warn(message["warn"])
         for event in message.get("events", ()):
             self._send(Event(**event))
         if "ended" in message:
@@ -149,7 +149,7 @@ class Audience:
                     run = self._observers(self._made)
                 except Exception as error:  # noqa: BLE001 - whatever a factory raises; the run goes on
                     self._made = []
-                    warnings.warn(f"{error}; it hears nothing", UserWarning, stacklevel=3)
+                    warn(f"{error}; it hears nothing")
                     return
                 self._runs[event.run_id] = run
             run.send(event)
@@ -163,7 +163,7 @@ class Audience:
             return
         said = words_of_end(told)
         for words in [*self.end(), *([] if said is None else [said])]:
-            warnings.warn(words, UserWarning, stacklevel=3)
+            warn(words)
         self._close_if_over()
 
     def end(self, *, hurried: bool = False) -> list[str]:

@@ -10,7 +10,6 @@ import pickle
 import socket
 import typing
 import uuid
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ import pandas as pd
 
 from ..api.call import Prepared, prepare_any
 from ..clients.contract import Client
-from ..errors import UsageError
+from ..errors import UsageError, warn
 from ..observers import ObserverSpec
 from ..record import columns, samples
 from ..record.record import Record
@@ -237,7 +236,6 @@ def make_job(
     *,
     dtypes: Any,
     scalar: bool,
-    stacklevel: int,
 ) -> Job:
     """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing.
 
@@ -277,7 +275,7 @@ def make_job(
         directory = _directory(store)
         asks_anew = directory is None and store is None and plan.client.keeps_replies
         if asks_anew:
-            warnings.warn(ASKS_ANEW, UserWarning, stacklevel=stacklevel + 1)
+            warn(ASKS_ANEW)
     identity = uuid.uuid4().hex
     job = Job(
         id=identity,

@@ -14,14 +14,13 @@ import sys
 import threading
 import time
 import uuid
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import RevkitError, UsageError
+from ..errors import RevkitError, UsageError, warn
 from .audience import audience_of, words_of_end
 from .coordinator import Coordinator
 from .requests import HANDLER, ask
@@ -111,7 +110,7 @@ class _LocalLink:
         if audience is not None:
             audience.hear(told)
         elif "warn" in told:
-            warnings.warn(told["warn"], UserWarning, stacklevel=3)
+            warn(told["warn"])
 
 
 def computed_here(graph: Any, state: Mapping[str, Any], errored: bool) -> None:
@@ -133,7 +132,7 @@ def computed_here(graph: Any, state: Mapping[str, Any], errored: bool) -> None:
         if audience is not None:
             audience.ended(told)
         elif words := words_of_end(told):
-            warnings.warn(words, UserWarning, stacklevel=2)
+            warn(words)
 
 
 _local: _LocalLink | None = None

@@ -10,12 +10,11 @@ import os
 import sqlite3
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, warn
 from ..task.chat import Reply
 from .file import COLUMNS, SQLITE_ERRORS, File, identity, is_damage, open_file
 
@@ -266,7 +265,7 @@ class Store:
         if known:
             return
         try:
-            warnings.warn(message, StoreWarning, stacklevel=2)
+            warn(message, StoreWarning)
         except StoreWarning:
             # Warnings are errors here. Before the run that is one; in it, it would cost replies.
             if not self._in_use:

@@ -22,13 +22,12 @@ import socket
 import threading
 import time
 import uuid
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import UsageError
+from ..errors import UsageError, warn
 from ..task.chat import Reply
 from .file import Identity, identity
 from .files import replacing
@@ -291,7 +290,7 @@ class SharedStore:
         self._troubles[kind] = message
         if not known:
             with contextlib.suppress(StoreWarning):
-                warnings.warn(message, StoreWarning, stacklevel=4)
+                warn(message, StoreWarning)
 
     def _refresh(self) -> None:
         """Read what others have written since the last time."""

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...errors import UsageError
+from ...errors import UsageError, warn
 from ...record.totals import Totals
 from ...results.result import ParallelResult
 from ...results.saved.values import UNFIT
@@ -234,11 +233,9 @@ def _column(values: pd.Series) -> pa.Table:
     given = [value for value in values.tolist() if value is not None]
     if not all(isinstance(value, dict | list) for value in given):
         kinds = ", ".join(sorted({type(value).__name__ for value in given}))
-        warnings.warn(
+        warn(
             f'the values of the output "{values.name}" are of types that Parquet has no one type '
-            f"for ({kinds}), so all of them were written as text",
-            UserWarning,
-            stacklevel=4,
+            f"for ({kinds}), so all of them were written as text"
         )
     texts = pd.array(_texts(values.tolist()), dtype=STRING)
     return pa.Table.from_pandas(pd.DataFrame({values.name: texts}), preserve_index=False)
@@ -274,10 +271,7 @@ def _unified(paths: list[Path]) -> pa.Schema:
         theirs = json.loads(schema.metadata.get(_ATTRS, b"{}"))
         noted = {**attrs.get(ATTRS, {}), **theirs.get(ATTRS, {})}
         attrs = {**theirs, ATTRS: noted}
-    common: list[tuple[str, pa.DataType]] = []
-    for name, types in fields.items():  # in a comprehension, Python 3.11 has one frame more
-        common.append((name, _common_type(name, types)))
-    unified = pa.schema(common)
+    unified = pa.schema([(name, _common_type(name, types)) for name, types in fields.items()])
     described = json.loads(schemas[0].metadata[_PANDAS])
     entries: dict[str, Any] = {}
     for schema in schemas:
@@ -301,11 +295,9 @@ def _common_type(name: str, types: Mapping[pa.DataType, list[Path]]) -> pa.DataT
                     file.read(columns=[name])[name].cast(common)
     except pa.ArrowException:
         found = " and ".join(str(one) for one in types if not pa.types.is_null(one))
-        warnings.warn(
+        warn(
             f'the values of the output "{name}" are of different types in different chunks '
-            f"({found}), so all of them were written as text",
-            UserWarning,
-            stacklevel=5,
+            f"({found}), so all of them were written as text"
         )
         return pa.string()
     return pa.string() if pa.types.is_null(common) else common
