@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 from .api import accessor as _accessor
 from .api.accessor import register_accessor
-from .api.call import aparallel_map, last_result, parallel_map
+from .api.call import aparallel_map, parallel_map
 from .api.chain import Chain, ChainResult, Step, chain
 from .api.data import data_file, load_reviews
+from .api.finish import last_result
 from .api.preview import Preview, apreview, preview
 from .clients.agent_file import load_agent
 from .clients.contract import Client

@@ -296,7 +296,7 @@ def test_a_server_that_takes_for_ever_costs_its_rows_only(
 def test_a_header_that_drips_for_ever_costs_its_row_only(
     client: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("revkit.api.call._SLACK", 0.1)
+    monkeypatch.setattr("revkit.api.prepare._SLACK", 0.1)
     with serve() as server:
         answers = {"review 2": Raw(Drip(server, b"HTTP/1.1 200 OK\r\nx: "))}
         run = run_beside(answers, client(server.url, timeout=0.4), server, engine=engine)

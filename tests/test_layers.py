@@ -156,7 +156,7 @@ def test_the_reader_of_imports_reads_them() -> None:
     seen = {(one.where, one.what) for one in ALL}
     assert ("scheduling.scheduler", "revkit.scheduling.events") in seen
     assert ("runtime.engines.loop", "revkit.scheduling.scheduler") in seen  # "from ...scheduling"
-    assert ("api.call", "revkit.record.columns") in seen  # "from ..record import columns"
+    assert ("api.finish", "revkit.record.columns") in seen  # "from ..record import columns"
     assert ("task.outputs", "pydantic") in seen  # inside a function
     assert ("results.result", "revkit.results.compare") in seen
     assert any(

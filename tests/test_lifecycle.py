@@ -20,9 +20,10 @@ import pandas as pd
 import pytest
 
 import revkit
-from revkit.api.call import prepare
+from revkit.api.prepare import prepare
 from revkit.runtime.engines import Ended
 from revkit.runtime.lifecycle import Call, Run, Wait
+from revkit.runtime.options import RunOptions
 from revkit.scheduling.events import Stop as RunStop
 from revkit.scheduling.events import StopKind, Success
 from revkit.testing import FakeModel
@@ -361,9 +362,9 @@ def lifecycle(**options: Any) -> tuple[Run, Clock, Interrupts, list[str]]:
     log: list[str] = []
     clock, interrupts = Clock(), Interrupts()
     frame = pd.DataFrame({"n": [1, 2, 3]})
-    plan = prepare(frame, lambda row: row["n"], **options).plan
+    wiring = prepare(frame, lambda row: row["n"], RunOptions().replace(**options)).wiring()
     engine = lambda run: Engine(run, clock, log)  # noqa: E731
-    run = Run(plan, lambda: None, interrupts, engine, now=clock)
+    run = Run(wiring, lambda: None, interrupts, engine, now=clock)
     return run, clock, interrupts, log
 
 

@@ -12,17 +12,13 @@ import pandas as pd
 
 from ..errors import UsageError, warn
 from ..results.result import ParallelResult
+from ..runtime.options import FrameOptions, Options
 from ..task.sentiment import SENTIMENT
-from .call import Options, TaskLike, amap_any, map_any, shows_options
+from .arguments import TaskLike, checked, shows_options
+from .call import arun_task, run_task
 from .preview import Preview, arun_preview, run_preview
 
-__all__ = ["DataFrameAccessor", "FrameOptions", "SeriesAccessor", "register_accessor"]
-
-
-class FrameOptions(Options, total=False):
-    """The keyword arguments of ``df.llm.parallel_map``."""
-
-    inplace: bool
+__all__ = ["DataFrameAccessor", "SeriesAccessor", "register_accessor"]
 
 
 class DataFrameAccessor:
@@ -52,14 +48,14 @@ class DataFrameAccessor:
         7  Superb!       7  <NA>
         7  Broken.       7  <NA>
         """
-        return map_any(self._frame, task, leave_out=("batch_key",), **options)
+        return run_task(self._frame, task, checked(DataFrameAccessor.parallel_map, options))
 
     @shows_options("batch_key", "loop")
     async def aparallel_map(
         self, task: TaskLike = SENTIMENT, **options: Unpack[FrameOptions]
     ) -> ParallelResult:
         """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
-        return await amap_any(self._frame, task, leave_out=("batch_key",), **options)
+        return await arun_task(self._frame, task, checked(DataFrameAccessor.aparallel_map, options))
 
     @shows_options("batch_key")
     def preview(
@@ -93,7 +89,7 @@ class DataFrameAccessor:
             Which country is Lyon in?
           -> response: France
         """
-        return run_preview(self._frame, task, n, send, leave_out=("batch_key",), **options)
+        return run_preview(self._frame, task, n, send, checked(DataFrameAccessor.preview, options))
 
     @shows_options("batch_key", "loop")
     async def apreview(
@@ -105,7 +101,9 @@ class DataFrameAccessor:
         **options: Unpack[FrameOptions],
     ) -> Preview:
         """:meth:`preview`, awaited: runs on the caller's event loop."""
-        return await arun_preview(self._frame, task, n, send, leave_out=("batch_key",), **options)
+        return await arun_preview(
+            self._frame, task, n, send, checked(DataFrameAccessor.apreview, options)
+        )
 
 
 class SeriesAccessor:
@@ -129,14 +127,18 @@ class SeriesAccessor:
         0    a       1  <NA>
         1   bb       2  <NA>
         """
-        return map_any(self._series, task, leave_out=("inplace", "batch_key"), **options)
+        return run_task(
+            self._series, task, checked(SeriesAccessor.parallel_map, options, hidden="on")
+        )
 
     @shows_options("inplace", "on", "batch_key", "loop")
     async def aparallel_map(
         self, task: TaskLike = SENTIMENT, **options: Unpack[Options]
     ) -> ParallelResult:
         """:meth:`parallel_map`, awaited: runs on the caller's event loop."""
-        return await amap_any(self._series, task, leave_out=("inplace", "batch_key"), **options)
+        return await arun_task(
+            self._series, task, checked(SeriesAccessor.aparallel_map, options, hidden="on")
+        )
 
     @shows_options("inplace", "on", "batch_key")
     def preview(
@@ -152,7 +154,7 @@ class SeriesAccessor:
         The arguments, what is returned and what is raised: :func:`revkit.preview`.
         """
         return run_preview(
-            self._series, task, n, send, leave_out=("inplace", "batch_key"), **options
+            self._series, task, n, send, checked(SeriesAccessor.preview, options, hidden="on")
         )
 
     @shows_options("inplace", "on", "batch_key", "loop")
@@ -166,7 +168,7 @@ class SeriesAccessor:
     ) -> Preview:
         """:meth:`preview`, awaited: runs on the caller's event loop."""
         return await arun_preview(
-            self._series, task, n, send, leave_out=("inplace", "batch_key"), **options
+            self._series, task, n, send, checked(SeriesAccessor.apreview, options, hidden="on")
         )
 
 

@@ -10,35 +10,28 @@ import html
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, Unpack, overload
 
 import pandas as pd
 
 from ..errors import ColumnExists, Interrupted, MissingColumn, RunFailed, UsageError, nearest
 from ..record import columns, samples
 from ..results.result import ParallelResult
-from ..runtime.cancel import CancelToken
-from ..scheduling.adaptive import Adaptive
-from ..scheduling.limits import Budget, RateLimit
-from ..scheduling.policy import Retry
+from ..runtime.options import (
+    PARAMETERS,
+    ChainOptions,
+    Inputs,
+    Options,
+    RunOptions,
+)
 from ..tables.dtypes import same_rows
 from ..task.kinds import CallableTask, ModelTask
-from .call import (
-    Options,
-    Prepared,
-    TaskLike,
-    amap_any,
-    last_result,
-    map_any,
-    prepare_any,
-    shows_options,
-)
+from .arguments import TaskLike, checked, shows_options
+from .call import arun_task, run_task
+from .finish import last_result
+from .prepare import Prepared, prepare
 
 __all__ = ["Chain", "ChainResult", "Step", "chain"]
-
-
-#: Arguments of a run that a step does not have.
-_LEAVE_OUT = ("inplace", "batch_key")
 
 
 class Step:
@@ -57,7 +50,7 @@ class Step:
     Step('summary')
     """
 
-    @shows_options(*_LEAVE_OUT)
+    @shows_options("inplace", "batch_key")
     def __init__(self, task: TaskLike, *, name: str | None = None, **options: Unpack[Options]):
         self.task = task
         self.options: dict[str, Any] = dict(options)
@@ -69,7 +62,7 @@ class Step:
         self.is_callable = callable(task) and not names_its_own
         #: the columns that it writes are known before it has run
         self.is_open = self.is_callable and (
-            "output" not in self.options or self.options.get("repeat", 1) != 1
+            "output" not in self.options or self.options.get("repeat", Inputs.repeat) != 1
         )
         if not names_its_own:
             self.options.setdefault("output", self.name)
@@ -88,27 +81,7 @@ def _name_of(task: Any, options: Mapping[str, Any]) -> str:
     return next(iter(task.outputs)) if isinstance(task, ModelTask) else "response"
 
 
-class ChainOptions(TypedDict, total=False):
-    """The keyword arguments of :func:`chain`; their meaning: :func:`revkit.parallel_map`."""
-
-    model: Any
-    store: Any
-    max_workers: int | Adaptive | Any
-    worker_cap: int
-    progress: Any
-    observer: Any
-    fail_fast: bool
-    max_failures: float | None
-    attempt_timeout: float | None
-    cancel: CancelToken | None
-    retry: Retry | None
-    rate_limit: RateLimit | None
-    budget: Budget | None
-
-
-#: Arguments of a run that belong to one step: :func:`chain` does not take them.
-_NOT_SHARED = [*_LEAVE_OUT, *(Options.__annotations__.keys() - ChainOptions.__annotations__)]
-#: What goes with tasks that ask a model only.
+#: Options that go only with tasks that ask a model.
 _OF_MODELS = frozenset({"model", "store", "rate_limit", "budget"})
 
 
@@ -173,7 +146,7 @@ class _Work:
 
     source: Any
     before: pd.DataFrame
-    options: list[dict[str, Any]]
+    options: list[RunOptions]
     done: list[ParallelResult] = field(default_factory=list)
     partial: ParallelResult | None = None
 
@@ -237,7 +210,7 @@ class Chain:
                 if work.partial is not None:
                     result = work.partial.retry_failed()
                 else:
-                    result = map_any(work.input, step.task, leave_out=_LEAVE_OUT, **options)
+                    result = run_task(work.input, step.task, options)
             self._finish_step(work, result)
         return self._end(work)
 
@@ -254,7 +227,7 @@ class Chain:
                 if work.partial is not None:
                     result = await work.partial.aretry_failed()
                 else:
-                    result = await amap_any(work.input, step.task, leave_out=_LEAVE_OUT, **options)
+                    result = await arun_task(work.input, step.task, options)
             self._finish_step(work, result)
         return self._end(work)
 
@@ -270,7 +243,7 @@ class Chain:
             return stopped
         return work
 
-    def _remaining(self, work: _Work) -> Iterator[tuple[Step, dict[str, Any]]]:
+    def _remaining(self, work: _Work) -> Iterator[tuple[Step, RunOptions]]:
         """The steps that are not finished, and their options."""
         while len(work.done) < len(self.steps):
             yield self.steps[len(work.done)], work.options[len(work.done)]
@@ -313,7 +286,7 @@ class Chain:
 
     def _checked(self, source: Any) -> _Work:
         """Refuse what no step has to begin for; gives each step the options that it runs with."""
-        found: list[dict[str, Any]] = []
+        found: list[RunOptions] = []
         before: pd.DataFrame | None = None
         written: dict[Hashable, str] = {}
         like, is_open = source, False
@@ -323,12 +296,12 @@ class Chain:
                 for name, value in self._options.items()
                 if not (step.is_callable and name in _OF_MODELS)
             }
-            options = {**shared, **step.options}
             try:
+                options = checked(Step, {**shared, **step.options})
                 call, like = _prepared(step, like, options, is_open=is_open)
                 labels = _labels(step, call.plan.task, options)
                 twice = [label for label in labels if label in written]
-                if twice and not options.get("overwrite"):
+                if twice and not options.writing.overwrite:
                     raise ColumnExists(
                         f'the column "{twice[0]}" is written by step "{written[twice[0]]}" before '
                         'it; give one of them Step(..., prefix="…"), or another output= or error=; '
@@ -338,7 +311,9 @@ class Chain:
                 error.add_note(f'This is step {number} of the chain, "{step.name}".')
                 raise
             if call.plan.client is not None:
-                options["model"] = call.plan.client  # the same one, whatever is set meanwhile
+                options = options.replace(
+                    model=call.plan.client
+                )  # the same one, whatever is set meanwhile
             found.append(options)
             if before is None:
                 before, like = call.before, call.before.iloc[:0]
@@ -353,9 +328,7 @@ class Chain:
         return f"Chain({' -> '.join(step.name for step in self.steps)})"
 
 
-def _prepared(
-    step: Step, like: Any, options: Mapping[str, Any], *, is_open: bool
-) -> tuple[Prepared, Any]:
+def _prepared(step: Step, like: Any, options: RunOptions, *, is_open: bool) -> tuple[Prepared, Any]:
     """Decide about a step on what it will get: the columns, without their rows.
 
     Args:
@@ -364,9 +337,7 @@ def _prepared(
     """
     while True:
         try:
-            call = prepare_any(
-                "parallel_map", like, step.task, leave_out=_LEAVE_OUT, options=dict(options)
-            )
+            call = prepare(like, step.task, options)
         except MissingColumn as error:
             if not is_open or error.column is None or error.column in like.columns:
                 raise
@@ -376,17 +347,15 @@ def _prepared(
             return call, like
 
 
-def _labels(
-    step: Step, task: ModelTask | CallableTask, options: Mapping[str, Any]
-) -> list[Hashable]:
+def _labels(step: Step, task: ModelTask | CallableTask, options: RunOptions) -> list[Hashable]:
     """The columns that a step writes, as far as that is known before it has run."""
     if isinstance(task, CallableTask):
         names = [] if step.is_open else [task.output]
     else:
-        repeated = options.get("repeat", 1) > 1
+        repeated = options.inputs.repeat > 1
         names = samples.columns_of(task.outputs) if repeated else list(task.outputs)
-    error = options["error"]
-    labels = columns.output_columns(names, options.get("prefix", ""), error).values()
+    error = options.writing.error
+    labels = columns.output_columns(names, options.writing.prefix, error).values()
     return [*labels, *([error] if error is not None else [])]
 
 
@@ -404,7 +373,7 @@ def _is_of(result: ParallelResult, step: Step, source: Any) -> bool:
     return same_rows(result.frame, source, source.columns)
 
 
-@shows_options(*_NOT_SHARED)
+@shows_options(*(PARAMETERS.keys() - ChainOptions.__annotations__))
 def chain(steps: Iterable[Step | TaskLike], **options: Unpack[ChainOptions]) -> Chain:
     """Put steps in sequence: each is parallel over rows, and sees the columns of those before it.
 

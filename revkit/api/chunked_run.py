@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Interrupted, RunFailed, RunTimeout, UsageError
 from ..record.record import RowResult
 from ..results.result import ParallelResult
+from ..runtime.options import RunOptions
 from ..scheduling.events import StopKind
-from ..scheduling.policy import failure_limit
-from .call import map_any, seconds
+from .call import run_task
 
 if TYPE_CHECKING:
     from ..display.progress import Bar
@@ -21,7 +21,7 @@ __all__ = ["CHUNK_ROWS", "LEAVE_OUT", "ChunkedRun", "check_chunk_rows"]
 
 #: Rows of a Parquet file that make a chunk where nothing else is asked for.
 CHUNK_ROWS = 10_000
-#: Arguments of a run that one over chunks does not have.
+#: Options that a run over chunks does not have.
 LEAVE_OUT = ("inplace", "batch_key")
 
 
@@ -36,7 +36,7 @@ class ChunkedRun:
     """The runs of one task over many chunks of rows, with counts and limits over all of them.
 
     Args:
-        options: those of :func:`revkit.parallel_map`.
+        progress: as the user gave it; it counts the rows of all chunks.
         total: rows of all chunks; None: not known.
 
     Attributes:
@@ -44,40 +44,32 @@ class ChunkedRun:
         tokens: of the finished chunks.
     """
 
-    def __init__(self, task: Any, options: Mapping[str, Any], *, total: int | None):
+    def __init__(self, task: Any, options: RunOptions, *, progress: Any, total: int | None):
         self._task = task
-        self._options = dict(options)
-        repeat = self._options.get("repeat", 1)
-        self._samples = repeat if isinstance(repeat, int) and repeat > 0 else 1
+        self._options = options
+        self._samples = options.inputs.repeat
         self._total = None if total is None else total * self._samples
-        self._fail_fast = bool(self._options.get("fail_fast", False))
-        self._max_failures = self._options.pop("max_failures", None)
-        self._timeout: Any = self._options.pop("timeout", None)
-        share = isinstance(self._max_failures, float)
-        if share and total is None and not self._fail_fast:
+        self._failures, self._timeout = options.failures, options.limits.timeout
+        if isinstance(self._failures.max_failures, float) and total is None:
             raise UsageError(
-                f"max_failures={self._max_failures!r} is a share of all rows, and how many there "
-                "are is not known; give a number of rows"
+                f"max_failures={self._failures.max_failures!r} is a share of all rows, and how "
+                "many there are is not known; give a number of rows"
             )
-        self._limit = failure_limit(
-            self._max_failures, fail_fast=self._fail_fast, rows=self._total or 0
-        )
-        if self._timeout is not None:
-            seconds("timeout", self._timeout)
+        self._limit = self._failures.limit(self._total or 0)
         self.settled = self._done = 0
         self.failed = self.succeeded = self.from_store = self.tokens = 0
         self._chunks = 0
         self._wall_s = 0.0
         self._last: ParallelResult | None = None
         self._bar: Bar | None = None
-        self._callback = self._progress_callback(self._options.pop("progress", False))
+        self._callback = self._progress_callback(progress)
 
     def resume_after(self, before: Totals) -> None:
         """Count the rows that an earlier call finished; they come before the first chunk."""
-        if self._limit is not None and not self._fail_fast and before.failed > self._limit:
+        if self._limit is not None and not self._failures.fail_fast and before.failed > self._limit:
             raise UsageError(
-                f"max_failures={self._max_failures!r}: {before.failed:,} rows of the finished "
-                "chunks have failed already; allow more, or begin anew"
+                f"max_failures={self._failures.max_failures!r}: {before.failed:,} rows of the "
+                "finished chunks have failed already; allow more, or begin anew"
             )
         self.settled = self._done = before.total
         self.failed, self.succeeded = before.failed, before.succeeded
@@ -117,22 +109,22 @@ class ChunkedRun:
         Raises:
             RunFailed, Interrupted: it was stopped; ``.result`` is that of this chunk.
         """
-        options = dict(self._options)
+        changed: dict[str, Any] = {}
         if self._timeout is not None:
-            options["timeout"] = self._timeout - self._wall_s
-            if options["timeout"] <= 0:
+            changed["timeout"] = self._timeout - self._wall_s
+            if changed["timeout"] <= 0:
                 assert self._last is not None
                 raise RunTimeout(
                     self._stop_message(f"timeout={self._timeout:g} s was over"), self._last
                 )
         failed, from_store = self.failed, self.from_store
-        if self._limit is not None and not self._fail_fast:
-            options["max_failures"] = self._limit - failed
+        if self._limit is not None and not self._failures.fail_fast:
+            changed["max_failures"] = self._limit - failed
         if self._callback is not None:
-            options["progress"] = self._callback
+            changed["progress"] = self._callback
         stopped: RunFailed | Interrupted | None = None
         try:
-            result = map_any(chunk, self._task, leave_out=LEAVE_OUT, **options)
+            result = run_task(chunk, self._task, self._options.replace(**changed))
         except (RunFailed, Interrupted) as error:
             result, record = error.result, error.result._record
             # A chunk all of whose rows failed is no reason to stop: what counts is the whole.
@@ -161,7 +153,7 @@ class ChunkedRun:
             reason = "it was interrupted"
         elif record.stopped is None:
             reason = f"it broke off: {type(record.ended_by).__name__}: {record.ended_by}"
-        elif record.stopped.kind is StopKind.FAILURES and not self._fail_fast:
+        elif record.stopped.kind is StopKind.FAILURES and not self._failures.fail_fast:
             failed = f"{self.failed:,} row{'' if self.failed == 1 else 's'} failed"
             reason = f"{failed}, more than max_failures allows ({self._limit})"
         elif record.stopped.kind is StopKind.TIMEOUT:

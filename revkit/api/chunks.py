@@ -11,8 +11,9 @@ import pandas as pd
 
 from ..errors import UsageError
 from ..results.result import ParallelResult
+from ..runtime.options import Options, Showing
 from ..task.sentiment import SENTIMENT
-from .call import Options, TaskLike, refuse_unknown, shows_options
+from .arguments import TaskLike, checked, shows_options
 from .chunked_run import CHUNK_ROWS, LEAVE_OUT, ChunkedRun, check_chunk_rows
 
 __all__ = ["map_chunks"]
@@ -63,9 +64,10 @@ def map_chunks(
     [4, 6]
     [8]
     """
-    refuse_unknown("map_chunks", options, leave_out=LEAVE_OUT)
+    progress = options.pop("progress", Showing.progress)
+    found = checked(map_chunks, options)
     chunks, total = _chunks(source, check_chunk_rows(chunk_rows))
-    return _results(chunks, ChunkedRun(task, options, total=total))
+    return _results(chunks, ChunkedRun(task, found, progress=progress, total=total))
 
 
 def _results(chunks: Iterator[Any], run: ChunkedRun) -> Iterator[ParallelResult]:

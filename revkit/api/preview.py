@@ -17,16 +17,20 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 import pandas as pd
 
+from ..clients.prices import price_finder
 from ..errors import UsageError
 from ..record import columns, metrics
-from ..runtime.lookahead import Lookahead
+from ..runtime.options import ItemOptions, RunOptions
 from ..runtime.plan import Plan
+from ..runtime.prompts import Prompts
 from ..runtime.run import aexecute, execute
+from ..runtime.wiring import Wiring
 from ..tables.dtypes import strings
 from ..task.kinds import ModelTask
 from ..task.sentiment import SENTIMENT
 from ..task.tokens import TokenEstimate, prompt_size
-from .call import ItemOptions, Prepared, TaskLike, prepare_any, shows_options
+from .arguments import TaskLike, checked, shows_options
+from .prepare import Prepared, prepare
 
 if TYPE_CHECKING:
     from ..record.record import Record
@@ -123,24 +127,20 @@ class Preview:
         return display.preview_html(self)
 
 
-def run_preview(
-    source: Any, task: Any, n: int, send: bool, *, leave_out: tuple[str, ...] = (), **options: Any
-) -> Preview:
-    """Preview ``task`` over a frame, a Series or a list, from a plain call."""
-    call = prepare_any("preview", source, task, leave_out=leave_out, options=options)
+def run_preview(source: Any, task: Any, n: int, send: bool, options: RunOptions) -> Preview:
+    """Preview a task over a frame, a Series or a list."""
+    call = prepare(source, task, options)
     sample = _sample(call.plan, n)
-    return _read(call, sample, execute(_few(call.plan, sample)) if send else None)
+    return _read(call, sample, execute(_few(call, sample)) if send else None)
 
 
-async def arun_preview(
-    source: Any, task: Any, n: int, send: bool, *, leave_out: tuple[str, ...] = (), **options: Any
-) -> Preview:
+async def arun_preview(source: Any, task: Any, n: int, send: bool, options: RunOptions) -> Preview:
     """:func:`run_preview` on the running loop."""
     import asyncio
 
-    call = prepare_any("apreview", source, task, leave_out=leave_out, options=options)
+    call = prepare(source, task, options)
     sample = _sample(call.plan, n)
-    record = await aexecute(_few(call.plan, sample)) if send else None
+    record = await aexecute(_few(call, sample)) if send else None
     return await asyncio.to_thread(_read, call, sample, record)
 
 
@@ -188,7 +188,7 @@ def preview(
     25   25  user  Shorten: hot milk
     75   75  user  Shorten: hot milk
     """
-    return run_preview(items, task, n, send, leave_out=("inplace",), **options)
+    return run_preview(items, task, n, send, checked(preview, options))
 
 
 @shows_options("inplace", "loop")
@@ -201,7 +201,7 @@ async def apreview(
     **options: Unpack[ItemOptions],
 ) -> Preview:
     """:func:`preview`, awaited: runs on the caller's event loop."""
-    return await arun_preview(items, task, n, send, leave_out=("inplace",), **options)
+    return await arun_preview(items, task, n, send, checked(apreview, options))
 
 
 def _sample(plan: Plan, n: Any) -> list[int]:
@@ -226,21 +226,18 @@ def _spread(rows: Sequence[int], n: int) -> list[int]:
     return [rows[(2 * i + 1) * len(rows) // (2 * n)] for i in range(n)]
 
 
-def _few(plan: Plan, sample: list[int]) -> Plan:
-    """The plan for the sample: as in the run, but all of it is tried, and only the result shown."""
-    return dataclasses.replace(
-        plan.only(sample),
-        open_display=None,
-        callback=None,
-        observers=(),
-        max_failures=None,
-        fail_fast=False,
+def _few(call: Prepared, sample: list[int]) -> Wiring:
+    """The sample's run: as the whole one, but all of it is tried, and only the result shown."""
+    plan = call.plan.only(sample)
+    options = plan.options.replace(
+        progress=False, observer=None, max_failures=None, fail_fast=False
     )
+    return Wiring(dataclasses.replace(plan, options=options), open_store=call.open_store)
 
 
 def _read(call: Prepared, sample: list[int], record: Record | None) -> Preview:
     """Make the preview; looks all rows up, and may block."""
-    plan, index = call.plan, call.before.index
+    plan, index, wiring = call.plan, call.before.index, call.wiring()
     assert isinstance(plan.task, ModelTask)
     assert plan.client is not None
     places = [plan.place(row)[0] for row in sample]
@@ -254,10 +251,10 @@ def _read(call: Prepared, sample: list[int], record: Record | None) -> Preview:
         }
         made["error"] = strings([record.error(row) for row in range(record.total)])
         answers = pd.DataFrame({"row": np.array(places, np.int64), **made}, index.take(places))
-    prompts = [_messages(plan, row) for row in sample]
+    prompts = [_messages(wiring.prompts, row) for row in sample]
     turns = [(row, turn) for row, turns in zip(places, prompts, strict=True) for turn in turns]
     rows = [row for row, _ in turns]
-    counts, sizes = _look(plan, offline=record is None)
+    counts, sizes = _look(wiring, offline=record is None)
     return Preview(
         prompts=pd.DataFrame(
             {
@@ -276,42 +273,30 @@ def _read(call: Prepared, sample: list[int], record: Record | None) -> Preview:
     )
 
 
-def _messages(plan: Plan, row: int) -> list[Message]:
+def _messages(prompts: Prompts, row: int) -> list[Message]:
     """The row's chat turns; none where it cannot be rendered, as its error says."""
-    assert isinstance(plan.task, ModelTask)
     try:
-        return plan.task.messages(plan.rows.mapping(row))
+        return prompts.render(row)
     except Exception:  # noqa: BLE001 - a value of the user's own may raise anything
         return []
 
 
-def _look(plan: Plan, *, offline: bool) -> tuple[RowCounts, list[int]]:
+def _look(wiring: Wiring, *, offline: bool) -> tuple[RowCounts, list[int]]:
     """What a run would do with each row, and the size in bytes of each prompt that is left.
 
     Where not all rows were looked at, a size stands for several prompts.
     """
-    assert isinstance(plan.task, ModelTask)
-    assert plan.client is not None
+    plan = wiring.plan
     todo = list(plan.todo)
     looked = _spread(todo, _LOOKED_AT)
     kept = twins = 0
     sizes: list[int] = []
-    store = None if plan.open_store is None else plan.open_store()
+    store = None if wiring.open_store is None else wiring.open_store()
     if store is None:  # every row is asked for
-        sizes = [prompt_size(_messages(plan, row)) for row in looked]
+        sizes = list(map(wiring.prompts.size, looked))
     else:
-        rendered: dict[int, list[Message]] = {}
         with contextlib.closing(store):
-            ahead = Lookahead(
-                plan.task,
-                plan.client,
-                plan.rows,
-                looked,
-                store,
-                rendered,
-                sample=lambda row: plan.place(row)[1],
-                offline=offline,
-            )
+            ahead = wiring.lookahead(store, looked, offline=offline)
             more = True
             while more:
                 seen = ahead.look()
@@ -319,7 +304,7 @@ def _look(plan: Plan, *, offline: bool) -> tuple[RowCounts, list[int]]:
                 kept += len(seen.kept)
                 twins += len(seen.twins)
                 for row in seen.run:
-                    sizes.append(prompt_size(rendered.get(row, ())))
+                    sizes.append(wiring.prompts.size(row))
                     ahead.settled(row)
     scale = len(todo) / max(1, len(looked))
     kept, twins = round(kept * scale), round(twins * scale)
@@ -354,7 +339,7 @@ def _expected(
     prompt = estimate.expected(round(sum(sizes) * scale))
     completion = None if each is None else round(each * left)
     total = None if completion is None else prompt + completion
-    price, cost = plan.find_price(), None
+    price, cost = price_finder(plan.client, plan.options.limits.budget)(), None
     if price is not None and (each is not None or not price.cost(1, 1)):
         used = ((estimate.expected(size), each or 0.0) for size in sizes)
         cost = math.fsum(price.cost(*tokens) for tokens in used) * scale
@@ -394,7 +379,7 @@ def _used(record: Record) -> tuple[dict[int, int], dict[int, int]]:
 
 def _time(plan: Plan, left: int, tokens: int | None, record: Record | None) -> float | None:
     """Seconds for the rows that are left, None where they cannot be told."""
-    if record is None or plan.adaptive is not None:
+    if record is None or plan.options.pool.adaptive is not None:
         return None
     if not left:
         return 0.0
@@ -402,9 +387,10 @@ def _time(plan: Plan, left: int, tokens: int | None, record: Record | None) -> f
     if math.isnan(service):
         return None
     times = [left * service / min(plan.workers, left)]
-    if plan.rate_limit is not None:
-        if plan.rate_limit.requests_per_minute:
-            times.append(left * 60 / plan.rate_limit.requests_per_minute)
-        if plan.rate_limit.tokens_per_minute and tokens is not None:
-            times.append(tokens * 60 / plan.rate_limit.tokens_per_minute)
+    rate_limit = plan.options.limits.rate_limit
+    if rate_limit is not None:
+        if rate_limit.requests_per_minute:
+            times.append(left * 60 / rate_limit.requests_per_minute)
+        if rate_limit.tokens_per_minute and tokens is not None:
+            times.append(tokens * 60 / rate_limit.tokens_per_minute)
     return max(times)

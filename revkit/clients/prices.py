@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingExtra
 from ..task.tokens import Price
+from .contract import Client
 
-__all__ = ["known_price", "price_of"]
+if TYPE_CHECKING:
+    from ..scheduling.limits import Budget
+
+__all__ = ["known_price", "price_finder", "price_of"]
 
 #: Run on the user's own machine, where nobody bills a token.
 _FREE = ("local", "ollama")
@@ -75,6 +80,14 @@ def known_price(
         return price_of(provider, model, prices)
     except MissingExtra:
         return None
+
+
+def price_finder(client: Client | None, budget: Budget | None) -> Callable[[], Price | None]:
+    """Looks up what a client's tokens cost; holds neither the client nor its key."""
+    if client is None:
+        return lambda: None
+    prices = None if budget is None else budget.prices
+    return partial(known_price, client.provider, client.model or client.name, prices)
 
 
 def _as_price(listed: Any) -> Price | None:

@@ -22,9 +22,10 @@ except ImportError as error:
 
     raise MissingExtra('Dask is not installed: pip install "revkit[dask]"') from error
 
-from ..api.call import Options, TaskLike, shows_options
+from ..api.arguments import TaskLike, shows_options
 from ..errors import UsageError
 from ..results.result import ParallelResult
+from ..runtime.options import Options
 from ..task.sentiment import SENTIMENT
 from .audience import Audience
 from .job import LEFT_OUT, Job, make_job
@@ -143,7 +144,10 @@ class DaskSeriesAccessor:
 
 def _lazily(frame: Any, task: TaskLike, meta: Any, options: dict[str, Any], *, scalar: bool) -> Any:
     """The collection that ``parallel_map`` returns."""
-    job = make_job(frame._meta, task, options, dtypes=meta, scalar=scalar)
+    accessor = DaskSeriesAccessor if scalar else DaskAccessor
+    job = make_job(
+        frame._meta, task, options, function=accessor.parallel_map, dtypes=meta, scalar=scalar
+    )
     if current_client() is not None:
         job.check_travels()
     key = f"{job.name}-{{}}-{uuid.uuid4().hex}"

@@ -7,14 +7,15 @@ the reply in the store, or has the key for itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any
 
 from ..runtime.lookahead import Lookahead, Seen
 from ..runtime.plan import Plan
+from ..runtime.prompts import Prompts
 from ..store.shared import SharedStore
-from ..task.chat import Message, Reply
+from ..task.chat import Reply
 from ..task.kinds import ModelTask
 from .seat import Seat
 
@@ -82,22 +83,15 @@ class ClaimingStore:
 class ClaimingLookahead(Lookahead):
     """A lookahead in which rows may have to wait for another partition's reply."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        store: ClaimingStore,
-        rendered: MutableMapping[int, list[Message]],
-        seat: Seat,
-    ):
+    def __init__(self, plan: Plan, prompts: Prompts, store: ClaimingStore, seat: Seat):
         assert isinstance(plan.task, ModelTask)
         assert plan.client is not None
         super().__init__(
             plan.task,
             plan.client,
-            plan.rows,
+            prompts,
             plan.todo,
             store,
-            rendered,
             sample=lambda row: plan.place(row)[1],
         )
         self._claims = store
@@ -131,7 +125,7 @@ class ClaimingLookahead(Lookahead):
         waits = {row: key for row in seen.run if (key := self._key[row]) in taken}
         for row, key in waits.items():
             del self._first[key], self._key[row]
-            self._rendered.pop(row, None)
+            self._prompts.drop(row)
             self._waiting.setdefault(key, []).append(row)
         for row, twin in seen.twins:
             if twin in waits:

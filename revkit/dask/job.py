@@ -10,19 +10,21 @@ import pickle
 import socket
 import typing
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..api.call import Prepared, prepare_any
+from ..api.arguments import checked
+from ..api.prepare import Prepared, prepare
 from ..clients.contract import Client
 from ..errors import UsageError, warn
 from ..observers import ObserverSpec
 from ..record import columns, samples
 from ..record.record import Record
+from ..runtime.options import Inputs, Pool, RunOptions
 from ..runtime.plan import Plan
 from ..scheduling.buckets import PICO
 from ..scheduling.limits import Budget
@@ -64,19 +66,6 @@ _INSTEAD = {
     "instances": "Dask workers come and go; factory= makes a state for each worker",
 }
 
-#: What a worker hands on to its own run, as it was given.
-_HANDED_ON = (
-    "on",
-    "engine",
-    "factory",
-    "prefix",
-    "error",
-    "fail_fast",
-    "max_failures",
-    "attempt_timeout",
-    "retry",
-)
-
 
 @dataclass
 class Job:
@@ -85,7 +74,7 @@ class Job:
     Attributes:
         id: a name that no other has.
         name: what Dask's dashboard calls its tasks.
-        options: of ``parallel_map``, for a partition's own run.
+        options: of a partition's own run.
         samples: how often each row is run.
         scalar: it was called on a Series, which is the one column of its frame.
         client: None for a function.
@@ -104,7 +93,7 @@ class Job:
     id: str
     name: str
     task: ModelTask | CallableTask
-    options: dict[str, Any]
+    options: RunOptions
     samples: int
     scalar: bool
     client: Client | None
@@ -119,13 +108,13 @@ class Job:
     made_in: tuple[str, int]
     clients: list[str] = field(default_factory=list)
     #: what stays with the client; ``asked``: all that was asked for
-    asked: dict[str, Any] = field(default_factory=dict, repr=False)
+    asked: RunOptions | None = field(default=None, repr=False)
     budget: Budget | None = field(default=None, repr=False)
     observers: Sequence[ObserverSpec] = field(default=(), repr=False)
     graph: Any = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        left: dict[str, Any] = {"asked": {}, "budget": None, "observers": (), "graph": None}
+        left: dict[str, Any] = {"asked": None, "budget": None, "observers": (), "graph": None}
         return {**self.__dict__, **left}
 
     def check_travels(self) -> None:
@@ -149,32 +138,34 @@ class Job:
                 share.
         """
         task: Any = self.task
-        options = dict(self.asked) if alone else {**self.options, "max_workers": 10**6}
+        output = None
         if isinstance(task, CallableTask):
-            task, options["output"] = task.fn, task.output
-        else:  # the task was made with these, and has them now
-            options.pop("output", None)
-            options.pop("instructions", None)
-        options |= {"model": self.client, "overwrite": True}  # whether it may was decided for all
-        if self.client is not None:
-            options["store"] = False
-        source = frame.iloc[:, 0] if self.scalar else frame
-        call = prepare_any("parallel_map", source, task, leave_out=("inplace",), options=options)
+            task, output = task.fn, task.output
+        options = self.asked if alone else self.options
+        assert options is not None
+        options = options.replace(
+            on=self.options.inputs.on,
+            output=output,
+            instructions=None,  # the task has them
+            model=self.client,
+            store=False,
+            overwrite=True,  # whether it may was decided for all
+        )
+        call = prepare(frame.iloc[:, 0] if self.scalar else frame, task, options)
         if self.samples > 1 and not alone:
             call = dataclasses.replace(call, plan=call.plan.repeated(self.samples))
         if alone and self.store is not None:
             opened = functools.partial(SharedStore, Path(self.store))
-            plan = dataclasses.replace(call.plan, open_store=opened)
-            call = dataclasses.replace(call, plan=plan)
+            call = dataclasses.replace(call, open_store=opened)
         return call
 
     @property
     def error(self) -> Any:
-        return self.options.get("error", "error")
+        return self.options.writing.error
 
     @property
     def prefix(self) -> str:
-        return str(self.options.get("prefix", ""))
+        return self.options.writing.prefix
 
     def finished(self, frame: pd.DataFrame, record: Record) -> pd.DataFrame:
         """A frame with the columns of its record, of the types that were promised."""
@@ -234,6 +225,7 @@ def make_job(
     task: Any,
     options: dict[str, Any],
     *,
+    function: Callable[..., Any],
     dtypes: Any,
     scalar: bool,
 ) -> Job:
@@ -241,6 +233,7 @@ def make_job(
 
     Args:
         meta: the collection's empty frame.
+        function: the one that was called.
         dtypes: as the user gave them.
         scalar: the collection is a Series, and this the frame of it.
     """
@@ -253,9 +246,8 @@ def make_job(
             f"max_failures={options['max_failures']!r}: how many rows a Dask frame has is not "
             "known before it is computed; give a number of rows"
         )
-    source, left_out = (meta.iloc[:, 0], (*LEFT_OUT, "on")) if scalar else (meta, LEFT_OUT)
-    call = prepare_any("parallel_map", source, task, leave_out=left_out, options=dict(options))
-    plan = call.plan
+    asked = checked(function, options)
+    plan = prepare(meta.iloc[:, 0] if scalar else meta, task, asked).plan
     if plan.samples > 1 and isinstance(plan.task, CallableTask):
         raise UsageError(
             f"repeat={plan.samples} on Dask is for tasks that ask a model: what the samples of "
@@ -281,38 +273,43 @@ def make_job(
         id=identity,
         name=_name(plan),
         task=plan.task,
-        options={name: options[name] for name in _HANDED_ON if name in options},
+        options=RunOptions(
+            inputs=Inputs(on=plan.options.inputs.on),
+            pool=Pool(engine=asked.pool.engine, factory=asked.pool.factory, max_workers=10**6),
+            writing=asked.writing,
+            failures=asked.failures,
+        ),
         samples=plan.samples,
         scalar=scalar,
         client=plan.client,
-        terms=terms_of(identity, plan, options),
+        terms=terms_of(identity, plan),
         price=plan.price,
         store=directory,
         source=meta,
         meta=meta,
         dtypes=known,
-        observed=bool(plan.observers),
+        observed=bool(asked.showing.observers),
         asks_anew=asks_anew,
         made_in=(socket.gethostname(), os.getpid()),
-        asked=options,
-        budget=plan.budget,
-        observers=plan.observers,
+        asked=asked,
+        budget=asked.limits.budget,
+        observers=asked.showing.observers,
     )
     job.meta = job.finished(meta, empty_record(plan))
     return job
 
 
-def terms_of(job: str, plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
+def terms_of(job: str, plan: Plan) -> dict[str, Any]:
     """What the partitions of a job share, as plain JSON."""
-    adaptive, rate, budget = plan.adaptive, plan.rate_limit, plan.budget
-    asked = options.get("max_workers")
+    pool, failures, limits = plan.options.pool, plan.options.failures, plan.options.limits
+    adaptive, rate, budget = pool.adaptive, limits.rate_limit, limits.budget
     terms: dict[str, Any] = {
         "job": job,
-        "max_workers": asked if isinstance(asked, int) else None,
-        "worker_cap": options.get("worker_cap", 16),
-        "max_failures": plan.max_failures,
-        "fail_fast": plan.fail_fast,
-        "timeout": plan.timeout,
+        "max_workers": pool.max_workers if isinstance(pool.max_workers, int) else None,
+        "worker_cap": pool.worker_cap,
+        "max_failures": failures.limit(plan.total),
+        "fail_fast": failures.fail_fast,
+        "timeout": limits.timeout,
     }
     if adaptive is not None:
         terms |= {"adaptive": [adaptive.minimum, adaptive.maximum], "max_workers": adaptive.maximum}

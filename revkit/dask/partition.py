@@ -6,25 +6,26 @@ import contextlib
 import dataclasses
 import os
 import socket
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..errors import BudgetReached, Interrupted, RunCancelled, RunFailed, RunTimeout
+from ..api.finish import error_of_stop
+from ..errors import Interrupted, RunFailed
 from ..observers import ObserverSpec
 from ..record.record import Record
 from ..runtime.lifecycle import timed_out
 from ..runtime.lookahead import Lookahead
+from ..runtime.options import Limits
 from ..runtime.plan import Plan
 from ..runtime.run import execute
+from ..runtime.wiring import Wiring
 from ..scheduling.events import Status, Stop, StopKind
 from ..store.shared import shared_store
-from ..task.chat import Message
 from ..task.kinds import ModelTask
-from ..task.tokens import prompt_size
 from .claiming import ClaimingLookahead, ClaimingStore
 from .job import ASKS_AGAIN, UNHEARD, Job, empty_record
 from .links import Begun, link_here
@@ -67,48 +68,41 @@ class Part:
     lost: int = 0
 
 
-@dataclass(frozen=True)
-class _PartitionPlan(Plan):
-    """A plan whose limits are a part of the cluster's."""
+class _PartitionWiring(Wiring):
+    """An ordinary run's, but its limits, claims and facts are those of the cluster."""
 
-    seat: Seat | None = None
-    claims: ClaimingStore | None = None
+    def __init__(self, plan: Plan, seat: Seat, claims: ClaimingStore | None, *, observed: bool):
+        super().__init__(plan)
+        self._seat = seat
+        self._claims = claims
+        self.callback = seat.settled
+        self.observers = [ObserverSpec("cluster", lambda: seat, owned=False)] if observed else []
+        if claims is not None and plan.total > len(plan.refused):
+            self.open_store = lambda: claims
 
-    def throttle(self, rendered: Any) -> Ration:
-        seat = self.seat
-        assert seat is not None
-        task = self.task
-
-        def size(row: int) -> int:
-            assert isinstance(task, ModelTask)
-            try:
-                return prompt_size(rendered.get(row) or task.messages(self.rows.mapping(row)))
-            except Exception:  # noqa: BLE001 - the attempt fails with it, as that row's error
-                return 0
-
+    def throttle(self) -> Ration:
+        plan, seat = self.plan, self._seat
         ration = Ration(
-            self.workers,
+            plan.workers,
             starts=seat.starts,
             purse=seat.purse,
-            size=size if isinstance(task, ModelTask) else None,
-            max_tokens=None if self.client is None else self.client.max_tokens,
-            price=self.price,
+            size=self.prompts.size if isinstance(plan.task, ModelTask) else None,
+            max_tokens=None if plan.client is None else plan.client.max_tokens,
+            price=plan.price,
         )
         seat.begin(ration)
         return ration
 
     def lookahead(
-        self, store: ReplyStore, rendered: MutableMapping[int, list[Message]]
+        self, store: ReplyStore, todo: Iterable[int] | None = None, *, offline: bool = False
     ) -> Lookahead:
-        assert self.seat is not None
-        assert self.claims is not None
-        return ClaimingLookahead(self, self.claims, rendered, self.seat)
+        assert self._claims is not None
+        return ClaimingLookahead(self.plan, self.prompts, self._claims, self._seat)
 
     def started(
         self, stop: Callable[[Stop], object], tell: Callable[[Callable[[], object]], object]
     ) -> None:
-        assert self.seat is not None
-        self.seat.started(stop, tell)
+        self._seat.started(stop, tell)
 
 
 def begin(job: Job) -> Begun:
@@ -144,7 +138,7 @@ def run_partition(job: Job, begun: Begun, number: int, frame: pd.DataFrame) -> P
         if job.store is not None:
             store = stack.enter_context(shared_store(job.store))
             claims = ClaimingStore(store, seat, job.store)
-        record = execute(_share(plan, seat, claims, job, observed=job.observed and begun.heard))
+        record = execute(_wired(plan, seat, claims, job, observed=job.observed and begun.heard))
         if record.stopped is not None and record.stopped.kind is StopKind.TIMEOUT:
             # Of the run, not what was left of it for this partition.
             record.stopped = timed_out(job.terms["timeout"])
@@ -191,25 +185,17 @@ def _closed(seat: Seat) -> Iterator[dict[str, Any]]:
             seat.close()
 
 
-def _share(
+def _wired(
     plan: Plan, seat: Seat, claims: ClaimingStore | None, job: Job, *, observed: bool
-) -> _PartitionPlan:
-    fields = {one.name: getattr(plan, one.name) for one in dataclasses.fields(plan)}
-    todo = plan.total - len(plan.refused)
-    fields |= {
-        "workers": max(1, min(seat.workers, todo)),
-        "callback": seat.settled,
-        "observers": [ObserverSpec("cluster", lambda: seat, owned=False)] if observed else [],
-        "timeout": seat.timeout if seat.timeout is None else max(seat.timeout, 0.001),
-        "rate_limit": None,
-        "budget": None,
-        "price": job.price,
-        "adaptive": None,
-    }
-    made = _PartitionPlan(**fields, seat=seat, claims=claims)
-    if claims is not None and todo:
-        made = dataclasses.replace(made, open_store=lambda: claims)
-    return made
+) -> Wiring:
+    timeout = seat.timeout if seat.timeout is None else max(seat.timeout, 0.001)
+    plan = dataclasses.replace(
+        plan,
+        workers=max(1, min(seat.workers, plan.total - len(plan.refused))),
+        options=dataclasses.replace(plan.options, limits=Limits(timeout=timeout)),
+        price=job.price,
+    )
+    return _PartitionWiring(plan, seat, claims, observed=observed)
 
 
 def _make_light(record: Record) -> None:
@@ -220,13 +206,6 @@ def _make_light(record: Record) -> None:
     if record.first_refused is not None:
         row, failure = record.first_refused
         record.first_refused = row, failure._replace(cause=None)
-
-
-_KINDS = {
-    StopKind.TIMEOUT: RunTimeout,
-    StopKind.CANCELLED: RunCancelled,
-    StopKind.BUDGET: BudgetReached,
-}
 
 
 def _failed(job: Job, part: Part) -> RunFailed:
@@ -243,7 +222,7 @@ def _failed(job: Job, part: Part) -> RunFailed:
         f"the run was stopped: {stop.reason}; of the {record.total} rows of partition "
         f"{part.number}, {done} are done. {kept}"
     )
-    return _KINDS.get(stop.kind, RunFailed)(message)
+    return error_of_stop(stop.kind)(message)
 
 
 def columns_of(job: Job, part: Part) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..api.call import finish
+from ..api.finish import finish
 from ..results.result import ParallelResult
 from ..runtime.interrupt import Press, noted_interrupts
 from ..scheduling.events import StopKind

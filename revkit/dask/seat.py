@@ -90,7 +90,7 @@ class Seat:
     def started(
         self, stop: Callable[[Stop], object], tell: Callable[[Callable[[], object]], object]
     ) -> None:
-        """The engine is at work; see :meth:`revkit.runtime.plan.Plan.started`."""
+        """The engine is at work; see :meth:`revkit.runtime.wiring.Wiring.started`."""
         self._stop_engine, self._tell = stop, tell
         if self.stop is not None:
             stop(self.stop)

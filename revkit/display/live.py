@@ -29,7 +29,7 @@ from .progress import bar, in_kernel, is_disabled
 
 if TYPE_CHECKING:
     from ..record.record import Record
-    from ..runtime.plan import Display
+    from ..runtime.wiring import Display
 
 __all__ = ["Live", "Pace", "live"]
 

@@ -18,27 +18,19 @@ import pandas as pd
 from .._version import __version__
 from ..record.record import Record
 from ..runtime.plan import Plan
-from ..scheduling.adaptive import Adaptive
+from ..scheduling.limits import Budget, RateLimit
 from ..task.kinds import CallableTask, ModelTask, Template
 
 __all__ = ["of_call", "of_run"]
 
 
-def of_call(
-    plan: Plan,
-    *,
-    max_workers: int | Adaptive | None,
-    inputs: Iterable[Hashable],
-    prefix: str,
-    error: Hashable | None,
-) -> dict[str, Any]:
+def of_call(plan: Plan, *, inputs: Iterable[Hashable]) -> dict[str, Any]:
     """What is known before anything is sent.
 
     Args:
-        max_workers: as it was asked for.
         inputs: the columns that the inputs are bound to, in the inputs' order.
     """
-    client, limit, budget = plan.client, plan.rate_limit, plan.budget
+    client = plan.client
     return {
         "task": describe(plan.task),
         "model": None
@@ -51,25 +43,9 @@ def of_call(
         },
         "options": {
             "on": _plain(dict(zip(plan.rows.names, inputs, strict=False))),
-            "prefix": prefix,
-            "error": _plain(error),
+            **{name: _plain(value) for name, value in plan.options.recorded()},
             "engine": plan.engine,
-            "loop": plan.loop,
-            "max_workers": _plain(max_workers),
             "workers": plan.workers,
-            "repeat": plan.samples,
-            "fail_fast": plan.fail_fast,
-            "max_failures": None if plan.fail_fast else plan.max_failures,
-            "timeout_s": _plain(plan.timeout),
-            "attempt_timeout_s": _plain(plan.attempt_timeout),
-            "retry": _plain(plan.retry),
-            "rate_limit": None
-            if limit is None
-            else {
-                "requests_per_minute": limit.requests_per_minute,
-                "tokens_per_minute": limit.tokens_per_minute,
-            },
-            "budget": None if budget is None else {"tokens": budget.tokens, "usd": budget.usd},
             "store": None,
         },
         "versions": {
@@ -133,6 +109,11 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, RateLimit):
+        counts = ("requests_per_minute", "tokens_per_minute")
+        return {name: getattr(value, name) for name in counts}
+    if isinstance(value, Budget):
+        return {"tokens": value.tokens, "usd": value.usd}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _plain(dataclasses.asdict(value))
     return str(value)

@@ -26,9 +26,9 @@ from ..scheduling.scheduler import Scheduler
 from ..task.kinds import ModelTask
 from .engines import Ended
 from .lookahead import Lookahead
-from .plan import Plan
 from .sinks.progress import ProgressSink
 from .sinks.store import StoreSink
+from .wiring import Wiring
 
 __all__ = ["INTERRUPTED", "Drain"]
 
@@ -53,13 +53,14 @@ class Drain:
 
     def __init__(
         self,
-        plan: Plan,
+        wiring: Wiring,
         scheduler: Scheduler,
         wake: Callable[[], None],
         lookahead: Lookahead | None = None,
         *,
         may_wait: bool = True,
     ):
+        plan = wiring.plan
         outputs = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
         record = self.record = Record(
             plan.total, outputs, asks_model=plan.client is not None, samples=plan.samples
@@ -76,15 +77,15 @@ class Drain:
         #: what was collected and is to be reported
         self._settled: list[Attempted] = []
         self._is_closed = False
-        self._progress = ProgressSink(plan, record)
+        self._progress = ProgressSink(wiring, record)
         self._store = None
         if lookahead is not None:
             self._store = StoreSink(lookahead, record, scheduler, workers=plan.workers)
         self._events = None
-        if plan.observers:
+        if wiring.observers:
             from .sinks.events import EventSink
 
-            self._events = EventSink(plan, record, began=record.began, may_wait=may_wait)
+            self._events = EventSink(wiring, record, began=record.began, may_wait=may_wait)
             scheduler.tell = self._hear
 
     @property

@@ -21,12 +21,11 @@ from typing import Protocol
 from ..record.record import Record
 from ..scheduling.events import Stop, StopKind
 from ..scheduling.scheduler import Scheduler
-from ..task.chat import Message
 from .cancel import CancelToken
 from .drain import INTERRUPTED, Drain
 from .engines import Ended, Engine
 from .engines.handover import HandOver
-from .plan import Plan
+from .wiring import Wiring
 
 __all__ = ["Call", "Run", "Wait", "timed_out"]
 
@@ -86,7 +85,7 @@ class Run:
 
     def __init__(
         self,
-        plan: Plan,
+        wiring: Wiring,
         wake: Callable[[], None],
         interrupts: InterruptState,
         make_engine: Callable[[Run], Engine],
@@ -94,9 +93,10 @@ class Run:
         may_wait: bool = True,
         now: Callable[[], float] = time.monotonic,
     ):
-        self.plan = plan
+        plan, failures = wiring.plan, wiring.plan.options.failures
+        self.wiring = wiring
+        self._limits = plan.options.limits
         self._now = now
-        self.rendered: dict[int, list[Message]] = {}
         self.hand_over = HandOver(wake)
         self._wake = wake
         self._interrupts = interrupts
@@ -104,21 +104,21 @@ class Run:
         self._engine: Engine | None = None
         #: seconds of the run that passed before its engine started
         self.looked = 0.0
-        store = None if plan.open_store is None else plan.open_store()
+        store = None if wiring.open_store is None else wiring.open_store()
         try:
-            ahead = None if store is None else plan.lookahead(store, self.rendered)
+            ahead = None if store is None else wiring.lookahead(store)
             self.scheduler = Scheduler(
                 plan.todo if ahead is None else (),
                 more=ahead is not None,
                 commits=ahead is not None,
                 max_workers=plan.workers,
-                retry=plan.retry,
-                max_failures=plan.max_failures,
-                fail_fast=plan.fail_fast,
+                retry=failures.retry,
+                max_failures=failures.limit(plan.total),
+                fail_fast=failures.fail_fast,
                 failed=len(plan.refused),
-                throttle=plan.throttle(self.rendered),
+                throttle=wiring.throttle(),
             )
-            self.drain = Drain(plan, self.scheduler, wake, ahead, may_wait=may_wait)
+            self.drain = Drain(wiring, self.scheduler, wake, ahead, may_wait=may_wait)
         except BaseException:
             if store is not None:
                 store.close()
@@ -172,22 +172,22 @@ class Run:
 
     def _before(self) -> Generator[Call | Wait, None, None]:
         """Look rows up in the store, and let the client get ready if one needs it."""
-        plan, drain = self.plan, self.drain
+        wiring, timeout, drain = self.wiring, self._limits.timeout, self.drain
         began = self._now()
         try:
             drain.begin()
             yield from self._step()
             while drain.looks_on and not self._is_interrupted():
-                if plan.timeout is not None and self._now() - began >= plan.timeout:
-                    self.scheduler.stop(timed_out(plan.timeout))
+                if timeout is not None and self._now() - began >= timeout:
+                    self.scheduler.stop(timed_out(timeout))
                     break
                 drain.open_display()
                 yield from self._step()
-            if plan.open_store is not None and plan.loop_factory is None:
+            if wiring.open_store is not None and wiring.plan.loop_factory is None:
                 # Without a store it takes no time, nor on a virtual clock of the client's.
                 self.looked = self._now() - began
             if drain.has_work and self.scheduler.stopped is None and not self._is_interrupted():
-                yield Call(plan.prepare, may_be_left=True)
+                yield Call(wiring.ready, may_be_left=True)
         except KeyboardInterrupt as error:  # of a call that was left, or a second one
             drain.record.ended_by = error
         if self._is_interrupted() or drain.record.ended_by is not None:
@@ -224,16 +224,16 @@ class Run:
 
     def _start(self) -> Engine | None:
         """Start the engine, if there is work for it; from here on times are on its clock."""
-        plan, drain = self.plan, self.drain
+        wiring, drain = self.wiring, self.drain
         if not drain.has_work or self.scheduler.stopped is not None:
             drain.ended = Ended()
             drain.starts(self._now, self._now(), looked=self.looked)
-            plan.started(self.scheduler.stop, lambda change: change())
+            wiring.started(self.scheduler.stop, lambda change: change())
             return None
         engine = self._engine = self._make_engine(self)
         began = engine.start()
         drain.starts(engine.clock, began, looked=self.looked, tell=engine.tell)
-        plan.started(self._stop, engine.tell)
+        wiring.started(self._stop, engine.tell)
         return engine
 
     def _step(self) -> Generator[Call | Wait, None, None]:
@@ -252,13 +252,13 @@ class Run:
 
     def _wanted_stop(self) -> Stop | None:
         """Why running attempts have to be cancelled now; None where they need not be."""
-        plan, stopped = self.plan, self.scheduler.stopped
+        limits, stopped = self._limits, self.scheduler.stopped
         if self._is_interrupted():
             return INTERRUPTED
-        if plan.cancel is not None and plan.cancel.cancelled:
-            return _cancelled_by(plan.cancel)
-        if plan.timeout is not None and self._elapsed() >= plan.timeout:
-            return timed_out(plan.timeout)
+        if limits.cancel is not None and limits.cancel.cancelled:
+            return _cancelled_by(limits.cancel)
+        if limits.timeout is not None and self._elapsed() >= limits.timeout:
+            return timed_out(limits.timeout)
         return stopped if stopped is not None and stopped.cancels else None
 
     def _elapsed(self) -> float:
@@ -292,7 +292,7 @@ class Run:
     @contextmanager
     def _stopped_by_token(self) -> Iterator[None]:
         """When the user's token is cancelled, start nothing more, and look at the rest soon."""
-        cancel = self.plan.cancel
+        cancel = self._limits.cancel
         if cancel is None:
             yield
             return

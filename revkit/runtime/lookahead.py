@@ -7,16 +7,16 @@ the same key) is running or waiting follows it, and shares its outcome.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..clients.contract import Client
 from ..store.keys import ReplyKeys
-from ..tables.rows import Rows
 from ..task.chat import Message, Reply
 from ..task.kinds import ModelTask
+from .prompts import Prompts
 
 if TYPE_CHECKING:
     from ..store.contract import ReplyStore
@@ -48,9 +48,9 @@ class Lookahead:
     """Looks the rows of one run up in the store, in order, and keeps their replies there.
 
     Args:
+        prompts: keeps those of rows that need the model, for the workers.
         todo: the rows to look at.
         store: closed by :meth:`close`.
-        rendered: where the prompts of rows that need the model are put, for the workers.
         sample: number of the sample of a row.
         offline: do not ask the server for its model's weights; any reply that is kept will do.
     """
@@ -59,10 +59,9 @@ class Lookahead:
         self,
         task: ModelTask,
         client: Client,
-        rows: Rows,
+        prompts: Prompts,
         todo: Iterable[int],
         store: ReplyStore,
-        rendered: MutableMapping[int, list[Message]],
         *,
         sample: Callable[[int], int] = lambda row: 0,
         offline: bool = False,
@@ -73,11 +72,10 @@ class Lookahead:
         #: digest of the model's weights, where it is known
         self.weights: str | None = None
         self._asks_weights = not offline
-        self._rows = rows
+        self._prompts = prompts
         self._sample = sample
         self._todo = iter(todo)
         self._store = store
-        self._rendered = rendered
         #: key -> the first row of this run that asks the model for it
         self._first: dict[bytes, int] = {}
         #: keys whose reply in the store does not do; it stays until another one takes its place
@@ -108,7 +106,7 @@ class Lookahead:
             self.weights = _weights(self._client)
         for row in batch:
             try:
-                messages = self._task.messages(self._rows.mapping(row))
+                messages = self._prompts.render(row)
                 key = self._keys.key(messages, self._sample(row))
             except Exception:  # noqa: BLE001 - the attempt fails with it, as that row's error
                 key, messages = b"", []
@@ -130,7 +128,7 @@ class Lookahead:
             self._key[row] = key
             if key:
                 first[key] = row
-                self._rendered[row] = messages
+                self._prompts.keep(row, messages)
         return seen
 
     def _read(self, key: bytes, reply: Reply) -> Mapping[str, Any] | None:
@@ -177,7 +175,7 @@ class Lookahead:
     def settled(self, row: int) -> None:
         """The row is done with."""
         self._key.pop(row, None)
-        self._rendered.pop(row, None)
+        self._prompts.drop(row)
 
 
 def _weights(client: Client) -> str | None:

@@ -18,7 +18,7 @@ from ..record.record import Record
 from .engines import Engine
 from .interrupt import Press, noted_interrupts
 from .lifecycle import Call, Run, Wait, timed_out
-from .plan import Plan
+from .wiring import Wiring
 
 if TYPE_CHECKING:
     import asyncio
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["aexecute", "execute"]
 
 
-def execute(plan: Plan, press: Press | None = None) -> Record:
-    """Carry a plan out; the calling thread is the drain.
+def execute(wiring: Wiring, press: Press | None = None) -> Record:
+    """Carry a plan out, as it is wired; the calling thread is the drain.
 
     An interrupt (Ctrl-C, the notebook's stop button) ends the run, not this function: the record
     comes back with ``ended_by`` set.
@@ -45,9 +45,9 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
         )
     if press is None:
         with noted_interrupts() as press:
-            return execute(plan, press)
-    if plan.loop == "notebook":
-        return _execute_on_notebook_loop(plan, press)
+            return execute(wiring, press)
+    if wiring.plan.options.pool.loop == "notebook":
+        return _execute_on_notebook_loop(wiring, press)
     woken = threading.Event()
 
     def wake() -> None:
@@ -65,7 +65,7 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
             step.function()
 
     with press.raising():  # nothing is done yet
-        run = Run(plan, wake, press, _engine_beside)
+        run = Run(wiring, wake, press, _engine_beside)
     error: BaseException | None = None
     try:
         while True:
@@ -84,18 +84,18 @@ def execute(plan: Plan, press: Press | None = None) -> Record:
         run.put_away()
 
 
-async def aexecute(plan: Plan) -> Record:
-    """Carry a plan out on the running loop; the caller's task is the drain.
+async def aexecute(wiring: Wiring) -> Record:
+    """Carry a plan out, as it is wired, on the running loop; the caller's task is the drain.
 
     Cancelling the task ends the run, not this function: the record comes back with ``ended_by``
     set, and the caller raises it again.
     """
     import asyncio
 
-    if plan.loop_factory is not None:
+    if wiring.plan.loop_factory is not None:
         raise UsageError(
-            f"{plan.client!r} brings an event loop of its own: call parallel_map, which runs "
-            "beside yours"
+            f"{wiring.plan.client!r} brings an event loop of its own: call parallel_map, which "
+            "runs beside yours"
         )
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()
@@ -142,8 +142,8 @@ async def aexecute(plan: Plan) -> Record:
                     cancels.note(error)
             done.result()
 
-    make = partial(Run, plan, wake, cancels, _engine_here, may_wait=False)
-    if plan.open_store is None:
+    make = partial(Run, wiring, wake, cancels, _engine_here, may_wait=False)
+    if wiring.open_store is None:
         run = make()
     else:
         context = contextvars.copy_context()  # which observers get
@@ -190,49 +190,49 @@ class _Cancels:
 
 def _engine_beside(run: Run) -> Engine:
     """The plan's engine, for a drain that is a thread."""
-    if run.plan.engine == "thread":
+    if run.wiring.plan.engine == "thread":
         return _threads(run)
     from .engines.beside import LoopBeside
 
     engine = _tasks(run, run.hand_over)
-    return LoopBeside(engine, run.plan.loop_factory, run.hand_over, run.drain.record.name)
+    return LoopBeside(engine, run.wiring.plan.loop_factory, run.hand_over, run.drain.record.name)
 
 
 def _engine_here(run: Run) -> Engine:
     """The plan's engine, for a drain that is a task of the running loop."""
-    return _threads(run) if run.plan.engine == "thread" else _tasks(run, run.drain.wake)
+    return _threads(run) if run.wiring.plan.engine == "thread" else _tasks(run, run.drain.wake)
 
 
 def _threads(run: Run) -> Engine:
     from .engines.threads import ThreadEngine
 
-    plan, drain = run.plan, run.drain
+    plan, drain = run.wiring.plan, run.drain
     return ThreadEngine(
         run.scheduler,
-        plan.work(run.rendered, drain.record.warnings.append),
+        run.wiring.work(drain.record.warnings.append),
         workers=plan.workers,
         emit=drain.emit,
         wake=drain.wake,
         awaited=drain.is_awaited,
-        attempt_timeout=plan.attempt_timeout,
+        attempt_timeout=plan.options.failures.attempt_timeout,
     )
 
 
 def _tasks(run: Run, hand_over: Callable[[], object]) -> LoopEngine:
     from .engines.loop import LoopEngine
 
-    plan, drain = run.plan, run.drain
-    timeout = None
-    if plan.timeout is not None:
-        timeout = max(0.0, plan.timeout - run.looked), timed_out(plan.timeout)
+    plan, drain = run.wiring.plan, run.drain
+    seconds, timeout = plan.options.limits.timeout, None
+    if seconds is not None:
+        timeout = max(0.0, seconds - run.looked), timed_out(seconds)
     return LoopEngine(
         run.scheduler,
-        plan.work(run.rendered, drain.record.warnings.append),
+        run.wiring.work(drain.record.warnings.append),
         workers=plan.workers,
         emit=drain.emit,
         wake=drain.wake,
         hand_over=hand_over if drain.is_awaited else None,
-        attempt_timeout=plan.attempt_timeout,
+        attempt_timeout=plan.options.failures.attempt_timeout,
         timeout=timeout,
     )
 
@@ -257,7 +257,7 @@ def _put_away(making: asyncio.Future[Run]) -> None:
         making.result().put_away()
 
 
-def _execute_on_notebook_loop(plan: Plan, press: Press) -> Record:
+def _execute_on_notebook_loop(wiring: Wiring, press: Press) -> Record:
     """Run on the notebook's own loop, from a cell that is itself running on it.
 
     The one place for nest-asyncio: it lets a running loop run again. ``nest_asyncio2`` is the
@@ -281,7 +281,7 @@ def _execute_on_notebook_loop(plan: Plan, press: Press) -> Record:
     import nest_asyncio2
 
     nest_asyncio2.apply(loop)
-    task = loop.create_task(aexecute(plan))
+    task = loop.create_task(aexecute(wiring))
     press.notify = lambda: loop.call_soon_threadsafe(task.cancel)
     try:
         record: Record = loop.run_until_complete(task)

@@ -34,6 +34,7 @@ from ..tables.rows import Rows
 from ..task.chat import Message, Reply
 from ..task.kinds import CallableTask, ModelTask
 from .cancel import CancelToken, is_done_to_the_worker
+from .prompts import Prompts
 from .state import States
 
 __all__ = ["CallableWork", "Context", "ModelWork", "Work", "adrive", "drive"]
@@ -252,25 +253,14 @@ class CallableWork:
 
 
 class ModelWork:
-    """Asks a model about each row.
-
-    Args:
-        rendered: prompts that are made already, by row.
-    """
+    """Asks a model about each row."""
 
     replaceable = True
 
-    def __init__(
-        self,
-        task: ModelTask,
-        client: Client,
-        rows: Rows,
-        rendered: Mapping[int, list[Message]] | None = None,
-    ):
+    def __init__(self, task: ModelTask, client: Client, prompts: Prompts):
         self._task = task
         self._client = client
-        self._rows = rows
-        self._rendered = {} if rendered is None else rendered
+        self._prompts = prompts
         self._failures = Failures()
         self._session = client.session(task)
         # What all rows share is made now, not in the service time of the first one.
@@ -332,9 +322,7 @@ class ModelWork:
         return self._read(reply)
 
     def _messages(self, attempt: Attempt) -> list[Message]:
-        messages = self._rendered.get(attempt.row)
-        if messages is None:
-            messages = self._task.messages(self._rows.mapping(attempt.row))
+        messages = self._prompts.of(attempt.row)
         before = attempt.previous
         if before is not None and before.correctable:
             again = f"{before.message}. {self._task.outputs.describe()}".strip()

@@ -11,9 +11,11 @@ import pandas as pd
 from ...errors import RunFailed, UsageError
 from ...record.metrics import Usage
 from ...record.totals import Totals
+from ...runtime.options import Options, Showing
 from ...tables.dtypes import STRING
-from ..call import Options, TaskLike, prepare_any, shows_options
+from ..arguments import TaskLike, checked, shows_options
 from ..chunked_run import CHUNK_ROWS, LEAVE_OUT, ChunkedRun, check_chunk_rows
+from ..prepare import prepare
 
 __all__ = ["ParquetResult", "map_parquet"]
 
@@ -146,13 +148,9 @@ def map_parquet(
 
     rows = check_chunk_rows(chunk_rows) or CHUNK_ROWS
     read = Source(source)
-    planned = {
-        name: value
-        for name, value in options.items()
-        if name not in ("progress", "timeout", "max_failures")
-    }
-    empty = frame_of(read.schema.empty_table(), 0)
-    call = prepare_any("map_parquet", empty, task, leave_out=LEAVE_OUT, options=planned)
+    progress = options.pop("progress", Showing.progress)
+    found = checked(map_parquet, options)
+    call = prepare(frame_of(read.schema.empty_table(), 0), task, found)
     made_by = call.provenance
     kept = Sink(
         sink,
@@ -171,8 +169,8 @@ def map_parquet(
     if finished is not None:
         return ParquetResult(kept.path, finished)
     if call.plan.client is not None:
-        options["model"] = call.plan.client  # the same one for all chunks
-    run = ChunkedRun(task, options, total=read.rows)
+        found = found.replace(model=call.plan.client)  # the same one for all chunks
+    run = ChunkedRun(task, found, progress=progress, total=read.rows)
     with kept.open(restart=restart):
         run.resume_after(kept.totals())
         try:

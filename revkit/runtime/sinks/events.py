@@ -12,7 +12,7 @@ from ...observers.stream import Data, EventStream
 from ...record.record import Record
 from ...scheduling.events import Attempted, Decision, Held, Started
 from ...task.kinds import CallableTask, ModelTask
-from ..plan import Plan
+from ..wiring import Wiring
 
 __all__ = ["EventSink"]
 
@@ -30,14 +30,14 @@ class EventSink:
         may_wait: a full backlog may hold the drain up for a moment.
     """
 
-    def __init__(self, plan: Plan, record: Record, *, began: float, may_wait: bool):
-        self._plan = plan
+    def __init__(self, wiring: Wiring, record: Record, *, began: float, may_wait: bool):
+        self._wiring = wiring
         self._record = record
         self._origin = began
         self._observers = (
-            Observers(plan.observers) if may_wait else Observers(plan.observers, patience=0)
+            Observers(wiring.observers) if may_wait else Observers(wiring.observers, patience=0)
         )
-        self._stream = EventStream(self._send, self._send_all, record, plan.place)
+        self._stream = EventStream(self._send, self._send_all, record, wiring.plan.place)
         self._facts: list[Started | Held | Attempted] = []
         self._is_closed = False
         #: takes a fact that was collected
@@ -53,7 +53,7 @@ class EventSink:
         self._origin = began
 
     def begin(self, at: float) -> None:
-        self._stream.begin(at, **_facts_of(self._plan))
+        self._stream.begin(at, **_facts_of(self._wiring))
 
     def report(self, *, settles: bool) -> None:
         """Send the facts that were collected.
@@ -109,21 +109,22 @@ class EventSink:
         return Event(kind, timestamp, SOURCE, self._record.run_id, made)
 
 
-def _facts_of(plan: Plan) -> dict[str, Any]:
+def _facts_of(wiring: Wiring) -> dict[str, Any]:
     """What the first event says of the run."""
+    plan, failures = wiring.plan, wiring.plan.options.failures
     client = plan.client
     return {
         "worker_count": plan.workers,
         "engine": plan.engine,
-        "fail_fast": plan.fail_fast,
-        "max_failures": plan.max_failures,
-        "adaptive": plan.adaptive is not None,
+        "fail_fast": failures.fail_fast,
+        "max_failures": failures.limit(plan.total),
+        "adaptive": plan.options.pool.adaptive is not None,
         "task": _name_of(plan.task),
         "model": None if client is None else client.model or client.name,
         "provider": None if client is None else client.provider or None,
         "samples": plan.samples,
-        "has_progress": plan.callback is not None or plan.open_display is not None,
-        "store": plan.open_store is not None,
+        "has_progress": wiring.callback is not None or wiring.open_display is not None,
+        "store": wiring.open_store is not None,
     }
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ...record.record import Record, RowResult
-from ..plan import Display, Plan
+from ..wiring import Display, Wiring
 
 __all__ = ["ProgressSink"]
 
@@ -19,11 +19,11 @@ class ProgressSink:
         wants_rows: there is a callback, which gets each settled row.
     """
 
-    def __init__(self, plan: Plan, record: Record):
-        self._plan = plan
+    def __init__(self, wiring: Wiring, record: Record):
+        self._plan = wiring.plan
         self._record = record
-        self._callback = plan.callback
-        self._open_display = plan.open_display
+        self._callback = wiring.callback
+        self._open_display = wiring.open_display
         self._display: Display | None = None
         self._settled = 0
 

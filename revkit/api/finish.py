@@ -1,0 +1,198 @@
+"""The end of a call: its run's record becomes a result and columns, or an error that has both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..clients.prices import price_finder
+from ..errors import (
+    BudgetReached,
+    Interrupted,
+    RunCancelled,
+    RunFailed,
+    RunTimeout,
+    UsageError,
+    warn,
+)
+from ..record import columns, samples
+from ..results import provenance
+from ..results.result import ParallelResult, failure_message
+from ..runtime.interrupt import Press, noted_interrupts
+from ..runtime.plan import Plan
+from ..runtime.run import aexecute, execute
+from ..scheduling.events import Status, StopKind
+from ..tables.dtypes import same_rows, snapshot
+from ..task.kinds import CallableTask, ModelTask
+from ..task.outputs import Field
+from .prepare import Prepared
+
+if TYPE_CHECKING:
+    from ..record.record import Record
+
+__all__ = ["error_of_stop", "finish", "last_result", "unless_pressed"]
+
+_last: ParallelResult | None = None
+
+_STOPPED = {
+    StopKind.TIMEOUT: RunTimeout,
+    StopKind.CANCELLED: RunCancelled,
+    StopKind.BUDGET: BudgetReached,
+}
+
+
+def error_of_stop(kind: StopKind) -> type[RunFailed]:
+    """What is raised where a run was stopped."""
+    return _STOPPED.get(kind, RunFailed)
+
+
+def finish(call: Prepared, record: Record) -> ParallelResult:
+    """Make the result, write the columns, and raise what the run came to.
+
+    Raises:
+        RunFailed: every row failed, or the run was stopped.
+        Interrupted: the user stopped it.
+    """
+    global _last
+    plan, task, writing = call.plan, call.plan.task, call.plan.options.writing
+    if isinstance(record.ended_by, UsageError) and not len(record.row):
+        raise record.ended_by  # nothing was sent, and nothing is written
+    frame = call.before
+    if isinstance(task, CallableTask) and not record.values:  # it never returned anything
+        record.values[task.output] = [None] * record.total
+    declared = task.outputs if isinstance(task, ModelTask) else None
+    values, sampled = record.values, None
+    fields: Mapping[Any, Field | None] = declared or {}
+    if record.samples > 1:
+        sampled = columns.finished(values, fields)
+        values, fields = samples.combine(record, declared)
+    labels = columns.result_labels(
+        values,
+        record,
+        task,
+        frame,
+        prefix=writing.prefix,
+        error=writing.error,
+        overwrite=writing.overwrite,
+    )
+    made = {labels[name]: array for name, array in columns.finished(values, fields).items()}
+    if writing.error is not None:
+        made[writing.error] = columns.errors(record)
+    written = call.target is not None and _can_write(call, made)
+    columns.write(frame, made, task.fingerprint)
+    if written and call.target is not None:
+        columns.write(call.target, made, task.fingerprint)
+    result = _last = ParallelResult(
+        record,
+        frame=frame,
+        task=task,
+        rows=plan.rows,
+        columns=labels,
+        sampled=sampled,
+        model_name=None if plan.client is None else plan.client.name,
+        find_price=price_finder(plan.client, plan.options.limits.budget),
+        provenance=provenance.of_run(call.provenance, record),
+        rerun=_Rerun(call, record),
+    )
+    for message in record.warnings:
+        warn(message)
+    if isinstance(record.ended_by, KeyboardInterrupt):
+        done = f"interrupted: {result.metrics.succeeded} of {record.total} rows are done, and stand"
+        where = "the columns and in " if written else ""
+        raise Interrupted(f"{done} in {where}revkit.last_result().frame{_go_on(record)}", result)
+    if isinstance(record.ended_by, Exception):
+        fault = f"{type(record.ended_by).__name__}: {record.ended_by}"
+        raise RunFailed(f"the run broke off: {fault}\n{failure_message(result)}", result) from (
+            record.ended_by
+        )
+    if record.ended_by is not None:  # the awaiting task was cancelled
+        if not record.ended_by.args:
+            done = f"{result.metrics.succeeded} of {record.total} rows are done, and stand"
+            record.ended_by.args = (f"{done} in revkit.last_result().frame{_go_on(record)}",)
+        raise record.ended_by
+    succeeded = result.metrics.succeeded
+    stopped = record.stopped
+    if (stopped is not None and succeeded < record.total) or (record.failed and not succeeded):
+        cause = record.first_failure[1].cause if record.first_failure else None
+        kind = RunFailed if stopped is None else error_of_stop(stopped.kind)
+        raise kind(failure_message(result), result) from cause
+    return result
+
+
+def _go_on(record: Record) -> str:
+    """What to do after a run that was broken off."""
+    if record.store is None or record.store_problem is not None:
+        return "; revkit.last_result().retry_failed() runs the others"
+    return "; run the same again, and it goes on from there"
+
+
+def unless_pressed(result: ParallelResult, press: Press) -> ParallelResult:
+    """The result, unless an interrupt came while it was written."""
+    if press():
+        raise Interrupted("interrupted when all was done: revkit.last_result() has it", result)
+    return result
+
+
+class _Rerun:
+    """Runs the rows of a call again that are not ok."""
+
+    def __init__(self, call: Prepared, record: Record):
+        self._call = call
+        self._record = record
+
+    def run(self) -> ParallelResult:
+        again, rows = _what_is_left(self._call, self._record)
+        with noted_interrupts() as press:
+            record = self._record.continued(execute(self._call.wiring(again), press), rows)
+            result = finish(_once_more(self._call), record)
+        return unless_pressed(result, press)
+
+    async def arun(self) -> ParallelResult:
+        again, rows = _what_is_left(self._call, self._record)
+        record = self._record.continued(await aexecute(self._call.wiring(again)), rows)
+        return finish(_once_more(self._call), record)
+
+
+def _what_is_left(call: Prepared, record: Record) -> tuple[Plan, list[int]]:
+    """A plan for the rows that are not ok, and which they are."""
+    plan = call.plan
+    rows = [
+        row
+        for row, status in enumerate(record.status)
+        if status is not Status.OK and row not in plan.refused
+    ]
+    again = plan.only(rows)
+    cancel = again.options.limits.cancel
+    if cancel is not None and cancel.cancelled:  # it has done what it was for
+        again = dataclasses.replace(again, options=again.options.replace(cancel=None))
+    return again, rows
+
+
+def _once_more(call: Prepared) -> Prepared:
+    return dataclasses.replace(call, before=snapshot(call.before))
+
+
+def _can_write(call: Prepared, made: Mapping[Any, Any]) -> bool:
+    """Whether the caller's frame is still as it was; a warning says where it is not."""
+    assert call.target is not None
+    target, fingerprint = call.target, call.plan.task.fingerprint
+    new = [label for label in made if label not in call.before.columns and label in target.columns]
+    if not call.plan.options.writing.overwrite and any(
+        columns.is_foreign(target, x, fingerprint) for x in new
+    ):
+        why = f'a column "{new[0]}" has appeared in it while the run went on'
+    elif not same_rows(target, call.before, call.inputs):
+        why = "its rows were changed while the run went on"
+    else:
+        return True
+    warn(
+        f"nothing was written to the frame: {why}; the finished frame is run.frame, also as "
+        "revkit.last_result().frame"
+    )
+    return False
+
+
+def last_result() -> ParallelResult | None:
+    """The result of the last run of this process, also of one that raised; None before any."""
+    return _last

@@ -1,0 +1,130 @@
+"""What one run is wired of: made anew from its plan for each run, and thrown away with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from ..record.record import Record
+from ..scheduling.adaptive import AdaptiveLimit
+from ..scheduling.events import Stop
+from ..scheduling.throttle import Throttle
+from ..task.kinds import CallableTask, ModelTask
+from .lookahead import Lookahead
+from .plan import Plan
+from .prompts import Prompts
+from .state import States
+from .work import CallableWork, ModelWork, Work
+
+if TYPE_CHECKING:
+    from ..observers import ObserverSpec
+    from ..store.contract import ReplyStore
+
+__all__ = ["Display", "Wiring"]
+
+
+class Display(Protocol):
+    """What shows a run while it goes on; only its drain calls it."""
+
+    def update(self, record: Record) -> None:
+        """Show how far the run is, if it is time to; cheap to call for every row."""
+
+    def close(self) -> None:
+        """Show the last state, and leave it standing. Closing twice does no harm."""
+
+
+class Wiring:
+    """Makes the parts of one run. A subclass can replace any of them.
+
+    Args:
+        open_store: opens the store of replies, or gives None; None: there is none.
+        open_display: opens a progress bar or a live display for so many rows, or None.
+
+    Attributes:
+        prompts: of the run's rows, shared by its parts.
+        callback: called for each settled row, or None.
+        observers: are told of each event.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        open_store: Callable[[], ReplyStore | None] | None = None,
+        open_display: Callable[[int], Display] | None = None,
+    ):
+        self.plan = plan
+        self.open_store = open_store
+        self.open_display = open_display
+        self.prompts = Prompts(plan.task, plan.rows)
+        self.callback = plan.options.showing.callback
+        self.observers: Sequence[ObserverSpec] = plan.options.showing.observers
+
+    def lookahead(
+        self, store: ReplyStore, todo: Iterable[int] | None = None, *, offline: bool = False
+    ) -> Lookahead:
+        """Looks rows up in the store, and keeps the prompts of the others in ``prompts``.
+
+        Args:
+            todo: the rows to look at; None: all that were not refused.
+        """
+        plan = self.plan
+        assert plan.client is not None
+        assert isinstance(plan.task, ModelTask)
+        return Lookahead(
+            plan.task,
+            plan.client,
+            self.prompts,
+            plan.todo if todo is None else todo,
+            store,
+            sample=lambda row: plan.place(row)[1],
+            offline=offline,
+        )
+
+    def throttle(self) -> Throttle | None:
+        """The limits of the run, None where it has none."""
+        plan = self.plan
+        limits, adaptive = plan.options.limits, plan.options.pool.adaptive
+        if limits.rate_limit is None and limits.budget is None and adaptive is None:
+            return None
+        return Throttle(
+            plan.workers,
+            rate_limit=limits.rate_limit,
+            budget=limits.budget,
+            adaptive=None if adaptive is None else AdaptiveLimit(adaptive),
+            size=self.prompts.size if isinstance(plan.task, ModelTask) else None,
+            max_tokens=None if plan.client is None else plan.client.max_tokens,
+            price=plan.price,
+        )
+
+    def work(self, warn: Callable[[str], object]) -> Work:
+        """What a worker does.
+
+        Args:
+            warn: takes what the user is told when the run is over.
+        """
+        plan, pool = self.plan, self.plan.options.pool
+        if isinstance(plan.task, CallableTask):
+            states = None
+            if pool.factory is not None or pool.instances is not None:
+                states = States(pool.factory, pool.instances, warn)
+            return CallableWork(plan.task, plan.rows, states, plan.place)
+        assert plan.client is not None
+        return ModelWork(plan.task, plan.client, self.prompts)
+
+    def ready(self) -> None:
+        """What the client does once before a run; may block."""
+        plan = self.plan
+        if plan.client is not None and isinstance(plan.task, ModelTask):
+            plan.client.ready(plan.task, max_workers=plan.workers)
+
+    def started(
+        self, stop: Callable[[Stop], object], tell: Callable[[Callable[[], object]], object]
+    ) -> None:
+        """The run's engine is at work; for who steers it from outside.
+
+        Args:
+            stop: starts nothing more, and cancels what runs if the stop says so.
+            tell: makes a change where the engine makes its own, and lets a worker that waits ask
+                again.
+        """
