@@ -15,7 +15,7 @@ from typing import Any, Unpack, overload
 import pandas as pd
 
 from ..errors import ColumnExists, Interrupted, MissingColumn, RunFailed, UsageError, nearest
-from ..record import columns, samples
+from ..record import columns
 from ..results.result import ParallelResult
 from ..runtime.options import (
     PARAMETERS,
@@ -29,7 +29,7 @@ from ..task.kinds import CallableTask, ModelTask
 from .arguments import TaskLike, checked, shows_options
 from .call import arun_task, run_task
 from .finish import last_result
-from .prepare import Prepared, prepare
+from .prepare import Prepared, prepare, written_columns
 
 __all__ = ["Chain", "ChainResult", "Step", "chain"]
 
@@ -299,7 +299,7 @@ class Chain:
             try:
                 options = checked(Step, {**shared, **step.options})
                 call, like = _prepared(step, like, options, is_open=is_open)
-                labels = _labels(step, call.plan.task, options)
+                labels = written_columns(call.plan.task, options, is_open=step.is_open)
                 twice = [label for label in labels if label in written]
                 if twice and not options.writing.overwrite:
                     raise ColumnExists(
@@ -345,18 +345,6 @@ def _prepared(step: Step, like: Any, options: RunOptions, *, is_open: bool) -> t
             like[error.column] = pd.array([], dtype="object")
         else:
             return call, like
-
-
-def _labels(step: Step, task: ModelTask | CallableTask, options: RunOptions) -> list[Hashable]:
-    """The columns that a step writes, as far as that is known before it has run."""
-    if isinstance(task, CallableTask):
-        names = [] if step.is_open else [task.output]
-    else:
-        repeated = options.inputs.repeat > 1
-        names = samples.columns_of(task.outputs) if repeated else list(task.outputs)
-    error = options.writing.error
-    labels = columns.output_columns(names, options.writing.prefix, error).values()
-    return [*labels, *([error] if error is not None else [])]
 
 
 def _same(before: pd.DataFrame, now: pd.DataFrame) -> bool:

@@ -20,18 +20,21 @@ from ..record import columns, samples
 from ..results import provenance
 from ..results.result import ParallelResult, failure_message
 from ..runtime.interrupt import Press, noted_interrupts
+from ..runtime.options import Writing
 from ..runtime.plan import Plan
 from ..runtime.run import aexecute, execute
 from ..scheduling.events import Status, StopKind
 from ..tables.dtypes import same_rows, snapshot
 from ..task.kinds import CallableTask, ModelTask
 from ..task.outputs import Field
-from .prepare import Prepared
+from .prepare import Prepared, Task
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..record.record import Record
 
-__all__ = ["error_of_stop", "finish", "last_result", "unless_pressed"]
+__all__ = ["error_of_stop", "finish", "last_result", "outputs_of", "unless_pressed"]
 
 _last: ParallelResult | None = None
 
@@ -45,6 +48,30 @@ _STOPPED = {
 def error_of_stop(kind: StopKind) -> type[RunFailed]:
     """What is raised where a run was stopped."""
     return _STOPPED.get(kind, RunFailed)
+
+
+def outputs_of(
+    record: Record, task: Task, frame: pd.DataFrame, writing: Writing
+) -> tuple[dict[Any, str], dict[Any, Any]]:
+    """The outputs of a run: by name, the labels of their columns and their values."""
+    values, fields = record.values, _fields(task)
+    if record.samples > 1:
+        declared = task.outputs if isinstance(task, ModelTask) else None
+        values, fields = samples.combine(record, declared)
+    labels = columns.result_labels(
+        values,
+        record,
+        task,
+        frame,
+        prefix=writing.prefix,
+        error=writing.error,
+        overwrite=writing.overwrite,
+    )
+    return labels, columns.finished(values, fields)
+
+
+def _fields(task: Task) -> Mapping[Any, Field | None]:
+    return task.outputs if isinstance(task, ModelTask) else {}
 
 
 def finish(call: Prepared, record: Record) -> ParallelResult:
@@ -61,22 +88,11 @@ def finish(call: Prepared, record: Record) -> ParallelResult:
     frame = call.before
     if isinstance(task, CallableTask) and not record.values:  # it never returned anything
         record.values[task.output] = [None] * record.total
-    declared = task.outputs if isinstance(task, ModelTask) else None
-    values, sampled = record.values, None
-    fields: Mapping[Any, Field | None] = declared or {}
+    sampled = None
     if record.samples > 1:
-        sampled = columns.finished(values, fields)
-        values, fields = samples.combine(record, declared)
-    labels = columns.result_labels(
-        values,
-        record,
-        task,
-        frame,
-        prefix=writing.prefix,
-        error=writing.error,
-        overwrite=writing.overwrite,
-    )
-    made = {labels[name]: array for name, array in columns.finished(values, fields).items()}
+        sampled = columns.finished(record.values, _fields(task))
+    labels, arrays = outputs_of(record, task, frame, writing)
+    made = {labels[name]: array for name, array in arrays.items()}
     if writing.error is not None:
         made[writing.error] = columns.errors(record)
     written = call.target is not None and _can_write(call, made)

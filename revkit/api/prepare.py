@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..store.contract import ReplyStore
     from ..task.tokens import Price
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "Task", "prepare", "written_columns"]
 
 Task = ModelTask | CallableTask
 
@@ -65,7 +65,7 @@ class Prepared:
 
 def prepare(source: Any, task: Any, options: RunOptions) -> Prepared:
     """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing."""
-    pool, writing = options.pool, options.writing
+    pool = options.pool
     task, inputs = _task(task, options.inputs)
     frame, binding = _bound(source, task, inputs)
     client = _client(task, options.replies)
@@ -74,18 +74,12 @@ def prepare(source: Any, task: Any, options: RunOptions) -> Prepared:
         open_store = store_of(options.replies.store, client)
     if isinstance(task, ModelTask) and client is not None and inputs.repeat > 1:
         _warn_of_equal_samples(task, client, inputs.repeat)
-    if isinstance(task, CallableTask):
-        names = [task.output]
-    else:
-        names = samples.columns_of(task.outputs) if inputs.repeat > 1 else list(task.outputs)
-    error = writing.error
-    labels = list(columns.output_columns(names, writing.prefix, error).values())
     columns.check_outputs(
         frame,
-        [*labels, *([error] if error is not None else [])],
+        written_columns(task, options),
         task.fingerprint,
         inputs=binding.columns if isinstance(task, ModelTask) or inputs.on is not None else [],
-        overwrite=writing.overwrite,
+        overwrite=options.writing.overwrite,
     )
     engine = choose_engine(pool.engine, task, client)
     if pool.loop == "notebook" and engine != "async":
@@ -114,12 +108,28 @@ def prepare(source: Any, task: Any, options: RunOptions) -> Prepared:
     return Prepared(
         plan=plan,
         before=snapshot(frame),
-        target=frame if writing.inplace else None,
+        target=frame if options.writing.inplace else None,
         inputs=binding.columns,
         provenance=provenance.of_call(plan, inputs=binding.columns or frame.columns[:1]),
         open_store=open_store,
         open_display=_display(options.showing.progress),
     )
+
+
+def written_columns(task: Task, options: RunOptions, *, is_open: bool = False) -> list[Hashable]:
+    """The columns that a run writes.
+
+    Args:
+        is_open: the task is a function whose outputs are known only when it has run.
+    """
+    if isinstance(task, CallableTask):
+        names = [] if is_open else [task.output]
+    else:
+        repeated = options.inputs.repeat > 1
+        names = samples.columns_of(task.outputs) if repeated else list(task.outputs)
+    error = options.writing.error
+    labels = columns.output_columns(names, options.writing.prefix, error).values()
+    return [*labels, *([error] if error is not None else [])]
 
 
 def _task(given: Any, inputs: Inputs) -> tuple[Task, Inputs]:

@@ -18,11 +18,12 @@ from typing import Any
 import pandas as pd
 
 from ..api.arguments import checked
+from ..api.finish import outputs_of
 from ..api.prepare import Prepared, prepare
 from ..clients.contract import Client
 from ..errors import UsageError, warn
 from ..observers import ObserverSpec
-from ..record import columns, samples
+from ..record import columns
 from ..record.record import Record
 from ..runtime.options import Inputs, Pool, RunOptions
 from ..runtime.plan import Plan
@@ -32,7 +33,6 @@ from ..store.manage import is_off
 from ..store.shared import MARK, SharedStore
 from ..tables.dtypes import STRING, snapshot
 from ..task.kinds import CallableTask, ModelTask
-from ..task.outputs import Field
 from ..task.tokens import Price
 
 __all__ = ["ASKS_AGAIN", "LEFT_OUT", "UNHEARD", "Job", "empty_record", "make_job"]
@@ -159,39 +159,17 @@ class Job:
             call = dataclasses.replace(call, open_store=opened)
         return call
 
-    @property
-    def error(self) -> Any:
-        return self.options.writing.error
-
-    @property
-    def prefix(self) -> str:
-        return self.options.writing.prefix
-
     def finished(self, frame: pd.DataFrame, record: Record) -> pd.DataFrame:
         """A frame with the columns of its record, of the types that were promised."""
         if self.dtypes is not None:
             _fit(record, self.dtypes, self.task)
-        fields: Mapping[Any, Field | None] = {}
-        values = record.values
-        if isinstance(self.task, ModelTask):
-            fields = self.task.outputs
-            if record.samples > 1:
-                values, fields = samples.combine(record, self.task.outputs)
-        labels = columns.result_labels(
-            values,
-            record,
-            self.task,
-            frame,
-            prefix=self.prefix,
-            error=self.error,
-            overwrite=True,
-        )
-        arrays = columns.finished(values, fields)
+        error = self.options.writing.error
+        labels, arrays = outputs_of(record, self.task, frame, self.options.writing)
         for name, dtype in (self.dtypes or {}).items():
             arrays[name] = _as(arrays[name], dtype, name, self.task)
         made: dict[Any, Any] = {labels[name]: array for name, array in arrays.items()}
-        if self.error is not None:
-            made[self.error] = columns.errors(record)
+        if error is not None:
+            made[error] = columns.errors(record)
         frame = snapshot(frame)
         columns.write(frame, made, self.task.fingerprint)
         return frame
@@ -276,7 +254,7 @@ def make_job(
         options=RunOptions(
             inputs=Inputs(on=plan.options.inputs.on),
             pool=Pool(engine=asked.pool.engine, factory=asked.pool.factory, max_workers=10**6),
-            writing=asked.writing,
+            writing=dataclasses.replace(asked.writing, overwrite=True),
             failures=asked.failures,
         ),
         samples=plan.samples,
