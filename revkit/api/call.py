@@ -102,9 +102,12 @@ def parallel_map(
         max_failures: stop when more rows than this have failed (an int), or more than this share
             of all rows (a float between 0 and 1); what is running may finish.
         attempt_timeout: seconds for one attempt. A function in a thread cannot be cancelled: it is
-            abandoned and its thread replaced, at most as often as there are workers.
+            abandoned and its thread replaced, at most as often as there are workers. A coroutine
+            that blocks its event loop cannot be cancelled either: the run is stopped.
         retry: a :class:`~revkit.Retry`: when a failed attempt is tried again.
-        timeout: seconds for the whole run; what is running then is cancelled.
+        timeout: seconds for the whole run; what is running then is cancelled, and the run ends
+            within about two seconds. Two things can hold it up longer: a coroutine that blocks the
+            caller's own loop in ``aparallel_map``, and a disk that hangs.
         cancel: a :class:`~revkit.CancelToken`, which cancels the run from any thread.
         rate_limit: a :class:`~revkit.RateLimit`: most requests and tokens a minute; None: the
             client's own. Runs that are given the same object share it.
