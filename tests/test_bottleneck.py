@@ -15,6 +15,7 @@ import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from records import empty_record
 from test_display import result, sanitized
 
 import revkit
@@ -56,7 +57,7 @@ def record_of(
         heapq.heappush(places, end)
         heapq.heappush(free, (end, worker))
         ended.append((end, start, row, worker))
-    record = Record(len(work), asks_model=True)
+    record = empty_record(len(work), asks_model=True)
     ended.sort()
     end_at, start_at, row_of, worker_of = zip(*ended, strict=True)
     record.end, record.start = array("d", end_at), array("d", start_at)
@@ -206,7 +207,7 @@ def test_nothing_is_said_where_the_clients_own_work_may_have_been_the_limit() ->
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 40, 48])
 def test_a_short_run_of_any_kind_is_looked_at_without_harm(rows: int) -> None:
-    record = record_of(lasting(np.ones(rows)), 4) if rows else Record(0, asks_model=True)
+    record = record_of(lasting(np.ones(rows)), 4) if rows else empty_record(0, asks_model=True)
     assert find_bottleneck(record) is None
 
 

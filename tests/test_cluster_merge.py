@@ -6,13 +6,14 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from records import NOON, empty_record
 
 from revkit.dask.merge import Place, merge
 from revkit.dask.partition import Part
@@ -31,7 +32,6 @@ from revkit.scheduling.events import (
 )
 from revkit.task.chat import Reply
 
-NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 BAD = Failure("BadOutput", "no label")
 
 
@@ -65,8 +65,8 @@ def part(
     **known: Any,
 ) -> Part:
     """A partition that began ``at`` on a clock ``offset`` seconds behind the coordinator's."""
-    record = Record(rows, ["label"], asks_model=True)
-    record.began, record.engine, record.started_at = at, "async", NOON
+    record = empty_record(rows, ["label"], asks_model=True)
+    record.began, record.engine = at, "async"
     for fact in facts:
         record.attempted(fact)
     record.close(ended=ended, stopped=None)
@@ -76,7 +76,7 @@ def part(
 
 
 def merged(*parts: Part) -> Record:
-    return merge(parts, ["label"], asks_model=True)
+    return merge(parts, ["label"], asks_model=True, run_id="", now=NOON)
 
 
 def test_rows_stand_behind_those_of_the_partitions_before() -> None:
@@ -121,11 +121,11 @@ def test_attempts_are_told_in_order_on_one_clock_and_failures_stay_with_theirs()
 
 
 def test_a_partition_of_functions_has_no_tokens() -> None:
-    record = Record(1, ["label"], asks_model=False)
+    record = empty_record(1, ["label"])
     record.attempted(good(0, 0, 1))
     record.close(ended=1.0, stopped=None)
     one = Part(0, pd.DataFrame(index=[0]), record, host="node", process="0", workers=1)
-    whole = merge([one], ["label"], asks_model=False)
+    whole = merge([one], ["label"], asks_model=False, run_id="", now=NOON)
     assert not len(whole.prompt_tokens)
     assert not len(whole.completion_tokens)
 

@@ -45,6 +45,7 @@ PURE = {"errors", "task", "scheduling"}
 PURE_MODULES = {
     "tables.batch",
     "tables.rows",
+    "record.join",
     "record.record",
     "record.samples",
     "record.metrics",
@@ -62,8 +63,9 @@ PURE_MODULES = {
     "dask.runs",
     "dask.coordinator",
 }
-#: Shared by the runs of several threads: they hold a lock, and read the clock for their callers.
-SHARED = {"scheduling.limits": {"threading", "time"}}
+#: Shared by the runs of several threads: they hold a lock, read the clock for their callers, and
+#: have an identity under which copies of them are one limit.
+SHARED = {"scheduling.limits": {"threading", "time", "uuid"}}
 
 WORLD = {
     "pandas",
@@ -80,6 +82,8 @@ WORLD = {
     "socket",
     "ssl",
     "subprocess",
+    "uuid",
+    "secrets",
 }
 
 
@@ -202,6 +206,19 @@ def test_pure_modules_touch_nothing() -> None:
         for one in ALL
         if is_pure(one.where) and not one.typing_only and top(one.what) in WORLD
         if top(one.what) not in SHARED.get(one.where, ())
+    ]
+    assert broken == []
+
+
+def test_pure_modules_ask_for_no_date() -> None:
+    """``datetime`` itself is pure, and what the time is now is not."""
+    broken = [
+        f"{module}:{node.lineno}"
+        for module, path in MODULES.items()
+        if is_pure(module)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in ("now", "utcnow", "today")
+        if ast.unparse(node.value).split(".")[-1] in ("datetime", "date")
     ]
     assert broken == []
 

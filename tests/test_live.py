@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page
+from records import empty_record
 
 import revkit
 import revkit.plot
@@ -120,7 +121,7 @@ def record(
     total: int = 10, *, ok: int = 0, failed: int = 0, seconds: float = 0.0, workers: int = 2
 ) -> Record:
     """The record of a run that has come so far; its attempts began one after another."""
-    made = Record(total, ("response",), asks_model=False)
+    made = empty_record(total, ("response",))
     made.workers = workers
     made.began, made.ended = 1000.0, 1000.0 + seconds
     for row in range(ok + failed):

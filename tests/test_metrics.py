@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from records import empty_record
 
 import revkit
 from revkit import (
@@ -24,7 +25,7 @@ from revkit import (
     UsageError,
 )
 from revkit.record.metrics import waits
-from revkit.record.record import DECISIONS, Record
+from revkit.record.record import DECISIONS
 from revkit.scheduling.events import Decision, Hold, HoldKind
 from revkit.testing import FakeModel
 
@@ -443,7 +444,7 @@ def test_every_second_is_counted_once(
     rows: list[list[Try]], gaps: list[tuple[int, int]], began: int
 ) -> None:
     held: set[int] = set()
-    record = Record(len(rows), asks_model=False)
+    record = empty_record(len(rows))
     record.began, now = float(began), began
     for gap, length in gaps:
         now += gap

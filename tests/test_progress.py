@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from records import empty_record
 
 from revkit.display import progress
 from revkit.display.progress import Bar, bar
@@ -44,7 +45,7 @@ class Drawn:
 
 def at(settled: int, failed: int = 0, tokens: int = 0) -> Record:
     """The record of a run that has come so far."""
-    record = Record(2000, asks_model=True)
+    record = empty_record(2000, asks_model=True)
     record.settled, record.failed, record.tokens = settled, failed, tokens
     return record
 

@@ -16,10 +16,10 @@ import pytest
 from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from records import empty_record
 
 import revkit
 from revkit import BadReply, ConnectionFailed, ParallelResult, Retry, RunFailed
-from revkit.record.record import Record
 from revkit.results.trace import write_trace
 from revkit.scheduling.events import Attempt, Attempted, Decision, Failure, Hold, HoldKind, Success
 from revkit.testing import FakeModel
@@ -287,7 +287,7 @@ def test_a_run_and_its_retry_are_one_trace(tmp_path: Path) -> None:
 
 
 def test_holds_are_asynchronous_events_within_the_run(tmp_path: Path) -> None:
-    record = Record(0, asks_model=True)
+    record = empty_record(0, asks_model=True)
     record.began, record.ended = 100.0, 110.0
     record.holds = [
         Hold(HoldKind.PAUSE, 101.0, 103.0),
@@ -322,7 +322,7 @@ attempts = st.lists(
 def test_attempts_of_a_worker_never_overlap_and_the_counter_ends_at_0(
     tmp_path_factory: pytest.TempPathFactory, began: float, made: list[Any]
 ) -> None:
-    record = Record(len(made), ["out"], asks_model=False)
+    record = empty_record(len(made), ["out"])
     record.began, free = began, defaultdict(lambda: began)
     for row, (worker, idle, service, decision) in enumerate(made):
         start = free[worker] + idle

@@ -17,12 +17,12 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from records import empty_record
 
 import revkit
 import revkit.testing
 from revkit import Adaptive, RateLimit, UsageError
 from revkit.plot import draw_what_if
-from revkit.record.record import Record
 from revkit.results.forecast import WhatIf
 from revkit.results.whatif import Attempts, Server, fit, predict, replay
 from revkit.scheduling.events import Attempt, Attempted, Decision, Success
@@ -384,7 +384,7 @@ def test_with_its_own_workers_a_run_comes_out_as_it_was(
 
 
 def test_what_a_run_took_before_and_after_its_attempts_it_takes_again() -> None:
-    record = Record(2, asks_model=False)
+    record = empty_record(2)
     for row, start in enumerate((5.0, 7.0)):
         done = Attempted(Attempt(row, 1, worker=0), start, start + 2, Success({}), Decision.OK)
         record.attempted(done)

@@ -12,6 +12,7 @@ import typing
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +311,14 @@ def terms_of(job: str, plan: Plan) -> dict[str, Any]:
 def empty_record(plan: Plan) -> Record:
     """The record of no rows."""
     names = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
-    return Record(0, names, asks_model=plan.client is not None, samples=plan.samples)
+    return Record(
+        0,
+        names,
+        asks_model=plan.client is not None,
+        samples=plan.samples,
+        run_id="",
+        started_at=datetime.now(UTC),
+    )
 
 
 def _name(plan: Plan) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..record.join import Position, join
 from ..record.record import Record
 from ..scheduling.events import Hold, Status
 
@@ -23,110 +25,75 @@ class Place(NamedTuple):
 
 
 def merge(
-    parts: Sequence[Part], outputs: Iterable[str], *, asks_model: bool, samples: int = 1
+    parts: Sequence[Part],
+    outputs: Iterable[str],
+    *,
+    asks_model: bool,
+    samples: int = 1,
+    run_id: str,
+    now: datetime,
 ) -> Record:
     """One record for all partitions, in their order.
 
     Its times are in seconds since the run began. A worker's number is that of its lane: one for
     each worker that a Dask worker had at the same time, host by host.
+
+    Args:
+        run_id: the name of the run.
+        now: when it began, where no partition ran.
     """
-    records = [part.record for part in parts]
     ran = [part for part in parts if part.host]
-    total = sum(record.total for record in records)
-    whole = Record(total, outputs, asks_model=asks_model, samples=samples)
-    whole.workers = max((part.workers for part in ran), default=1)
-    whole.engine = next((part.record.engine for part in ran), "")
     origin = min((part.began for part in ran), default=0.0)
-    whole.began = 0.0
+    whole = Record(
+        sum(part.record.total for part in parts),
+        outputs,
+        asks_model=asks_model,
+        samples=samples,
+        run_id=run_id,
+        started_at=min((_run_began(part) for part in ran), default=now),
+    )
     lanes = _lanes(ran)
     whole.places = [Place(host, process) for host, process, _ in lanes.names]
     if lost := max((part.lost for part in ran), default=0):
-        attempts_ = "attempts were" if lost > 1 else "attempt was"
+        attempts = "attempts were" if lost > 1 else "attempt was"
         whole.warnings.append(
-            f"about {lost} {attempts_} made, or running, on Dask workers that died: not in "
+            f"about {lost} {attempts} made, or running, on Dask workers that died: not in "
             "run.attempts, run.usage and the timeline, and possibly billed"
         )
-    attempts = []
-    problems: list[str] = []
     first = 0
     for part in parts:
-        record, shift = part.record, part.offset - origin
-        _rows(whole, record, first)
-        attempts += [
-            (end + shift, part, place, first, shift) for place, end in enumerate(record.end)
-        ]
-        whole.holds += [Hold(h.kind, h.start + shift, h.end + shift) for h in record.holds]
-        whole.visits += [(at + shift, rows) for at, rows in record.visits]
-        whole.warnings += [told for told in record.warnings if told not in whole.warnings]
-        whole.store = record.store or whole.store
-        if record.store_problem is not None and record.store_problem not in problems:
-            problems.append(record.store_problem)
-        whole.weights = record.weights or whole.weights
-        if record.first_refused is not None and whole.first_refused is None:
-            row, failure = record.first_refused
-            whole.first_refused = row + first, failure
-        first += record.total
-    _attempts(whole, attempts, lanes)
-    whole.store_problem = "; ".join(problems) or None
+        rows = range(first, first + part.record.total)
+        shift, lane = part.offset - origin, partial(lanes.of, part)
+        join(whole, part.record, Position(rows, seconds=shift, worker=lane))
+        first = rows.stop
+    whole.count_rows()
+    whole.sort_attempts()
     whole.visits.sort()
     whole.holds = _joined(whole.holds)
-    ended_at = [part.record.ended + part.offset - origin for part in ran]
-    whole.ended = max(ended_at, default=0.0)
-    whole.limits = [(at - origin, limit) for at, limit in _longest(ran)]
-    stops = [part.stop for part in ran if part.stop is not None]
-    done = whole.status.count(Status.OK) == whole.total
-    if stops and not done:
-        whole.stopped = stops[0]
-        stopped_at = [
-            part.record.stopped_at + part.offset - origin
-            for part in ran
-            if part.record.stopped_at is not None
-        ]
-        whole.stopped_at = min(stopped_at, default=whole.ended)
-    if ran:
-        began = min(part.record.started_at - timedelta(seconds=_since(part)) for part in ran)
-        whole.started_at = began
-    whole.settled = whole.total - whole.status.count(Status.NOT_STARTED)
-    whole.failed = whole.status.count(Status.ERROR)
+    _add_facts_of_the_run(whole, ran, origin)
     return whole
 
 
-def _since(part: Part) -> float:
-    """Seconds from the run's beginning until the partition's."""
-    return max(0.0, part.record.began + part.offset - part.began)
+def _add_facts_of_the_run(whole: Record, ran: Sequence[Part], origin: float) -> None:
+    """Take from the coordinator what no partition knows: workers, limits, stop and end."""
+    whole.workers = max((part.workers for part in ran), default=1)
+    whole.limits = [(at - origin, limit) for at, limit in _longest(ran)]
+    whole.ended = max((part.record.ended + part.offset - origin for part in ran), default=0.0)
+    stops = [part.stop for part in ran if part.stop is not None]
+    done = whole.status.count(Status.OK) == whole.total
+    whole.stopped = stops[0] if stops and not done else None
+    stopped_at = [
+        part.record.stopped_at + part.offset - origin
+        for part in ran
+        if part.record.stopped_at is not None
+    ]
+    whole.stopped_at = None if whole.stopped is None else min(stopped_at, default=whole.ended)
 
 
-def _rows(whole: Record, record: Record, first: int) -> None:
-    """Put a partition's rows where they belong."""
-    rows = slice(first, first + record.total)
-    whole.status[rows] = record.status
-    whole.source[rows] = record.source
-    for name, values in record.values.items():
-        whole.values.setdefault(name, [None] * whole.total)[rows] = values
-    whole.failures.update((row + first, failure) for row, failure in record.failures.items())
-    whole.replies.update((row + first, reply) for row, reply in record.replies.items())
-    whole.from_store += record.from_store
-    whole.tokens += record.tokens
-
-
-def _attempts(
-    whole: Record, attempts: list[tuple[float, Part, int, int, float]], lanes: _Lanes
-) -> None:
-    attempts.sort(key=lambda attempt: attempt[0])
-    for place, (end, part, at, first, shift) in enumerate(attempts):
-        record = part.record
-        whole.row.append(record.row[at] + first)
-        whole.number.append(record.number[at])
-        whole.worker.append(lanes.of(part, record.worker[at]))
-        whole.decision.append(record.decision[at])
-        whole.start.append(record.start[at] + shift)
-        whole.end.append(end)
-        whole.due.append(record.due[at] + shift)
-        if len(record.prompt_tokens):
-            whole.prompt_tokens.append(record.prompt_tokens[at])
-            whole.completion_tokens.append(record.completion_tokens[at])
-        if at in record.attempt_failures:
-            whole.attempt_failures[place] = record.attempt_failures[at]
+def _run_began(part: Part) -> datetime:
+    """When the whole run began, by the clock of the part's machine."""
+    since = max(0.0, part.record.began + part.offset - part.began)
+    return part.record.started_at - timedelta(seconds=since)
 
 
 class _Lanes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -75,7 +77,14 @@ def _result(job: Job, gathered: Gathered, told: Sequence[str]) -> ParallelResult
     whole = pd.concat(frames) if len(frames) > 1 else frames[0]
     call = job.prepare(whole, alone=True)  # as it would be run again, for ``retry_failed``
     outputs = job.task.outputs if isinstance(job.task, ModelTask) else ()
-    record = merge(parts, outputs, asks_model=job.client is not None, samples=job.samples)
+    record = merge(
+        parts,
+        outputs,
+        asks_model=job.client is not None,
+        samples=job.samples,
+        run_id=uuid.uuid4().hex,
+        now=datetime.now(UTC),
+    )
     record.warnings += told
     if gathered.missing:
         record.warnings.append(

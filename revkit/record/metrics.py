@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..scheduling.events import Decision, HoldKind, Source, Status
+from .join import add
 from .record import DECISIONS, SOURCES, Record
 
 if TYPE_CHECKING:
@@ -273,8 +274,8 @@ def usage(record: Record, price: Price | None = None) -> Usage:
         return sum(known) if known else None
 
     prompt, completion = total(record.prompt_tokens), total(record.completion_tokens)
-    both = None if prompt is None and completion is None else (prompt or 0) + (completion or 0)
-    return Usage(prompt, completion, both, None if price is None else _cost(record, price))
+    cost = None if price is None else _cost(record, price)
+    return Usage(prompt, completion, add(prompt, completion), cost)
 
 
 def costs(record: Record, price: Price) -> NDArray[np.float64]:

@@ -7,16 +7,16 @@ kept.
 
 from __future__ import annotations
 
-import math
-import uuid
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from ..scheduling.events import Attempted, Decision, Failure, Hold, Source, Status, Stop, Success
 from ..task.chat import Reply
+from .join import Position, join
 
 __all__ = ["DECISIONS", "SOURCES", "Record", "RowResult"]
 
@@ -32,6 +32,9 @@ _STATUS = {
     Decision.FAIL: Status.ERROR,
     Decision.CANCEL: Status.CANCELLED,
 }
+#: The columns of attempts; those of tokens are empty for callables.
+_ATTEMPTS = ("row", "number", "worker", "decision", "start", "end", "due")
+_TOKENS = ("prompt_tokens", "completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +107,17 @@ class Record:
     """
 
     def __init__(
-        self, total: int, outputs: Iterable[str] = (), *, asks_model: bool, samples: int = 1
+        self,
+        total: int,
+        outputs: Iterable[str] = (),
+        *,
+        asks_model: bool,
+        samples: int = 1,
+        run_id: str,
+        started_at: datetime,
     ):
-        self.run_id = uuid.uuid4().hex
-        self.started_at = datetime.now(UTC)
+        self.run_id = run_id
+        self.started_at = started_at
         self.total = total
         self.samples = samples
         self.asks_model = asks_model
@@ -265,66 +275,52 @@ class Record:
         Args:
             again: the second run's record; its row ``i`` is row ``rows[i]`` here.
         """
-        both = Record(self.total, asks_model=self.asks_model, samples=self.samples)
-        both.run_id, both.started_at = again.run_id, self.started_at
-        both.status, both.source = list(self.status), bytearray(self.source)
-        for name in [*self.values, *(name for name in again.values if name not in self.values)]:
-            both.values[name] = list(self.values.get(name) or [None] * self.total)
-        both.failures, both.replies = dict(self.failures), dict(self.replies)
-        both.attempt_failures = dict(self.attempt_failures)
-        tried = [0] * self.total
-        for row in self.row:
-            tried[row] += 1
-        shift = self.ended - again.began
-        columns = ("row", "number", "worker", "decision", "start", "end", "due")
-        for column in (*columns, "prompt_tokens", "completion_tokens"):
-            getattr(both, column).extend(getattr(self, column))
-        both.row.extend(rows[row] for row in again.row)
-        both.number.extend(
-            number + tried[rows[row]] for number, row in zip(again.number, again.row, strict=True)
+        both = Record(
+            self.total,
+            asks_model=self.asks_model,
+            samples=self.samples,
+            run_id=again.run_id,
+            started_at=self.started_at,
         )
-        both.start.extend(start + shift for start in again.start)
-        both.end.extend(end + shift for end in again.end)
-        both.due.extend((again.began if math.isnan(due) else due) + shift for due in again.due)
-        lanes = 0
+        both.began = self.began
+        join(both, self, Position(range(self.total)))
+        # The user knows them from the first run; those of the second are not known yet.
+        both.warnings, both.store, both.store_problem, both.weights = [], None, None, None
+        shift, lanes = self.ended - again.began, 0
         if self.places is not None:  # on a cluster: the second run is on other workers
             lanes = len(self.places)
-            others = [None] * (max(again.worker, default=-1) + 1)
-            both.places = [*self.places, *others]
-        both.worker.extend(lanes + worker for worker in again.worker)
-        for column in ("decision", "prompt_tokens", "completion_tokens"):
-            getattr(both, column).extend(getattr(again, column))
-        for place, failure in again.attempt_failures.items():
-            both.attempt_failures[len(self.row) + place] = failure
-        for here, row in enumerate(rows):
-            both.status[row], both.source[row] = again.status[here], again.source[here]
-            both.failures.pop(row, None)
-            if here in again.failures:
-                both.failures[row] = again.failures[here]
-            if here in again.replies:
-                both.replies[row] = again.replies[here]
-            for name, values in again.values.items():
-                both.values[name][row] = values[here]
-        both.began, both.ended = self.began, again.ended + shift
-        both.tokens = self.tokens + again.tokens
-        both.holds = self.holds + [
-            Hold(kind, start + shift, end + shift) for kind, start, end in again.holds
-        ]
-        both.visits = self.visits + [(at + shift, rows) for at, rows in again.visits]
-        both.stopped_at = None if again.stopped_at is None else again.stopped_at + shift
-        both.workers, both.engine = max(self.workers, again.workers), again.engine
-        both.first_refused = self.first_refused
-        both.from_store = self.from_store + again.from_store
-        both.stopped, both.ended_by = again.stopped, again.ended_by
-        both.limits = self.limits + [
-            (max(at, again.began) + shift, limit) for at, limit in again.limits
-        ]
-        both.warnings = again.warnings
-        both.store, both.store_problem = again.store, again.store_problem
-        both.weights = again.weights
-        both.settled = both.total - both.status.count(Status.NOT_STARTED)
-        both.failed = both.status.count(Status.ERROR)
+            both.places = [*self.places, *[None] * (max(again.worker, default=-1) + 1)]
+        join(
+            both,
+            again,
+            Position(
+                rows,
+                seconds=shift,
+                worker=lambda worker: lanes + worker,
+                due=again.began + shift,
+                tried=Counter(self.row),
+            ),
+        )
+        both.count_rows()
         return both
+
+    def count_rows(self) -> None:
+        """Count the settled and the failed rows by their statuses."""
+        self.settled = self.total - self.status.count(Status.NOT_STARTED)
+        self.failed = self.status.count(Status.ERROR)
+
+    def sort_attempts(self) -> None:
+        """Put attempts of several records in the order in which they ended."""
+        order = sorted(range(len(self.end)), key=self.end.__getitem__)
+        for name in (*_ATTEMPTS, *_TOKENS):
+            column = getattr(self, name)
+            if len(column):
+                setattr(self, name, array(column.typecode, [column[place] for place in order]))
+        self.attempt_failures = {
+            place: self.attempt_failures[was]
+            for place, was in enumerate(order)
+            if was in self.attempt_failures
+        }
 
     def row_result(self, fact: Attempted) -> RowResult:
         """The row that ``fact`` settled, for a progress callback."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import metrics as figures
+from .join import add, counted
 from .record import Record
 
 if TYPE_CHECKING:
@@ -26,6 +27,25 @@ __all__ = ["ERRORS", "Totals"]
 ERRORS = 20
 #: A bin of the histogram reaches from x to 1.02 x; the first one begins at a microsecond.
 _RATIO, _FIRST = 1.02, 1e-6
+
+
+def _cost(ours: float | None, theirs: float | None) -> float | None:
+    """Known where both are."""
+    return None if ours is None or theirs is None else ours + theirs
+
+
+#: Field -> how its value and that of later runs become one.
+_RULES: dict[str, Callable[[Any, Any], Any]] = {
+    **dict.fromkeys(("total", "succeeded", "failed", "from_store", "duplicates"), add),
+    **dict.fromkeys(("attempts", "retries", "runs", "wall_s", "busy_s"), add),
+    **dict.fromkeys(("prompt_tokens", "completion_tokens", "good", "good_s"), add),
+    **dict.fromkeys(("error_types", "bins"), counted),
+    "cost_usd": _cost,
+    "errors": lambda ours, theirs: [*ours, *theirs][:ERRORS],
+    "samples": max,
+    "least_s": min,
+    "most_s": max,
+}
 
 
 @dataclass
@@ -116,23 +136,8 @@ class Totals:
 
     def add(self, other: Totals) -> None:
         """Add runs that came after these."""
-        for name in (
-            *("total", "succeeded", "failed", "from_store", "duplicates", "attempts", "retries"),
-            *("runs", "wall_s", "busy_s", "good", "good_s"),
-        ):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("prompt_tokens", "completion_tokens"):
-            ours, theirs = getattr(self, name), getattr(other, name)
-            both = None if ours is None and theirs is None else (ours or 0) + (theirs or 0)
-            setattr(self, name, both)
-        known = self.cost_usd is not None and other.cost_usd is not None
-        self.cost_usd = (self.cost_usd or 0) + (other.cost_usd or 0) if known else None
-        self.errors = [*self.errors, *other.errors][:ERRORS]
-        self.error_types = dict(Counter(self.error_types) + Counter(other.error_types))
-        self.samples = other.samples
-        self.least_s = min(self.least_s, other.least_s)
-        self.most_s = max(self.most_s, other.most_s)
-        self.bins = dict(Counter(self.bins) + Counter(other.bins))
+        for name, rule in _RULES.items():
+            setattr(self, name, rule(getattr(self, name), getattr(other, name)))
 
     @property
     def rows_per_s(self) -> float:
@@ -148,8 +153,7 @@ class Totals:
     def usage(self) -> figures.Usage:
         """Tokens of all attempts, and their cost."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
-        both = None if prompt is None and completion is None else (prompt or 0) + (completion or 0)
-        return figures.Usage(prompt, completion, both, self.cost_usd)
+        return figures.Usage(prompt, completion, add(prompt, completion), self.cost_usd)
 
     @property
     def latency(self) -> dict[str, float]:

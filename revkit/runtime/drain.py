@@ -8,8 +8,10 @@ needs a lock. What each effect is, its sink knows (``sinks/``).
 from __future__ import annotations
 
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from ..record.record import Record, RowResult
 from ..scheduling.events import (
@@ -63,7 +65,12 @@ class Drain:
         plan = wiring.plan
         outputs = plan.task.outputs if isinstance(plan.task, ModelTask) else ()
         record = self.record = Record(
-            plan.total, outputs, asks_model=plan.client is not None, samples=plan.samples
+            plan.total,
+            outputs,
+            asks_model=plan.client is not None,
+            samples=plan.samples,
+            run_id=uuid.uuid4().hex,
+            started_at=datetime.now(UTC),
         )
         record.workers, record.engine = plan.workers, plan.engine
         self.wake = wake

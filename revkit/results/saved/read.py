@@ -143,9 +143,13 @@ def _record(table: pa.Table, kept: dict[str, Any], values: dict[Any, pd.Series])
         found: list[Any] = table[f"{PREFIX}{name}"].to_pylist()
         return found
 
-    record = Record(table.num_rows, asks_model=run["asks_model"], samples=run["samples"])
-    record.run_id = kept["provenance"]["run_id"]
-    record.started_at = datetime.fromisoformat(kept["provenance"]["started_at"])
+    record = Record(
+        table.num_rows,
+        asks_model=run["asks_model"],
+        samples=run["samples"],
+        run_id=kept["provenance"]["run_id"],
+        started_at=datetime.fromisoformat(kept["provenance"]["started_at"]),
+    )
     statuses = {status.value: status for status in Status}
     record.status = [statuses[name] for name in fact("status")]
     sources = {source.value: place for place, source in enumerate(SOURCES)}
@@ -188,8 +192,7 @@ def _record(table: pa.Table, kept: dict[str, Any], values: dict[Any, pd.Series])
     times += [x for pair in (*record.visits, *record.limits) for x in pair]
     if not all(map(math.isfinite, times)):
         raise ValueError("a time is not finite")
-    record.settled = record.total - record.status.count(Status.NOT_STARTED)
-    record.failed = record.status.count(Status.ERROR)
+    record.count_rows()
     record.from_store = record.source.count(SOURCES.index(Source.STORE))
     return record
 
