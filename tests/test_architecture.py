@@ -14,9 +14,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 #: A file or package in backticks, and the names after its colon.
 NAMED = re.compile(r"`((?:revkit|tests)/[\w/.]+)`(?::((?:,?\s+`\w+`)+))?")
-PLACES = [
-    (path, tuple(re.findall(r"`(\w+)`", names))) for path, names in NAMED.findall(PAGE)
-]
+PLACES = [(path, tuple(re.findall(r"`(\w+)`", names))) for path, names in NAMED.findall(PAGE)]
 
 
 def names_in(path: Path) -> set[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..clients.prices import price_finder
+from ..display import failure_message
 from ..errors import (
     BudgetReached,
     Interrupted,
@@ -18,7 +19,7 @@ from ..errors import (
 )
 from ..record import columns, samples
 from ..results import provenance
-from ..results.result import ParallelResult, failure_message
+from ..results.result import ParallelResult
 from ..runtime.interrupt import Press, noted_interrupts
 from ..runtime.options import Writing
 from ..runtime.plan import Plan
@@ -119,7 +120,7 @@ def finish(call: Prepared, record: Record) -> ParallelResult:
         raise Interrupted(f"{done} in {where}revkit.last_result().frame{_go_on(record)}", result)
     if isinstance(record.ended_by, Exception):
         fault = f"{type(record.ended_by).__name__}: {record.ended_by}"
-        raise RunFailed(f"the run broke off: {fault}\n{failure_message(result)}", result) from (
+        raise RunFailed(f"the run broke off: {fault}\n{failure_message(record)}", result) from (
             record.ended_by
         )
     if record.ended_by is not None:  # the awaiting task was cancelled
@@ -132,7 +133,7 @@ def finish(call: Prepared, record: Record) -> ParallelResult:
     if (stopped is not None and succeeded < record.total) or (record.failed and not succeeded):
         cause = record.first_failure[1].cause if record.first_failure else None
         kind = RunFailed if stopped is None else error_of_stop(stopped.kind)
-        raise kind(failure_message(result), result) from cause
+        raise kind(failure_message(record), result) from cause
     return result
 
 

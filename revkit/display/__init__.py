@@ -11,6 +11,7 @@ none.
     words     how things are said: durations, money, foreign text
     facts     what is shown of a run, in text and HTML alike
     report    a run as text
+    failure   why a run failed, as an error's message
     markup    the pieces of HTML, and how they look
     cell      a run as the output of a notebook's cell
     preview   a preview, both ways
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from .cell import html
 from .facts import setting_of
+from .failure import failure_message
 from .preview import preview_html, preview_text
 from .report import short, text
 from .sections import Section, sections_html, sections_text
@@ -30,6 +32,7 @@ __all__ = [
     "Section",
     "dollars",
     "duration",
+    "failure_message",
     "harmless",
     "html",
     "number",

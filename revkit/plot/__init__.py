@@ -10,6 +10,7 @@ without touching any of them. A reading order:
     timeline    one lane a worker, one bar an attempt; below, how many were running
     latency     how long the good attempts took
     panel       all of it on one page
+    run         what the timeline shows, from the record of a run
     whatif      wall time over the number of workers, predicted
     confusion   the confusion matrix of an evaluation
     live        the timeline of a run that still goes on, in milliseconds
@@ -24,6 +25,7 @@ from .figure import NotebookAxes, NotebookFigure, new_axes, new_figure, png
 from .latency import draw_latency
 from .live import live_png
 from .panel import draw_panel
+from .run import timeline_of
 from .timeline import TimelineAxes, draw_timeline, timeline_png
 from .whatif import draw_what_if
 
@@ -40,5 +42,6 @@ __all__ = [
     "new_axes",
     "new_figure",
     "png",
+    "timeline_of",
     "timeline_png",
 ]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TimelineAxes",
+    "counted",
     "draw_timeline",
     "height_of",
     "lanes_of",
@@ -110,8 +111,8 @@ def draw_timeline(
     strip = None
     if isinstance(ax, tuple):
         ax, strip = ax
-        rows = _count(attempts["row"].nunique(), "row")
-        title = title or f"{rows} on {_count(lanes, 'worker')}"
+        rows = counted(attempts["row"].nunique(), "row")
+        title = title or f"{rows} on {counted(lanes, 'worker')}"
 
     start, end = attempts["start_s"].to_numpy(), attempts["end_s"].to_numpy()
     span = max(float(wall_s), float(end.max(initial=0.0)))
@@ -304,5 +305,6 @@ def _tidy(ax: Axes) -> None:
         ax.spines[side].set_visible(False)
 
 
-def _count(n: int, what: str) -> str:
+def counted(n: int, what: str) -> str:
+    """So many of what is counted: 1 row, 1,200 rows."""
     return f"{n:,} {what}" + ("" if n == 1 else "s")

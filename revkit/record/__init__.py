@@ -7,4 +7,5 @@ metrics  the figures of a run
 totals   the figures of many runs, in memory that does not grow
 columns  the record as columns of the caller's frame
 frames   the record as frames of its own
+latency  service times and waits as frames, by group
 """

@@ -24,14 +24,12 @@ if TYPE_CHECKING:
 
     from ..task.tokens import Price
 
-__all__ = ["attempts", "countable", "distributions", "errors", "rows", "summary"]
+__all__ = ["attempts", "countable", "errors", "rows", "summary"]
 
 
 def rows(
     record: Record,
     outputs: Mapping[str, Any],
-    waits: Mapping[str, NDArray[np.float64]],
-    last: NDArray[np.int64],
     index: pd.Index,
     price: Price | None,
 ) -> pd.DataFrame:
@@ -39,10 +37,10 @@ def rows(
 
     Args:
         outputs: by name, an array of values by row.
-        waits: milliseconds that each row waited, in all and by what for.
-        last: place of each row's last attempt, -1 where there was none.
     """
-    row, total, tried = np.asarray(record.row, dtype=np.int64), record.total, last >= 0
+    row, total = np.asarray(record.row, dtype=np.int64), record.total
+    waits, last = figures.wait_ms(record), figures.last_attempts(record)
+    tried = last >= 0
 
     def of_last(values: Any) -> Any:
         out = np.full(total, np.nan)
@@ -189,11 +187,3 @@ def _hashable(value: Any) -> Any:
     if isinstance(value, list | np.ndarray):
         return tuple(map(_hashable, value))
     return str(value) if isinstance(value, Mapping) else value
-
-
-def distributions(samples: Sequence[NDArray[np.float64]], index: pd.Index) -> pd.DataFrame:
-    """One line for each sample: its size, and how it is distributed."""
-    told = [figures.distribution(sample) for sample in samples]
-    table = pd.DataFrame(told, index=index, columns=list(figures.FIGURES), dtype="float64")
-    table.insert(0, "count", np.array([len(sample) for sample in samples], dtype=np.int64))
-    return table

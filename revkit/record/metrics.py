@@ -27,10 +27,13 @@ __all__ = [
     "distribution",
     "first_wave",
     "good",
+    "good_ms",
+    "last_attempts",
     "latency",
     "metrics",
     "service_times",
     "usage",
+    "wait_ms",
     "waits",
 ]
 
@@ -148,6 +151,11 @@ def good(record: Record) -> NDArray[np.bool_]:
     return np.equal(record.decision, _OK)
 
 
+def good_ms(record: Record) -> NDArray[np.float64]:
+    """Milliseconds that each good attempt took, in the order in which they ended."""
+    return service_times(record)[good(record)] * 1e3
+
+
 def first_wave(record: Record) -> NDArray[np.bool_]:
     """Which attempts were the first of their worker; shape (attempts,).
 
@@ -176,7 +184,7 @@ def distribution(sample: NDArray[np.float64]) -> dict[str, float]:
 
 def latency(record: Record) -> dict[str, float]:
     """Service time of the good attempts, in milliseconds, as :func:`distribution` tells it."""
-    return distribution(service_times(record)[good(record)] * 1e3)
+    return distribution(good_ms(record))
 
 
 def waits(record: Record) -> Waits:
@@ -204,6 +212,19 @@ def waits(record: Record) -> Waits:
     return Waits(
         queue=by_row(start - ready - limit), limit=by_row(limit), backoff=by_row(ready - since)
     )
+
+
+def wait_ms(record: Record) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds that each row waited, by what for and in all; each of shape (rows,)."""
+    each = {name: seconds * 1e3 for name, seconds in waits(record)._asdict().items()}
+    return each | {"total": each["queue"] + each["limit"] + each["backoff"]}
+
+
+def last_attempts(record: Record) -> NDArray[np.int64]:
+    """The place among the attempts of each row's last one, -1 where there was none."""
+    last = np.full(record.total, -1)
+    last[record.row] = np.arange(len(record.row))  # of repeated places, the last
+    return last
 
 
 def _held(record: Record, until: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """What a run gives back.
 
-result      ParallelResult, a reading of the run's record
+result      ParallelResult: what became of each row
+timing      where the time went: the rest of ParallelResult, a reading of the record
 provenance  what a run was made of, as plain JSON
 compare     two runs on the same rows, side by side
 evaluate    an output against labels that are known to be right
