@@ -23,8 +23,11 @@ import revkit
 import revkit.testing
 from revkit import Adaptive, RateLimit, UsageError
 from revkit.plot import draw_what_if
+from revkit.results.fitting import fit
 from revkit.results.forecast import WhatIf
-from revkit.results.whatif import Attempts, Server, fit, predict, replay
+from revkit.results.replay import replay
+from revkit.results.server import Attempts, Server
+from revkit.results.whatif import predict
 from revkit.scheduling.events import Attempt, Attempted, Decision, Success
 from revkit.testing import FakeModel
 

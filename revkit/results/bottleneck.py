@@ -1,10 +1,10 @@
 """Whether the server was what limited a run: it worked on fewer requests at once than were sent.
 
-It is told only where it is plain, for advice that is wrong does more harm than none. The fit of
-:mod:`revkit.results.whatif` has to be much surer of a server with slots than a prediction needs,
-there have to be at least twice as many workers as slots, and nothing else may have set the pace: a
-rate limit, pauses, a server that turned requests away, idle workers, rows in the order of how long
-they take, or the client's own work.
+It is told only where it is plain, for advice that is wrong does more harm than none. The
+fit of :mod:`revkit.results.fitting` has to be much surer of a server with slots than a prediction
+needs, there have to be at least twice as many workers as slots, and nothing else may have set the
+pace: a rate limit, pauses, a server that turned requests away, idle workers, rows in the order of
+how long they take, or the client's own work.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..record.record import DECISIONS, Record
-from ..scheduling.events import Decision
-from .whatif import Attempts, base_times, idle_share, weighed
+from ..record.metrics import good
+from ..record.record import Record
+from .fitting import weighed
+from .server import Attempts, base_times
+from .whatif import idle_share
 
 if TYPE_CHECKING:
-    from .whatif import Floats
+    from .server import Floats
 
 __all__ = ["Bottleneck", "find_bottleneck", "flat_from"]
-
-_OK = DECISIONS.index(Decision.OK)
 
 #: Attempts that are looked at, from the start of the run: more add time, not certainty.
 _LOOKED_AT = 2_000
@@ -86,7 +86,7 @@ def find_bottleneck(record: Record) -> Bottleneck | None:
         return None
     if made < max(_FEWEST, _EACH * workers) or _turned_away(record) > _TURNED_AWAY * made:
         return None
-    ok = np.asarray(record.decision) == _OK
+    ok = good(record)
     held = sum(hold.end - hold.start for hold in record.holds)
     if ok.mean() < 1 - _FAILED or held > _HELD * (record.ended - record.began):
         return None
