@@ -131,7 +131,8 @@ class Record:
         self.decision = array("b")
         self.start, self.end, self.due = array("d"), array("d"), array("d")
         self.prompt_tokens, self.completion_tokens = array("q"), array("q")
-        self.began = self.ended = 0.0
+        self.began: float = 0.0
+        self.ended: float = 0.0
         self.settled = self.failed = self.from_store = self.tokens = 0
         self.first_refused: tuple[int, Failure] | None = None
         self.stopped: Stop | None = None
