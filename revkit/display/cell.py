@@ -59,8 +59,8 @@ def _latency(result: RunFacts) -> str:
         ]
         for line in lines
     ]
-    if held := facts.held_back(result.metrics):
-        rows.append(["held back", escape(held)])
+    if on_hold := facts.time_on_hold(result.metrics):
+        rows.append(["held back", escape(on_hold)])
     if why := facts.bottleneck(result):
         rows.append(["the server", escape(why)])
     return table(("latency", *names), rows, "revkit-latency", timed=True)

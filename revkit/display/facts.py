@@ -24,12 +24,12 @@ __all__ = [
     "counts",
     "errors",
     "figures",
-    "held_back",
     "latency",
     "next_steps",
     "row_name",
     "setting_of",
     "summaries",
+    "time_on_hold",
     "troubles",
     "usage",
 ]
@@ -117,8 +117,8 @@ def counts(metrics: Metrics) -> list[str]:
 
 def troubles(result: RunFacts) -> list[str]:
     """Why the run was stopped, and what the store could not do."""
-    told = {"stopped": result.stopped, "store": result.store_problem}
-    return [f"{what}: {harmless(why, 500)}" for what, why in told.items() if why is not None]
+    problems = {"stopped": result.stopped, "store": result.store_problem}
+    return [f"{what}: {harmless(why, 500)}" for what, why in problems.items() if why is not None]
 
 
 def summaries(result: RunFacts) -> Iterator[tuple[str, list[Share], str]]:
@@ -187,25 +187,25 @@ def latency(result: RunFacts) -> list[Line]:
     ]
     waves = result.latency_by("wave").T
     if waves.loc["count"].all():
-        lines += [Line(*told, _spans(waves[wave])) for wave, told in _WAVES.items()]
+        lines += [Line(*names, _spans(waves[wave])) for wave, names in _WAVES.items()]
     waiting = result.waiting.T
     lines += [
-        Line(*told, _spans(waiting[what]))
-        for what, told in _WAITS.items()
+        Line(*names, _spans(waiting[what]))
+        for what, names in _WAITS.items()
         if waiting[what]["max"] > 0
     ]
     return lines
 
 
-def held_back(metrics: Metrics) -> str:
+def time_on_hold(metrics: Metrics) -> str:
     """For how long nothing could be started, and why; empty where that never happened."""
-    told = []
+    parts = []
     if metrics.pauses:
         pauses = plural(metrics.pauses, "pause")
-        told.append(f"{pauses} of the server, {duration(metrics.paused_s)}")
+        parts.append(f"{pauses} of the server, {duration(metrics.paused_s)}")
     if metrics.limited_s > 0:
-        told.append(f"rate limit or budget, {duration(metrics.limited_s)}")
-    return "; ".join(told)
+        parts.append(f"rate limit or budget, {duration(metrics.limited_s)}")
+    return "; ".join(parts)
 
 
 def bottleneck(result: RunFacts) -> str:
@@ -240,8 +240,8 @@ def usage(result: RunFacts) -> dict[str, str]:
         "completion": used.completion_tokens,
         "total": used.total_tokens,
     }
-    told = {name: f"{count:,}" for name, count in tokens.items() if count is not None}
-    return told | ({"cost": dollars(used.cost_usd)} if used.cost_usd else {})
+    counts = {name: f"{count:,}" for name, count in tokens.items() if count is not None}
+    return counts | ({"cost": dollars(used.cost_usd)} if used.cost_usd else {})
 
 
 def errors(result: RunFacts) -> tuple[list[Group], str]:

@@ -52,9 +52,9 @@ def table(
 def heading(counts: Iterable[str], model_name: str | None) -> str:
     """The first line: how many rows there are, what became of them, and the model."""
     first, *others = counts
-    told = "".join(f" &middot; {count}" for count in others)
+    rest = "".join(f" &middot; {count}" for count in others)
     model = "" if model_name is None else f" <small>with {safe(model_name)}</small>"
-    return f"<p><b>{first}</b>{told}{model}</p>"
+    return f"<p><b>{first}</b>{rest}{model}</p>"
 
 
 def page(parts: Iterable[str]) -> str:

@@ -45,8 +45,8 @@ def text(result: RunFacts) -> str:
         lines += wrapped(figure.note, indent=21, hang=0)
     lines += _latency(result)
     if usage := facts.usage(result):
-        told = ", ".join(v if name == "cost" else f"{v} {name}" for name, v in usage.items())
-        lines += ["", "tokens", f"  {told}"]
+        parts = ", ".join(v if name == "cost" else f"{v} {name}" for name, v in usage.items())
+        lines += ["", "tokens", f"  {parts}"]
 
     groups, more = facts.errors(result)
     if groups:
@@ -71,8 +71,8 @@ def _latency(result: RunFacts) -> list[str]:
         f"  {line.name:<12}" + "".join(f"{line.values.get(name, ''):>12}" for name in names)
         for line in table
     ]
-    if held := facts.held_back(result.metrics):
-        lines.append(f"  held back     {held}")
+    if on_hold := facts.time_on_hold(result.metrics):
+        lines.append(f"  held back     {on_hold}")
     if why := facts.bottleneck(result):
         lines += wrapped(f"the server    {why}", indent=2, hang=14)
     return lines

@@ -94,7 +94,7 @@ def draw_latency(
     if kind == "ecdf":
         ax.ecdf(times, color=colour, linewidth=2)
         for q, value, mark, _ in named:
-            ax.plot(value, q / 100, mark, color=ink(), label=_told(q, value), clip_on=False)
+            ax.plot(value, q / 100, mark, color=ink(), label=_text(q, value), clip_on=False)
         ax.set_ylim(0, 1)
         ax.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     else:
@@ -104,14 +104,14 @@ def draw_latency(
         edges = space(shortest, longest, bins + 1).tolist()
         ax.hist(times, bins=edges, color=colour, edgecolor="white", linewidth=0.5)
         for q, value, _, line in named:
-            ax.axvline(value, linestyle=line, color=ink(), linewidth=1.5, label=_told(q, value))
+            ax.axvline(value, linestyle=line, color=ink(), linewidth=1.5, label=_text(q, value))
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.legend(loc="lower right" if kind == "ecdf" else "upper right", edgecolor="none")
     return ax
 
 
-def _told(percentile: int, value: float) -> str:
+def _text(percentile: int, value: float) -> str:
     """A percentile and its value, to three digits or so."""
     number = f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
     return f"p{percentile}  {number} ms"

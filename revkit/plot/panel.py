@@ -73,8 +73,8 @@ def _draw_counts(ax: Axes, title: str, counts: Mapping[Any, int], look: Look) ->
         numbers = [*numbers[:_BARS], sum(numbers[_BARS:])]
     bars = ax.barh(range(len(names)), numbers, color=look.colour, hatch=look.hatch,
                    edgecolor="white", linewidth=0, height=0.7)  # fmt: skip
-    told = [f"{number:,}  {number / total:.0%}" for number in numbers]
-    ax.bar_label(bars, told, padding=4, fontsize="small")
+    texts = [f"{number:,}  {number / total:.0%}" for number in numbers]
+    ax.bar_label(bars, texts, padding=4, fontsize="small")
     ax.set_yticks(range(len(names)), names, parse_math=False)
     ax.set_ylim(max(len(names), 3) - 0.5, -0.5)
     ax.set_xlim(0, 1.4 * max(1, *numbers, 0))

@@ -271,9 +271,9 @@ def _draw_strip(
     times = [at / scale.seconds for at, _ in limits] + [scale.span]
     limit = [limit for _, limit in limits] + [limits[-1][1]]
     lowest, highest = min(limit), max(limit)
-    told = f"{lowest:,}" if lowest == highest else f"{lowest:,} to {highest:,}"
+    text = f"{lowest:,}" if lowest == highest else f"{lowest:,} to {highest:,}"
     (line,) = ax.step(times, limit, where="post", color=ink(), linewidth=1.2)
-    line.set_label(f"limit ({told})")
+    line.set_label(f"limit ({text})")
     _tidy(ax)
     ax.grid(axis="y", color="0.5", alpha=0.25, linewidth=0.6)
     ax.set_ylim(0, 1.12 * max(highest, int(peak.max())))

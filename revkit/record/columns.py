@@ -139,18 +139,18 @@ def errors(record: Record) -> Any:
 
     Where rows are repeated, one good sample is enough; else it is the first failed one's error.
     """
-    told = [record.error(row) for row in range(record.total)]
+    messages = [record.error(row) for row in range(record.total)]
     samples = record.samples
     if samples > 1:
         failed = [status is Status.ERROR for status in record.status]
         groups = [range(start, start + samples) for start in range(0, record.total, samples)]
-        told = [
+        messages = [
             None
-            if any(told[row] is None for row in group)
-            else told[next((row for row in group if failed[row]), group[0])]
+            if any(messages[row] is None for row in group)
+            else messages[next((row for row in group if failed[row]), group[0])]
             for group in groups
         ]
-    return pd.array(told, dtype=STRING)
+    return pd.array(messages, dtype=STRING)
 
 
 def _array(values: list[Any], field: Field | None) -> Any:
@@ -222,7 +222,7 @@ def write(frame: pd.DataFrame, columns: Mapping[Any, Any], fingerprint: str) -> 
         else:
             frame.insert(frame.shape[1], label, values)
     noted = dict(frame.attrs.get(ATTRS, {}))
-    for label in [f"{label}{told}" for label in columns for told in (AGREEMENT, TIED)]:
+    for label in [f"{label}{suffix}" for label in columns for suffix in (AGREEMENT, TIED)]:
         # Of an earlier run of the same task with other samples: it says nothing of these values.
         if label in frame.columns and label not in columns and noted.get(label) == fingerprint:
             frame.pop(label)

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 PERCENTILES = (50, 90, 95, 99)
-#: What is told of a distribution.
+#: The figures of a distribution.
 FIGURES = ("min", "mean", *(f"p{q}" for q in PERCENTILES), "max")
 
 _OK = DECISIONS.index(Decision.OK)

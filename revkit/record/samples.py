@@ -39,21 +39,21 @@ class Vote(NamedTuple):
     tied: bool
 
 
-def vote(said: Sequence[Any], samples: int, labels: Sequence[Any] | None = None) -> Vote:
+def vote(given: Sequence[Any], samples: int, labels: Sequence[Any] | None = None) -> Vote:
     """The value that occurs most often.
 
     Args:
-        said: at least one value, in the order of the samples.
+        given: at least one value, in the order of the samples.
         samples: how many there were, failed ones too.
         labels: of a class output, in declared order: of several that occur as often the first of
-            these is taken. None: the one that was said first.
+            these is taken. None: the one that was given first.
 
     >>> vote(["mild", "hot", "hot", "mild"], 5, labels=["hot", "mild"])
     Vote(value='hot', agreement=0.4, tied=True)
     """
     first: dict[Hashable, Any] = {}
     counts: Counter[Hashable] = Counter()
-    for value in said:
+    for value in given:
         key = _key(value)
         first.setdefault(key, value)
         counts[key] += 1
@@ -128,21 +128,21 @@ def combine(record: Record, outputs: Mapping[Any, Field] | None) -> Combined:
     ]
     for name, values in record.values.items():
         field = None if outputs is None else outputs[name]
-        said = [[values[row] for row in rows] for rows in good]
-        numbers = _all_numbers(said) if field is None else _is_number(field)
+        given = [[values[row] for row in rows] for rows in good]
+        numbers = _all_numbers(given) if field is None else _is_number(field)
         if numbers:
-            combined.values[name] = [_median(each) for each in said]
+            combined.values[name] = [_median(each) for each in given]
             combined.fields[name] = Field(float)
             continue
         labels = None if field is None else field.labels
-        votes = [vote(each, samples, labels) if each else None for each in said]
+        votes = [vote(each, samples, labels) if each else None for each in given]
         combined.values[name] = [None if v is None else v.value for v in votes]
         combined.fields[name] = field
-        told: dict[str, tuple[Field, list[Any]]] = {
+        extras: dict[str, tuple[Field, list[Any]]] = {
             f"{name}{AGREEMENT}": (Field(float), [v and v.agreement for v in votes]),
             f"{name}{TIED}": (Field(bool), [v and v.tied for v in votes]),
         }
-        for extra, (kind, column) in told.items():
+        for extra, (kind, column) in extras.items():
             if extra not in record.values:  # a function may have an output of that name
                 combined.values[extra], combined.fields[extra] = column, kind
     return combined
@@ -152,17 +152,17 @@ def _is_number(field: Field) -> bool:
     return field.scalar in (int, float)
 
 
-def _all_numbers(said: Iterable[Sequence[Any]]) -> bool:
+def _all_numbers(given: Iterable[Sequence[Any]]) -> bool:
     """Whether a function's output is a number: it has values, and all are numbers."""
-    kinds = {type(value) for each in said for value in each if value is not None}
+    kinds = {type(value) for each in given for value in each if value is not None}
     return bool(kinds) and bool not in kinds and all(issubclass(kind, Real) for kind in kinds)
 
 
-def _median(said: Sequence[Any]) -> Any:
+def _median(given: Sequence[Any]) -> Any:
     """The median as a float; the lower middle value itself where no float can hold it."""
     import statistics
 
-    numbers = [value for value in said if value is not None]
+    numbers = [value for value in given if value is not None]
     if not numbers:
         return None
     low = statistics.median_low(numbers)

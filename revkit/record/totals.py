@@ -170,21 +170,21 @@ class Totals:
         upto = np.cumsum([self.bins[place] for place in bins])
         ranks = [max(1, math.ceil(q / 100 * self.good)) for q in figures.PERCENTILES]
         middles = [_FIRST * _RATIO ** (bins[int(np.searchsorted(upto, r))] + 0.5) for r in ranks]
-        told = [self.least_s, self.good_s / self.good]
-        told += [min(max(middle, self.least_s), self.most_s) for middle in middles]
-        return dict(zip(figures.FIGURES, [s * 1e3 for s in [*told, self.most_s]], strict=True))
+        seconds = [self.least_s, self.good_s / self.good]
+        seconds += [min(max(middle, self.least_s), self.most_s) for middle in middles]
+        return dict(zip(figures.FIGURES, [s * 1e3 for s in [*seconds, self.most_s]], strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON, for :meth:`from_json`."""
-        told = asdict(self)
+        fields = asdict(self)
         if not self.good:
-            told["least_s"] = told["most_s"] = None
-        return told
+            fields["least_s"] = fields["most_s"] = None
+        return fields
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Totals:
+    def from_json(cls, fields: Mapping[str, Any]) -> Totals:
         """What :meth:`to_json` gave."""
-        totals = cls(**told)
+        totals = cls(**fields)
         totals.least_s = math.inf if totals.least_s is None else totals.least_s
         totals.most_s = -math.inf if totals.most_s is None else totals.most_s
         totals.errors = [(row, kind, message) for row, kind, message in totals.errors]

@@ -240,8 +240,8 @@ def _changed(
     def objects(values: Iterable[Any]) -> Any:
         return pd.Series(list(values), dtype=object).array
 
-    told = [(before._errors[row], after._errors[row]) for row in rows]
-    errors = [last if pd.isna(first) else first for first, last in told]
+    both_errors = [(before._errors[row], after._errors[row]) for row in rows]
+    errors = [last if pd.isna(first) else first for first, last in both_errors]
     return pd.DataFrame(
         {
             "row": np.array(rows, dtype=np.int64),

@@ -213,14 +213,14 @@ def _classes(
     name: str, declared: tuple[Any, ...] | None, values: pd.Series, labels: list[Any]
 ) -> tuple[list[Any], Any, Any]:
     """The classes, and each row's value and label as places among them; -1 where it is missing."""
-    said = [None if no else x for x, no in zip(values.tolist(), values.isna(), strict=True)]
+    found = [None if no else x for x, no in zip(values.tolist(), values.isna(), strict=True)]
     shown = display.harmless(name, 40)
     if declared is not None:
         classes = list(declared)
     elif pd.api.types.is_bool_dtype(values.dtype):
         classes = [False, True]
-    elif all(isinstance(x, str) for x in said if x is not None):
-        classes = sorted({x for x in [*said, *labels] if isinstance(x, str)})
+    elif all(isinstance(x, str) for x in found if x is not None):
+        classes = sorted({x for x in [*found, *labels] if isinstance(x, str)})
         if len(classes) > _MOST_CLASSES:
             raise UsageError(
                 f'"{shown}" and its labels are {len(classes):,} different texts, too many to be '
@@ -243,7 +243,7 @@ def _classes(
         )
     predicted, true = (
         np.array([-1 if x is None else place[x] for x in side], dtype=np.int64)
-        for side in (said, labels)
+        for side in (found, labels)
     )
     return classes, predicted, true
 

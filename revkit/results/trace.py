@@ -61,7 +61,7 @@ def write_trace(
     spans = list(zip(_us(record, record.start), _us(record, record.end), strict=True))
     limits = [limit for _, limit in record.limits]
     changed = _us(record, (at for at, _ in record.limits))
-    told = {
+    facts = {
         "started_at": record.started_at.isoformat(),
         "revkit": __version__,
         "model": model_name,
@@ -79,7 +79,7 @@ def write_trace(
                 *_holds(record),
                 *_stop(record),
             ],
-            "otherData": {name: value for name, value in told.items() if value is not None},
+            "otherData": {name: value for name, value in facts.items() if value is not None},
         }
     )
     with replacing(path) as (target, unfinished):

@@ -41,14 +41,14 @@ def read(path: str | os.PathLike[str], kind: type[ParallelResult]) -> ParallelRe
     except (pa.ArrowException, OSError) as error:
         what = "is cut short or damaged" if data.startswith(b"PAR1") else "is not a Parquet file"
         raise UsageError(f"{place} {what}: {one_line(str(error))[:200]}") from None
-    told = (table.schema.metadata or {}).get(METADATA)
-    if told is None:
+    text = (table.schema.metadata or {}).get(METADATA)
+    if text is None:
         raise UsageError(
             f"{place} is a Parquet file, but not a result that run.to_parquet() wrote; "
             "pandas.read_parquet reads it"
         )
     try:
-        kept = json.loads(told)
+        kept = json.loads(text)
         if kept["format"] <= FORMAT:
             return _result(kind, place, data, table, kept)
     except (LookupError, AttributeError, *UNFIT) as error:
@@ -125,9 +125,9 @@ class _NoRerun:
         self.run()
 
 
-def _price(told: dict[str, Any]) -> Price:
-    tiers = tuple((tokens, _price(dearer)) for tokens, dearer in told["tiers"])
-    return Price(**{**told, "tiers": tiers})
+def _price(fields: dict[str, Any]) -> Price:
+    tiers = tuple((tokens, _price(dearer)) for tokens, dearer in fields["tiers"])
+    return Price(**{**fields, "tiers": tiers})
 
 
 def _label(name: Any) -> Any:
@@ -166,10 +166,10 @@ def _record(table: pa.Table, kept: dict[str, Any], values: dict[Any, pd.Series])
     }
     if None in record.failures.values():
         raise ValueError("a row has failed without an error")
-    said = zip(fact("text"), fact("finish_reason"), fact("probabilities"), strict=True)
-    for row, (text, reason, told) in enumerate(said):
+    replies = zip(fact("text"), fact("finish_reason"), fact("probabilities"), strict=True)
+    for row, (text, reason, chances) in enumerate(replies):
         if text is not None:
-            probabilities = None if told is None else json.loads(told)
+            probabilities = None if chances is None else json.loads(chances)
             record.replies[row] = Reply(text, finish_reason=reason, probabilities=probabilities)
     _read_attempts(record, table[ATTEMPTS].combine_chunks())
     record.engine, record.workers, record.ended = run["engine"], run["workers"], run["wall_s"]

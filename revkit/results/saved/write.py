@@ -45,7 +45,7 @@ def write(result: ParallelResult, path: str | os.PathLike[str]) -> None:
         columns, described = _columns(result)
         try:
             table = pa.Table.from_pandas(columns).append_column(ATTEMPTS, _attempts(result))
-            metadata = table.schema.metadata | {METADATA: _json(_told(result) | described)}
+            metadata = table.schema.metadata | {METADATA: _json(_run_facts(result) | described)}
             metadata[b"pandas"] = readable(metadata[b"pandas"])
             if columns.attrs:
                 metadata[b"PANDAS_ATTRS"] = _json(columns.attrs)
@@ -82,7 +82,7 @@ def _columns(result: ParallelResult) -> tuple[pd.DataFrame, dict[str, Any]]:
     }
 
 
-def _told(result: ParallelResult) -> dict[str, Any]:
+def _run_facts(result: ParallelResult) -> dict[str, Any]:
     """What is known of the run as a whole; times in seconds since its start."""
     record, price = result._record, result._find_price()
 
@@ -180,8 +180,8 @@ def _facts(result: ParallelResult) -> pd.DataFrame:
     record = result._record
     sample = ["sample"] if result.repeat > 1 else []
     facts = result.rows[[*sample, *_OF_ROWS]].copy(deep=False)
-    told = [None if p is None else json.dumps(p) for p in facts["probabilities"]]
-    facts["probabilities"] = pd.array(told, dtype=STRING)
+    texts = [None if p is None else json.dumps(p) for p in facts["probabilities"]]
+    facts["probabilities"] = pd.array(texts, dtype=STRING)
     failures = [
         record.failures[row] if status is Status.ERROR else None
         for row, status in enumerate(record.status)
