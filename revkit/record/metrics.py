@@ -123,17 +123,7 @@ class Usage:
 class Waits(NamedTuple):
     """Seconds that each row waited, by what for; each of shape (rows,), NaN: never attempted.
 
-    A row waits from the start of the run until its last attempt begins, but for the time in which
-    an attempt of its own is running. Each moment of that is counted once, in the first of these
-    that applies:
-
-    Attributes:
-        backoff: from the end of an attempt that failed until the row was due to be tried again:
-            the wait that :class:`~revkit.Retry` chose or the server asked this row for. After
-            ``retry_failed()`` also the time from when it was given up to the second run.
-        limit: a rate limit, a budget, or a pause that the server had asked of another row let no
-            attempt start (``record.holds``).
-        queue: the rest: other rows had the workers.
+    :attr:`revkit.ParallelResult.waiting` says what counts as which; limits are ``record.holds``.
     """
 
     queue: NDArray[np.float64]
