@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revkit.errors import UsageError
-from revkit.scheduling.policy import Retry, failure_limit, worker_count
+from revkit.scheduling.events import Failure, Stop, StopKind
+from revkit.scheduling.policy import Retry, failure_limit, failure_stop, worker_count
 
 seconds = st.floats(0, 1e6)
 chances = st.floats(0, 1)
@@ -97,6 +98,32 @@ def test_fail_fast_allows_none() -> None:
 def test_impossible_limits_of_failures_are_refused(value: Any) -> None:
     with pytest.raises(UsageError, match="max_failures="):
         failure_limit(value, fail_fast=False, rows=100)
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.booleans())
+def test_a_run_stops_above_its_limit_of_failures(failed: int, limit: int, fail_fast: bool) -> None:
+    stop = failure_stop(failed, limit, fail_fast=fail_fast)
+    assert (stop is not None) == (failed > limit)
+    assert stop is None or (stop.kind, stop.cancels) == (StopKind.FAILURES, fail_fast)
+    assert failure_stop(failed, None, fail_fast=fail_fast) is None
+
+
+@pytest.mark.parametrize("cancels", [(False, False), (False, True), (True, False), (True, True)])
+def test_the_first_reason_to_stop_stays_and_any_stop_may_cancel(cancels: tuple[bool, bool]) -> None:
+    first = Stop(StopKind.BUDGET, "it is spent", cancels[0])
+    later = Stop(StopKind.CANCELLED, "enough", cancels[1])
+    assert first.after(None) == first
+    assert later.after(first) == first._replace(cancels=any(cancels))
+
+
+@pytest.mark.parametrize(
+    ("status", "pause", "run_pause"),
+    [(429, 2.5, 2.5), (503, 1.0, 1.0), (429, None, 0.0), (429, 0.0, 0.0), (500, 2.5, 0.0)],
+)
+def test_only_an_overloaded_server_pauses_the_run(
+    status: int, pause: float | None, run_pause: float
+) -> None:
+    assert Failure("ServerError", "busy", status=status, pause=pause).run_pause == run_pause
 
 
 @given(

@@ -208,8 +208,8 @@ class Ration(Throttle):
             return
         if self.tells_load:
             self._told.append((start, end, as_load(outcome)))
-        if isinstance(outcome, Failure) and outcome.pause and outcome.status in (429, 503):
-            self._pause = (end, outcome.pause)
+        if isinstance(outcome, Failure) and outcome.run_pause:
+            self._pause = (end, outcome.run_pause)
             self.urge()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..scheduling.adaptive import AdaptiveLimit
 from ..scheduling.events import Stop, StopKind
+from ..scheduling.policy import failure_stop
 from .shares import fair
 
 __all__ = ["Run", "Seated", "said_of", "stop_of"]
@@ -152,22 +153,12 @@ class Run:
                 )
 
     def _count_failures(self) -> None:
-        most = self.terms.get("max_failures")
         failed = self.failed + sum(seat.failed for seat in self.seats.values())
-        if most is None or failed <= most:
-            return
-        fast = bool(self.terms.get("fail_fast"))
-        reason = (
-            "a row failed, and fail_fast=True"
-            if fast
-            else f"{failed} row{'' if failed == 1 else 's'} failed, "
-            f"more than max_failures allows ({most})"
-        )
-        self.stop_for(Stop(StopKind.FAILURES, reason, cancels=fast))
+        fail_fast = bool(self.terms.get("fail_fast"))
+        stop = failure_stop(failed, self.terms.get("max_failures"), fail_fast=fail_fast)
+        if stop is not None:
+            self.stop_for(stop)
 
     def stop_for(self, stop: Stop) -> None:
         """Start nothing more. The first reason stands, but a later stop may cancel what runs."""
-        if self.stop is None:
-            self.stop = stop
-        elif stop.cancels:
-            self.stop = self.stop._replace(cancels=True)
+        self.stop = stop.after(self.stop)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..record.metrics import good
 from ..record.record import Record
+from ..scheduling.events import OVERLOADED
 from .fitting import weighed
 from .server import Attempts, base_times
 from .whatif import idle_share
@@ -41,8 +42,8 @@ _STRETCH = 1.5
 _FAILED, _HELD = 0.1, 0.05
 #: Share of their time from which on workers were idle.
 _IDLE = 0.25
-#: Statuses with which a server turns requests away, and the share of attempts that may have them.
-_AWAY, _TURNED_AWAY = (429, 503), 0.01
+#: Share of attempts that an overloaded server may have rejected.
+_TURNED_AWAY = 0.01
 #: Seconds for a row at the server: below, the client's own work may have been the limit.
 _PACE = 0.005
 #: How many times as long the first replies may take as the work on those right after them.
@@ -113,7 +114,7 @@ def find_bottleneck(record: Record) -> Bottleneck | None:
 
 def _turned_away(record: Record) -> int:
     """Attempts that the server did not take."""
-    return sum(failure.status in _AWAY for failure in record.attempt_failures.values())
+    return sum(failure.status in OVERLOADED for failure in record.attempt_failures.values())
 
 
 def _once_loaded(attempts: Attempts, workers: int) -> Attempts:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CANCELLED",
+    "OVERLOADED",
     "Attempt",
     "Attempted",
     "Cancelled",
@@ -33,6 +34,10 @@ __all__ = [
     "StopKind",
     "Success",
 ]
+
+
+#: HTTP statuses of a server that has too much to do at the moment.
+OVERLOADED: Final = frozenset({429, 503})
 
 
 class Status(StrEnum):
@@ -90,7 +95,7 @@ class Failure(NamedTuple):
         text: its text, if it said something.
         correctable: the model may do better when it is shown the message.
         transient: the same attempt may go well a little later.
-        pause: seconds for which the server asked not to be asked again, or None.
+        pause: seconds after which the server lets this request be repeated, or None.
         sent: a request went out, which may have been billed.
         ends_run: every other row must fail in the same way.
         cause: the exception, without its traceback but for the first one of a run.
@@ -110,6 +115,11 @@ class Failure(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
+
+    @property
+    def run_pause(self) -> float:
+        """Seconds for which the server asks all workers to pause; 0 if it does not."""
+        return max(0.0, self.pause or 0.0) if self.status in OVERLOADED else 0.0
 
 
 class Cancelled(Enum):
@@ -146,6 +156,15 @@ class Stop(NamedTuple):
     kind: StopKind
     reason: str
     cancels: bool
+
+    def after(self, earlier: Stop | None) -> Stop:
+        """The stop of a run that may have been stopped before.
+
+        The first reason stays, but a later stop may cancel the running attempts.
+        """
+        return (
+            self if earlier is None else earlier._replace(cancels=earlier.cancels or self.cancels)
+        )
 
 
 class Started(NamedTuple):

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from .events import Stop, StopKind
 
-__all__ = ["Retry", "failure_limit", "worker_count"]
+__all__ = ["Retry", "failure_limit", "failure_stop", "worker_count"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,27 @@ def failure_limit(max_failures: float | None, *, fail_fast: bool, rows: int) -> 
         f"max_failures={max_failures!r}: give a number of rows (0 or more), or a share of them "
         "between 0 and 1, such as 0.05"
     )
+
+
+def failure_stop(failed: int, limit: int | None, *, fail_fast: bool) -> Stop | None:
+    """The stop of a run in which so many rows failed; None: the run continues.
+
+    Args:
+        limit: as :func:`failure_limit` returned it.
+        fail_fast: the stop cancels the running attempts.
+
+    >>> failure_stop(3, 2, fail_fast=False).reason
+    '3 rows failed, more than max_failures allows (2)'
+    """
+    if limit is None or failed <= limit:
+        return None
+    reason = (
+        "a row failed, and fail_fast=True"
+        if fail_fast
+        else f"{failed} row{'' if failed == 1 else 's'} failed, "
+        f"more than max_failures allows ({limit})"
+    )
+    return Stop(StopKind.FAILURES, reason, cancels=fail_fast)
 
 
 def worker_count(rows: int, cpus: int, *, max_workers: int | None, worker_cap: int = 16) -> int:

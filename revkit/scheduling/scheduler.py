@@ -42,7 +42,7 @@ from .events import (
     StopKind,
     Success,
 )
-from .policy import Retry
+from .policy import Retry, failure_stop
 
 if TYPE_CHECKING:
     from .throttle import Throttle
@@ -249,10 +249,7 @@ class Scheduler:
             self._stop(stop)
 
     def _stop(self, stop: Stop) -> None:
-        if self.stopped is None:
-            self.stopped = stop
-        elif stop.cancels:
-            self.stopped = self.stopped._replace(cancels=True)
+        self.stopped = stop.after(self.stopped)
 
     def due(self) -> float:
         """From when on a worker that waits would get something, were nothing else to happen.
@@ -317,11 +314,9 @@ class Scheduler:
 
     def _next_try(self, attempt: Attempt, failure: Failure, now: float) -> float | None:
         """When the row is tried again, None if it is not."""
-        # A pause of no time at all is none: it would let a row be tried without end.
-        pause = failure.pause or 0.0
-        asked = pause > 0 and failure.status in (429, 503)
-        if asked:
-            self._pause(failure, pause, now)
+        # A pause of 0 s is none: the row would be retried without end.
+        if failure.run_pause:
+            self._pause(failure, now)
         if self.stopped is not None:
             return None
         trouble = self._trouble.setdefault(attempt.row, _Trouble(began=now))
@@ -332,14 +327,14 @@ class Scheduler:
             return now
         if not failure.transient:
             return None
-        if asked:
-            when = now + pause
+        if failure.run_pause:
+            when = now + failure.run_pause
         else:
             trouble.failures += 1
             if trouble.failures >= self._retry.attempts:
                 return None
             wait = self._retry.wait(trouble.failures, chance=self._chance())
-            when = now + max(wait, pause)
+            when = now + max(wait, failure.pause or 0.0)
         return when if when - trouble.began <= self._retry.max_elapsed else None
 
     def _hold(self, kind: HoldKind, row: int, worker: int, now: float, until: float) -> float:
@@ -365,8 +360,9 @@ class Scheduler:
         last = self.holds[-1]
         self.holds[-1] = last._replace(end=min(last.end, now))
 
-    def _pause(self, failure: Failure, pause: float, now: float) -> None:
+    def _pause(self, failure: Failure, now: float) -> None:
         """Let all workers pause, because the server asked one of them to."""
+        pause = failure.run_pause
         if pause > self._retry.max_pause:
             reason = (
                 f"the server asked for a pause of {pause:g} s, longer than "
@@ -378,11 +374,6 @@ class Scheduler:
 
     def _count_failures(self, more: int) -> None:
         self._failed += more
-        if self._max_failures is not None and self._failed > self._max_failures:
-            reason = (
-                "a row failed, and fail_fast=True"
-                if self._fail_fast
-                else f"{self._failed} row{'' if self._failed == 1 else 's'} failed, "
-                f"more than max_failures allows ({self._max_failures})"
-            )
-            self._stop(Stop(StopKind.FAILURES, reason, cancels=self._fail_fast))
+        stop = failure_stop(self._failed, self._max_failures, fail_fast=self._fail_fast)
+        if stop is not None:
+            self._stop(stop)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from ..task.tokens import Price, TokenEstimate
 from .buckets import Refusal, Reservation
-from .events import CANCELLED, Attempt, Failure, HoldKind, Outcome, Stop, StopKind
+from .events import CANCELLED, OVERLOADED, Attempt, Failure, HoldKind, Outcome, Stop, StopKind
 
 if TYPE_CHECKING:
     from .adaptive import AdaptiveLimit
@@ -202,6 +202,6 @@ def as_load(outcome: Outcome) -> Literal["ok", "overloaded", "other"]:
     """What an outcome says of the server's load."""
     if not isinstance(outcome, Failure) or outcome.reply is not None:
         return "ok"
-    if outcome.status in (429, 503) or outcome.type == "AttemptTimeout":
+    if outcome.status in OVERLOADED or outcome.type == "AttemptTimeout":
         return "overloaded"
     return "other"
