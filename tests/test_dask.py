@@ -625,7 +625,7 @@ def test_a_second_interrupt_leaves_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(coordinator, "stop", stops)
     with (
         dask.config.set(scheduler="threads", num_workers=2),
-        pytest.warns(UserWarning, match="1 of 2 partitions had not come back"),
+        pytest.warns(UserWarning, match="1 of 2 partitions had not arrived"),
         pytest.raises(revkit.Interrupted) as caught,
     ):
         revkit.collect(out)
@@ -642,7 +642,7 @@ def test_what_cannot_be_carried_out_is_refused_at_the_call(tmp_path: Path) -> No
         ({"on": "reviw"}, revkit.MissingColumn, 'did you mean "review"'),
         ({"loop": "notebook"}, TypeError, "no argument loop="),
         ({"progress": True}, TypeError, r"no argument progress=; use Dask's own: .*ProgressBar"),
-        ({"cancel": revkit.CancelToken()}, TypeError, "no argument cancel=; cancel what"),
+        ({"cancel": revkit.CancelToken()}, TypeError, "no argument cancel=; cancel the future"),
         ({"instances": [1]}, TypeError, "no argument instances=; .* factory="),
         ({"max_worker": 1}, TypeError, 'did you mean "max_workers"'),
         ({"max_failures": 0.5}, revkit.UsageError, "give a number of rows"),
@@ -676,7 +676,7 @@ def test_what_cannot_be_carried_out_is_refused_at_the_call(tmp_path: Path) -> No
 
 def test_processes_without_a_scheduler_are_refused() -> None:
     with pytest.raises(revkit.UsageError, match="LocalCluster"):
-        link_here("job", ("this host", 1))
+        link_here(("this host", 1))
 
 
 def test_without_a_shared_store_it_says_that_each_compute_pays(

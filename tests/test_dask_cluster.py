@@ -180,7 +180,7 @@ def test_observers_that_cannot_hear_are_told_of_before_it_starts(cluster: Client
     with warned() as said:
         out.compute(scheduler=cluster)
         until(lambda: bool(said))
-    assert "observer= hears nothing of this run" in said[0]
+    assert "observer= gets no events of this run" in said[0]
     assert not hears.heard
     revkit.collect(out)
     assert hears.settled == EVERY_ROW
@@ -199,7 +199,7 @@ def test_what_a_run_has_to_say_reaches_the_user(cluster: Client) -> None:
             until(lambda: cluster.run_on_scheduler(begun) == 0)
             kept = out.persist()  # which keeps its tasks
             until(lambda: len(said) == 2)
-            assert "computed once more" in said[0]
+            assert "computed again" in said[0]
             assert f"all {ROWS} rows" in said[1]
             del kept
 
@@ -302,7 +302,7 @@ def test_two_workers_do_not_pay_for_the_same_row(cluster: Client, tmp_path: Path
 
 
 def heard(monkeypatch: pytest.MonkeyPatch, what: str) -> Callable[[], int]:
-    """How many seats obey what they were told; 0 while another one may not yet.
+    """How many sessions obey what they were told; 0 while another one may not yet.
 
     The scheduler of a LocalCluster is in this process. Whoever reports has obeyed the last answer.
     """
@@ -317,8 +317,8 @@ def heard(monkeypatch: pytest.MonkeyPatch, what: str) -> Callable[[], int]:
         return told
 
     def obey() -> int:
-        seats = list(coordinators[-1]._seats) if coordinators else []
-        return len(seats) if all(told_to[name] >= 2 for name in seats) else 0
+        sessions = list(coordinators[-1]._sessions) if coordinators else []
+        return len(sessions) if all(told_to[name] >= 2 for name in sessions) else 0
 
     monkeypatch.setattr(Coordinator, "exchange", listens)
     return obey
@@ -350,7 +350,7 @@ def test_a_pause_that_one_worker_is_asked_for_is_kept_by_the_other(
         until(lambda: paused() == 2)  # and has looked for a row to start
         assert len(server.chats) == asked < ROWS / 2
         future.cancel()
-        until(lambda: cluster.run_on_scheduler(open_seats) == 0)
+        until(lambda: cluster.run_on_scheduler(open_sessions) == 0)
         assert len(server.chats) == asked
 
 
@@ -457,7 +457,7 @@ def test_an_interrupt_stops_the_run_and_not_the_cluster(cluster: Client) -> None
         out = many().llm.parallel_map(TASK, model=model, store=False, max_workers=2)
         with pytest.raises(KeyboardInterrupt):
             out.compute()
-        until(lambda: cluster.run_on_scheduler(open_seats) == 0)
+        until(lambda: cluster.run_on_scheduler(open_sessions) == 0)
         gate.opened.set()
         assert len(gate.asked) == 2
     assert cluster.submit(len, "four").result(30) == 4
@@ -482,7 +482,7 @@ def test_an_interrupt_of_collect_gives_what_is_done(cluster: Client) -> None:
     assert metrics.succeeded + metrics.cancelled == asked
     assert 2 <= metrics.cancelled <= 3
     assert metrics.not_started == ROWS - asked
-    assert cluster.run_on_scheduler(open_seats) == 0
+    assert cluster.run_on_scheduler(open_sessions) == 0
     assert cluster.submit(len, "four").result(30) == 4
 
 
@@ -518,15 +518,15 @@ def test_a_row_that_kills_its_worker_does_not_cost_what_the_others_have(cluster:
     assert result.frame["one"].dropna().eq(1).all()
 
 
-def open_seats(dask_scheduler: Any) -> int:
-    return len(dask_scheduler.plugins["revkit"].coordinator._seats)
+def open_sessions(dask_scheduler: Any) -> int:
+    return len(dask_scheduler.plugins["revkit"].coordinator._sessions)
 
 
 def running(dask_scheduler: Any) -> dict[str, int]:
     """Attempts that each worker is at, as far as the coordinator knows."""
     counts: Counter[str] = Counter()
-    for seat in dask_scheduler.plugins["revkit"].coordinator._seats.values():
-        counts[seat.worker] += seat.running
+    for session in dask_scheduler.plugins["revkit"].coordinator._sessions.values():
+        counts[session.worker] += session.running
     return dict(+counts)
 
 

@@ -61,9 +61,9 @@ PURE_MODULES = {
     "results.bottleneck",
     "dask.shares",
     "dask.claims",
-    "dask.rate",
-    "dask.purse",
-    "dask.runs",
+    "dask.shared_rate_limit",
+    "dask.shared_budget",
+    "dask.cluster_run",
     "dask.coordinator",
 }
 #: Shared by the runs of several threads: they hold a lock, read the clock for their callers, and

@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from revkit import Budget, Price, RateLimit, UsageError, load_reviews
 from revkit.errors import BudgetReached, RunFailed
-from revkit.scheduling import buckets
-from revkit.scheduling.buckets import Refusal, Reservation
+from revkit.scheduling import accounts, buckets
+from revkit.scheduling.accounts import Refusal, Reservation
 from revkit.task.tokens import TokenEstimate, prompt_size
 
 # --- rate limits ---
@@ -425,7 +425,7 @@ def test_nothing_is_counted_outside_the_lock(monkeypatch: pytest.MonkeyPatch) ->
 
     watched(buckets.TokenBucket, "take", limit)
     for name in ("refusal", "reserve", "settle"):
-        watched(buckets.Account, name, budget)
+        watched(accounts.Account, name, budget)
     limit.reserve(1, 0.0)
     limit.correct(1, 2, 0.0)
     budget.settle(reserved(budget, 1, 1))

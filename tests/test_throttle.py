@@ -217,7 +217,7 @@ def test_a_run_waits_for_what_another_one_holds() -> None:
     class Watched(Budget):
         def reserve(self, *args: Any) -> Any:
             found = super().reserve(*args)
-            if found is revkit.scheduling.buckets.Refusal.LATER:
+            if found is revkit.scheduling.accounts.Refusal.LATER:
                 asked.set()
             return found
 

@@ -1,7 +1,29 @@
 """``ddf.llm``: the same call on a Dask DataFrame, for rows that outgrow one process or machine.
 
-Importing it registers the accessor; ``import revkit`` does so where Dask's DataFrame was imported
-before. :mod:`revkit.dask.coordinator` decides what the workers of a cluster share.
+Importing it registers the accessor; ``import revkit`` does so if Dask's DataFrame was imported
+before. Each partition is an ordinary run on a Dask worker. All partitions of a computation share
+their limits, which a coordinator on the Dask scheduler keeps. The files, in reading order:
+
+In the user's process
+    job                one call: its options, checked and sent to the workers
+    gather             computes the partitions, and stops them on an interrupt
+    merge              the records of all partitions as one record
+    result             ``collect``: gathers, merges, and makes the result
+    event_relay        passes events and warnings from the workers on to observers and the user
+On each worker
+    partition          one partition as an ordinary run
+    session            reports to the coordinator, and applies its replies
+    partition_limits   the partition's part of ``max_workers``, rate limit and budget
+    claiming           claims the keys that the shared store lacks, and lets rows wait for others
+    links              the ways to send requests to the coordinator
+On the Dask scheduler, or in the process if Dask runs in one; all but the plugin are pure
+    plugin             installs the coordinator on the scheduler, and reports lost workers to it
+    coordinator        every decision about a cluster, by run and session
+    cluster_run        one computation: its sessions, failures, pause and stop
+    shares             how ``max_workers`` is shared out
+    shared_rate_limit  plans the starts of all sessions
+    shared_budget      grants parts of a budget to sessions
+    claims             which session asks the model for which key
 """
 
 from __future__ import annotations
@@ -27,7 +49,7 @@ from ..errors import UsageError
 from ..results.result import ParallelResult
 from ..runtime.options import Options
 from ..task.sentiment import SENTIMENT
-from .audience import Audience
+from .event_relay import EventRelay
 from .job import LEFT_OUT, Job, make_job
 from .links import computed_here, current_client
 from .partition import Part, begin, columns_of, run_partition
@@ -41,19 +63,19 @@ class _Graph:
 
     Attributes:
         parts: one for each partition; each gives a :class:`~revkit.dask.partition.Part`.
-        audience: who hears of it here.
+        relay: passes its events on in this process.
     """
 
     def __init__(self, job: Job, parts: list[Delayed]):
         self.job, self.parts = job, parts
-        self.audience = Audience(job.id, job.observers)
+        self.relay = EventRelay(job.id, job.observers)
         if (client := current_client()) is not None:
-            job.clients.append(self.audience.listen(client))
-        weakref.finalize(self, self.audience.forsake).atexit = False
+            job.clients.append(self.relay.subscribe(client))
+        weakref.finalize(self, self.relay.abandon).atexit = False
         Callback(finish=computed_here).register()  # the same one each time
 
 
-#: name of a collection -> what it was made by; as long as the collection, or its graph, lives
+#: name of a collection -> its graph, as long as the collection lives
 _graphs: weakref.WeakValueDictionary[str, _Graph] = weakref.WeakValueDictionary()
 
 
@@ -71,33 +93,32 @@ class DaskAccessor:
         meta: Mapping[str, Any] | Any = None,
         **options: Unpack[Options],
     ) -> Any:
-        """The frame with the outputs and ``error`` as further columns; nothing is asked for yet.
+        """The frame with the outputs and ``error`` as further columns; lazy, so it sends nothing.
 
-        It is computed as anything in Dask is: ``.compute()``, ``.to_parquet(…)``, or
+        Compute it as anything in Dask: ``.compute()``, ``.to_parquet(…)``, or
         :func:`revkit.collect` for the whole :class:`~revkit.ParallelResult`. Index, divisions and
-        the order of rows stay as they are. Workers are those of whatever scheduler Dask uses.
+        row order stay the same. It runs on the workers of any Dask scheduler.
 
         ``max_workers``, ``rate_limit``, ``budget``, ``max_failures``, ``fail_fast``, ``timeout``
-        and the pauses that a server asks for hold for all Dask workers together. What is exact
-        about it and what approximate: ``docs/cluster.md``.
+        and the pauses of a server apply to all Dask workers together. ``docs/cluster.md`` says
+        which of them are exact.
 
         Args:
             meta: for a function, the dtype of its output, or a mapping of output to dtype; None:
-                as its return annotation says (``int``, ``float``, ``bool``, ``str``), else
-                ``object``.
-            store: a directory that all workers see, in which good replies are kept: a worker that
-                dies then costs its calls in flight and no others, and a second ``compute()`` asks
-                for nothing. None: the one that ``REVKIT_STORE`` names, if it is such a directory,
-                else nothing is kept, and a warning says so; False: nothing is kept.
+                from its return annotation (``int``, ``float``, ``bool``, ``str``), else ``object``.
+            store: a directory that all workers see, which keeps good replies. With it, a worker
+                that dies only costs its calls in flight, and a second ``compute()`` sends nothing.
+                None: the directory of ``REVKIT_STORE``; without one nothing is kept, and you get
+                a warning. False: nothing is kept.
             max_failures: a number of rows.
-            observer: hears of every computation; each partition is a run of its own.
+            observer: gets the events of every computation; each partition is a run of its own.
 
-        The other arguments: :func:`revkit.parallel_map`; ``loop``, ``progress``, ``cancel`` and
-        ``instances`` are those of one process, and not there; ``repeat`` is for models.
+        For the other arguments see :func:`revkit.parallel_map`. ``loop``, ``progress``, ``cancel``
+        and ``instances`` are not available on Dask; ``repeat`` is for models only.
 
         Raises:
             UsageError: the call cannot be carried out as written.
-            RunFailed: when it is computed: the run was stopped. Where every row fails there is a
+            RunFailed: while it is computed: the run was stopped. If every row fails you get a
                 warning, and ``collect`` raises.
 
         >>> import pandas as pd, dask.dataframe as dd, revkit.dask
@@ -125,9 +146,9 @@ class DaskSeriesAccessor:
         meta: Mapping[str, Any] | Any = None,
         **options: Unpack[Options],
     ) -> Any:
-        """A Dask DataFrame of the values, the outputs and ``error``; nothing is asked for yet.
+        """A Dask DataFrame of the values, the outputs and ``error``; lazy, so it sends nothing.
 
-        A function gets the value itself. The arguments, and what is raised: those of
+        A function gets the value itself. For arguments and errors see
         :meth:`DaskAccessor.parallel_map`.
 
         >>> import pandas as pd, dask.dataframe as dd, revkit.dask
@@ -151,17 +172,17 @@ def _lazily(frame: Any, task: TaskLike, meta: Any, options: dict[str, Any], *, s
     if current_client() is not None:
         job.check_travels()
     key = f"{job.name}-{{}}-{uuid.uuid4().hex}"
-    told = delayed(job, name=key.format("job"), traverse=False, pure=False)
-    begun = _task(begin, key.format("begin"), told)
+    job_ = delayed(job, name=key.format("job"), traverse=False, pure=False)
+    run = _task(begin, key.format("begin"), job_)
     parts = [
-        _task(run_partition, f"{key.format('rows')}-{number}", told, begun, number, rows)
+        _task(run_partition, f"{key.format('rows')}-{number}", job_, run, number, rows)
         for number, rows in enumerate(frame.to_delayed())
     ]
     frames = [
-        _task(columns_of, f"{key.format('columns')}-{number}", told, part)
+        _task(columns_of, f"{key.format('columns')}-{number}", job_, part)
         for number, part in enumerate(parts)
     ]
-    # Types are as they were announced: a column of objects need not hold text.
+    # Types are those of meta: a column of objects need not hold text.
     with dask.config.set({"dataframe.convert-string": False}):
         made = dd.from_delayed(
             frames, meta=job.meta, divisions=frame.divisions, verify_meta=False, prefix=job.name
@@ -177,9 +198,9 @@ def _task(function: Any, key: str, *arguments: Any) -> Delayed:
 
 @sizeof.register(Part)  # type: ignore[untyped-decorator]
 def _size(part: Part) -> int:
-    """What Dask takes a partition for when it thinks of memory: its frame, and what was said."""
-    said = sum(len(reply.text) for reply in part.record.replies.values())
-    return int(sizeof(part.frame)) + said + 200 * part.record.total
+    """Dask's estimate of a partition's memory: of its frame and its replies."""
+    text = sum(len(reply.text) for reply in part.record.replies.values())
+    return int(sizeof(part.frame)) + text + 200 * part.record.total
 
 
 def collect(frame: Any) -> ParallelResult:
@@ -190,13 +211,13 @@ def collect(frame: Any) -> ParallelResult:
     worker of each.
 
     Args:
-        frame: the Dask DataFrame that ``parallel_map`` gave, not what was made of it.
+        frame: the Dask DataFrame that ``parallel_map`` returned, unchanged.
 
     Raises:
-        UsageError: it is not such a frame.
-        RunFailed: every row failed, or the run was stopped; ``.result`` has what was done.
-        Interrupted: it was interrupted, which stops this run on the cluster, and not the cluster;
-            ``.result`` has what was done. The second Ctrl-C leaves at once.
+        UsageError: the frame is another one.
+        RunFailed: every row failed, or the run was stopped; ``.result`` has the finished rows.
+        Interrupted: an interrupt stopped this run, and left the cluster as it is; ``.result`` has
+            the finished rows. The second Ctrl-C returns at once.
 
     >>> import pandas as pd, dask, dask.dataframe as dd, revkit.dask
     >>> ddf = dd.from_pandas(pd.DataFrame({"n": range(4)}), npartitions=2)
@@ -211,9 +232,9 @@ def collect(frame: Any) -> ParallelResult:
     if graph is None:
         raise UsageError(
             "collect() takes the Dask frame that ddf.llm.parallel_map(…) returned, as it is: "
-            "collect that one, and go on with run.frame"
+            "collect that frame, and continue with run.frame"
         )
-    return collect_parts(graph.job, graph.audience, graph.parts)
+    return collect_parts(graph.job, graph.relay, graph.parts)
 
 
 def _register() -> None:

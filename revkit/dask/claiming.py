@@ -1,8 +1,8 @@
-"""A partition's side of the claims: what it does not find in the shared store, it claims.
+"""A partition's side of the claims: it claims the keys that it does not find in the shared store.
 
-A row whose key another partition has claimed waits, and holds no worker. The coordinator says when
-the claim was given up (:mod:`revkit.dask.claims`); then the row is looked at again, and finds
-the reply in the store, or has the key for itself.
+A row whose key another partition has claimed waits, and holds no worker. When the coordinator
+reports that the claim was released (:mod:`revkit.dask.claims`), the row is looked up again. It
+finds the reply in the store, or gets the claim.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from ..runtime.prompts import Prompts
 from ..store.shared import SharedStore
 from ..task.chat import Reply
 from ..task.kinds import ModelTask
-from .seat import Seat
+from .session import PartitionSession
 
 __all__ = ["ClaimingLookahead", "ClaimingStore"]
 
-#: Where a partition has nothing but rows that wait, it looks up so often (seconds), so that an
-#: interrupt and the run's timeout never wait for another partition. It asks nobody anything then.
+#: Seconds between two looks of a partition in which all rows wait, so that an interrupt and the
+#: timeout never wait for another partition. It sends no request then.
 _TICK = 0.1
 
 
 class ClaimingStore:
-    """A shared store as one partition sees it: what it does not find in it, it claims.
+    """A shared store that claims the keys it does not find, for one partition.
 
     Args:
-        name: what the store is called on all machines.
+        name: the store's name on all machines.
 
     Attributes:
-        taken: keys of the last :meth:`get` that another partition asks the model for.
+        taken: keys of the last :meth:`get` that another partition has claimed.
     """
 
-    def __init__(self, shared: SharedStore, seat: Seat, name: str):
+    def __init__(self, shared: SharedStore, session: PartitionSession, name: str):
         self._shared = shared
-        self._seat = seat
+        self._session = session
         self._name = name
         self._parts = 0
         self.path = shared.path
@@ -53,15 +53,17 @@ class ClaimingStore:
         missing = [key for key in keys if key and key not in found]
         self.taken = set()
         if missing:
-            told = self._seat.claim(self._name, missing, parts=self._parts, part=self._shared.part)
-            parts = told.get("parts", ())
+            reply = self._session.claim(
+                self._name, missing, parts=self._parts, part=self._shared.part
+            )
+            parts = reply.get("parts", ())
             self._parts += len(parts)
-            # Whoever had a claim before us has given it up after its reply was on the disk.
+            # A claim is released after its reply is on the disk.
             self._shared.look_into(parts)
-            came = self._shared.get(missing, weights=weights)
-            found |= came
-            self.taken = set(told.get("taken", ())) - set(came)
-            self.let_go(key for key in came if key not in self.taken)
+            arrived = self._shared.get(missing, weights=weights)
+            found |= arrived
+            self.taken = set(reply.get("taken", ())) - set(arrived)
+            self.release(arrived)
         return found
 
     def put(self, items: Iterable[tuple[bytes, Reply]], **about: Any) -> bool:
@@ -70,20 +72,22 @@ class ClaimingStore:
     def forget(self, keys: Iterable[bytes]) -> None:
         self._shared.forget(keys)
 
-    def let_go(self, keys: Iterable[bytes]) -> None:
-        """Give claims up."""
+    def release(self, keys: Iterable[bytes]) -> None:
+        """Release claims."""
         if keys := list(keys):
-            self._seat.let_go(self._name, keys)
+            self._session.release(self._name, keys)
 
     def close(self) -> None:
-        """Write what waits. The process's store stays open for its other partitions."""
+        """Write pending replies. The process's store stays open for its other partitions."""
         self._shared.flush()
 
 
 class ClaimingLookahead(Lookahead):
     """A lookahead in which rows may have to wait for another partition's reply."""
 
-    def __init__(self, plan: Plan, prompts: Prompts, store: ClaimingStore, seat: Seat):
+    def __init__(
+        self, plan: Plan, prompts: Prompts, store: ClaimingStore, session: PartitionSession
+    ):
         assert isinstance(plan.task, ModelTask)
         assert plan.client is not None
         super().__init__(
@@ -95,26 +99,26 @@ class ClaimingLookahead(Lookahead):
             sample=lambda row: plan.place(row)[1],
         )
         self._claims = store
-        self._seat = seat
-        #: key that another partition asks for -> the rows that wait for it
+        self._session = session
+        #: key that another partition has claimed -> the rows that wait for it
         self._waiting: dict[bytes, list[int]] = {}
-        #: no row is left but those that wait
+        #: all rows that are left wait
         self._only_waiting = False
 
     @property
     def ready(self) -> bool:
-        if not self._only_waiting or self._seat.has_news:
+        if not self._only_waiting or self._session.news.is_set():
             return True
         # Before there is an engine the run would end if nothing were left to look at.
-        return not self._seat.at_work
+        return not self._session.engine_started
 
     def look(self) -> Seen:
-        seat = self._seat
-        if self._only_waiting and not seat.has_news:
-            seat.wait(_TICK)
-        if seat.stop is not None:
+        session = self._session
+        if self._only_waiting and not session.news.is_set():
+            session.news.wait(_TICK)
+        if session.stop is not None:
             return Seen(more=False)
-        freed = seat.freed()
+        freed = session.freed()
         keys = list(self._waiting) if freed is None else sorted(freed & self._waiting.keys())
         if self._only_waiting and not keys:
             return Seen()
@@ -134,10 +138,10 @@ class ClaimingLookahead(Lookahead):
         seen.twins = [(row, twin) for row, twin in seen.twins if twin not in waits]
         self._only_waiting = not seen.more
         seen.more = seen.more or bool(self._waiting)
-        seat.waiting = sum(map(len, self._waiting.values()))
+        session.waiting = sum(map(len, self._waiting.values()))
         return seen
 
     def settled(self, row: int) -> None:
         if key := self._key.get(row):
-            self._claims.let_go([key])
+            self._claims.release([key])
         super().settled(row)

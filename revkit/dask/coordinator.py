@@ -1,106 +1,121 @@
-"""What the partitions of a run share: everything that decides about a cluster is here.
+"""What the partitions of a run share: every decision about a cluster is made here.
 
-A *run* is one computation of what ``ddf.llm.parallel_map`` returned. A *seat* is one of its
-partitions while a Dask worker works it off. Seats report, and are told in reply what they may do:
+A *run* is one computation of what ``ddf.llm.parallel_map`` returned. A *session* is one of its
+partitions while a Dask worker runs it. Sessions report, and the replies say what they may do:
 
-    begin ─> run      open ─> seat      exchange, claim …      close
+    begin ─> run      open ─> session      exchange, claim …      close
 
 The coordinator is a pure machine, as a run's scheduler is: it knows no Dask, no thread and no
-clock. One instance lives on the Dask scheduler (:mod:`revkit.dask.plugin`), or in the process
-where Dask runs in one. What it is told and what it says are plain mappings, for they travel.
+clock. One instance lives on the Dask scheduler (:mod:`revkit.dask.plugin`), or in the process if
+Dask runs in one. Requests and replies are plain mappings, because they travel.
 
-No share is given twice: what a seat might still be using counts as its own until it has said that
-it is not, or is gone. So never more attempts are running than the run may have, at no time.
+No share is granted twice. What a session might still be using counts as its own until it reports
+otherwise or is gone. So there are never more attempts running than the run may have.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ..scheduling.accounts import ZERO, Amounts
 from ..scheduling.adaptive import Adaptive, AdaptiveLimit
 from ..scheduling.events import Stop, StopKind
 from ..scheduling.policy import worker_count
 from .claims import Claims
-from .purse import Amounts, Purse
-from .rate import Rate
-from .runs import Run, Seated, said_of, stop_of
+from .cluster_run import ClusterRun, Session, stop_of
+from .shared_budget import SharedBudget
+from .shared_rate_limit import SharedRateLimit
 
-__all__ = ["TICK", "UNKNOWN", "Coordinator"]
+__all__ = ["HANDLER", "TICK", "UNKNOWN", "Coordinator"]
 
-#: Seconds between two reports of a seat, and of one that waits for its share; and how many reports
-#: a second are enough for all.
+#: The name of the handler on the Dask scheduler that passes requests to the coordinator.
+HANDLER = "revkit"
+
+#: Seconds between two reports of a session, and of one that waits for its share; and how many
+#: reports a second are enough for all sessions.
 TICK, _WAITING_TICK = 0.1, 0.02
 _REPORTS = 500
-#: What a seat is told that nobody knows: it was taken for dead, and others have its share.
-UNKNOWN = "unknown seat"
+#: The error of a session that is not known: its worker was taken for dead, and others have its
+#: share.
+UNKNOWN = "unknown session"
+#: Requests that need the time.
+_TIMED = ("open", "exchange", "close")
 
 
 class Coordinator:
-    """Keeps one budget for all seats of all runs.
+    """Keeps the limits of all sessions of all runs.
 
-    Times are in seconds, on the clock of whoever holds it.
+    Times are in seconds, on the clock of its owner.
 
     Args:
-        ended: is told, once, of each run whose partitions are all through: see :meth:`through`.
+        ended: called once for each run whose partitions are all finished: see :meth:`finished`.
 
     >>> coordinator = Coordinator()
     >>> run = coordinator.begin("a key", {"job": "j", "max_workers": 3}, threads=8, now=0.0)["run"]
     >>> one = coordinator.open(run, worker="w1", partition=0, rows=10, now=0.0)
     >>> two = coordinator.open(run, worker="w2", partition=1, rows=10, now=0.0)
-    >>> one["limit"], two["limit"]  # the first one has all, and is asked to give some back
+    >>> one["limit"], two["limit"]  # the first one has all, and will return some
     (3, 0)
-    >>> coordinator.exchange(one["seat"], {"limit": 3, "running": 3, "demand": 9}, now=0.1)["limit"]
+    >>> name = one["session"]
+    >>> coordinator.exchange(name, {"limit": 3, "running": 3, "demand": 9}, now=0.1)["limit"]
     2
-    >>> coordinator.exchange(one["seat"], {"limit": 2, "running": 2, "demand": 8}, now=0.2)["limit"]
+    >>> coordinator.exchange(name, {"limit": 2, "running": 2, "demand": 8}, now=0.2)["limit"]
     2
-    >>> coordinator.exchange(two["seat"], {"limit": 0, "running": 0, "demand": 9}, now=0.2)["limit"]
+    >>> name = two["session"]
+    >>> coordinator.exchange(name, {"limit": 0, "running": 0, "demand": 9}, now=0.2)["limit"]
     1
     """
 
-    def __init__(self, ended: Callable[[Mapping[str, Any]], object] = lambda told: None) -> None:
+    def __init__(self, ended: Callable[[Mapping[str, Any]], object] = lambda summary: None) -> None:
         self._ended = ended
         #: jobs that have had a run
         self._known: set[str] = set()
-        self._runs: dict[str, Run] = {}
-        self._seats: dict[str, Seated] = {}
+        self._runs: dict[str, ClusterRun] = {}
+        self._sessions: dict[str, Session] = {}
         #: key of the task that began a run -> the run
-        self._begun: dict[str, Run] = {}
-        self._renewed: set[str] = set()
+        self._begun: dict[str, ClusterRun] = {}
+        #: such keys that were submitted again since
+        self._resubmitted: set[str] = set()
         #: jobs whose next run is collected
         self._collected: set[str] = set()
-        self._rates: dict[str, Rate] = {}
-        self._purses: dict[str, Purse] = {}
+        self._rate_limits: dict[str, SharedRateLimit] = {}
+        self._budgets: dict[str, SharedBudget] = {}
         self._claims = Claims()
-        self._named = 0  #: runs and seats that were given a number
+        #: numbers for the names of runs and sessions
+        self._numbers = itertools.count(1)
+
+    def handle(self, request: str, message: Mapping[str, Any], *, now: float) -> dict[str, Any]:
+        """Call a method by its name, with the time if it needs it; what travels is a mapping."""
+        if request in _TIMED:
+            message = {**message, "now": now}
+        reply = getattr(self, request)(**message)
+        return reply if isinstance(reply, dict) else {"value": reply}
 
     # -- runs ----------------------------------------------------------------------------------
-
-    def _number(self) -> int:
-        self._named += 1
-        return self._named
 
     def begin(
         self, key: str, terms: Mapping[str, Any], *, threads: int, now: float
     ) -> dict[str, Any]:
-        """Begin a run, or find the one that goes on: a worker that died may have it begun again.
+        """Begin a run, or find the one in progress: its task runs again if its worker died.
 
         Args:
             key: of the task that begins it.
-            terms: what was asked for: see :func:`revkit.dask.job.terms_of`.
+            terms: the options: see :func:`revkit.dask.job.terms_of`.
             threads: of all Dask workers together.
 
         Returns:
-            ``run``: its name; ``began``; ``again``: the job has had a run before.
+            ``run``: its name; ``again``: the job has had a run before.
         """
         known = self._begun.get(key)
-        if known is not None and key not in self._renewed:
-            return {"run": known.name, "began": known.began, "again": False}
-        self._renewed.discard(key)
+        if known is not None and key not in self._resubmitted:
+            return {"run": known.name, "again": False}
+        self._resubmitted.discard(key)
         bounds = terms.get("adaptive")
         job = str(terms["job"])
-        run = Run(
-            name=f"{job}-{self._number()}",
+        run = ClusterRun(
+            name=f"{job}-{next(self._numbers)}",
             key=key,
             terms=terms,
             began=now,
@@ -120,211 +135,203 @@ class Coordinator:
         again = job in self._known
         self._known.add(job)
         if rate := terms.get("rate_limit"):
-            self._rates.setdefault(rate["id"], Rate(rate["requests"], rate["tokens"]))
+            new_rate = SharedRateLimit(rate["requests"], rate["tokens"])
+            run.rate_limit = self._rate_limits.setdefault(rate["id"], new_rate)
         if budget := terms.get("budget"):
-            limit = (budget["tokens"], budget["pico"])
-            purse = self._purses.setdefault(budget["id"], Purse(limit, tuple(budget["spent"])))
-            purse.limit = limit  # which may have been raised
-        return {"run": run.name, "began": now, "again": again}
+            limits = (budget["tokens"], budget["pico"])
+            new_budget = SharedBudget(limits, Amounts(*budget["spent"]))
+            run.budget = self._budgets.setdefault(budget["id"], new_budget)
+            run.budget.limits = limits  # the user may have raised them
+        return {"run": run.name, "again": again}
 
-    def renewed(self, keys: Iterable[str]) -> None:
-        """Somebody asks for these tasks to be computed (again)."""
-        self._renewed.update(key for key in keys if key in self._begun)
+    def resubmitted(self, keys: Iterable[str]) -> None:
+        """These tasks were submitted to the scheduler, perhaps again."""
+        self._resubmitted.update(key for key in keys if key in self._begun)
 
-    def over(self, key: str) -> None:
-        """Nobody wants the run any more that this task began: what is left of it is stopped."""
+    def abandoned(self, key: str) -> None:
+        """Nobody wants the run that this task began any more: stop what is left of it."""
         run = self._begun.pop(key, None)
-        self._renewed.discard(key)
+        self._resubmitted.discard(key)
         if run is not None:
-            if not run.seats:
-                self._tell_end(run)
-            run.stop_for(Stop(StopKind.INTERRUPTED, "nobody waits for it any more", cancels=True))
+            if not run.sessions:
+                self._report_end(run)
+            run.stop_with(Stop(StopKind.INTERRUPTED, "nobody waits for it any more", cancels=True))
             self._forget(run)
 
-    def _forget(self, run: Run) -> None:
-        if not run.seats and self._begun.get(run.key) is not run:
+    def _forget(self, run: ClusterRun) -> None:
+        if not run.sessions and self._begun.get(run.key) is not run:
             self._runs.pop(run.name, None)
-            self._tell_end(run)
+            self._report_end(run)
 
-    def through(self, key: str) -> None:
+    def finished(self, key: str) -> None:
         """No partition waits any more for the run that this task began.
 
-        Who listens is told ``job``, ``failed`` and ``ok`` rows, and ``error``, the first one.
-        Of a run that was stopped or is collected, which says it all by itself, only ``job``.
+        The callback ``ended`` gets the ``job``, its number of ``failed`` and ``ok`` rows, and the
+        first ``error``. If the run was stopped or is collected, its user learns all that in
+        another way, and the callback gets only the ``job``.
         """
         run = self._begun.get(key)
-        if run is not None and not run.seats:
-            self._tell_end(run)
+        if run is not None and not run.sessions:
+            self._report_end(run)
 
-    def _tell_end(self, run: Run) -> None:
+    def _report_end(self, run: ClusterRun) -> None:
         if run.ended:
             return
         run.ended = True
-        told: dict[str, Any] = {"job": run.terms["job"]}
+        summary: dict[str, Any] = {"job": run.terms["job"]}
         if run.stop is None and not run.collected:
-            told |= {"failed": run.failed, "ok": run.ok, "error": run.error}
-        self._ended(told)
+            summary |= {"failed": run.failed, "ok": run.ok, "error": run.error}
+        self._ended(summary)
 
     def collect(self, job: str) -> None:
         """The next run of the job is collected: its partitions do not raise."""
         self._collected.add(job)
 
     def stop(self, job: str, stop: Sequence[Any]) -> None:
-        """Stop all that runs of a job."""
+        """Stop all runs of a job."""
         self._collected.discard(job)
         for run in self._runs.values():
             if run.terms["job"] == job:
-                run.stop_for(stop_of(stop))
+                run.stop_with(stop_of(stop))
 
     def spent(self, budget: str) -> Amounts:
-        """What is spent of a budget, in tokens and picodollars; what may be in flight included."""
-        purse = self._purses.get(budget)
-        return (0, 0) if purse is None else purse.in_use
+        """What is spent of a budget, including what may be in flight."""
+        known = self._budgets.get(budget)
+        return ZERO if known is None else known.granted
 
-    # -- seats ---------------------------------------------------------------------------------
+    # -- sessions ------------------------------------------------------------------------------
 
     def open(
         self, run: str, *, worker: str, partition: int, rows: int, now: float
     ) -> dict[str, Any]:
-        """A worker begins with a partition."""
+        """A worker starts a partition."""
         found = self._runs.get(run)
         if found is None:
             return {"error": "nobody waits for this run any more"}
-        name = f"{run}/{self._number()}"
-        seat = self._seats[name] = found.sit(name, worker, partition, rows)
+        name = f"{run}/{next(self._numbers)}"
+        session = self._sessions[name] = found.open(name, worker, partition, rows)
         timeout = found.terms.get("timeout")
         return {
-            "seat": name,
+            "session": name,
             "began": found.began,
             "workers": found.workers,
             "collected": found.collected,
             "timeout": None if timeout is None else max(0.0, found.began + timeout - now),
-            **self._answer(seat, {}, now),
+            **self._reply(session, {}, now),
         }
 
     def exchange(self, name: str, report: Mapping[str, Any], *, now: float) -> dict[str, Any]:
-        """A seat reports, and is told what it may do.
+        """Take a session's report, and reply what it may do.
 
         Args:
-            report: ``limit`` and ``running``: attempts that it may have, and has; ``demand``: rows
-                that it might run; ``failed``, ``ok``: rows that have failed, and that are ok. Where
-                there is something to say: ``error``: of the first that failed; ``stop``;
-                ``pause``: seconds for which the server asked; ``ended``: attempts, as seconds
-                since their start and end, and outcome; ``starts``: how many it would have, with
-                ``tokens`` of one, times that it gives ``back``, and ``extra`` tokens; ``given``:
-                what it has of the budget, with what it has ``spent`` of that, and for how many
-                ``attempts`` of the size ``need`` it would have more; ``let``: keys that it asks
-                for no longer.
+            report: ``limit`` and ``running``: attempts that it may have running, and has;
+                ``demand``: rows that it could run; ``failed`` and ``ok``: its rows so far;
+                ``made``: attempts at these.
+                If there are any: ``error`` of its first failed row; ``stop``; ``pause``: seconds
+                for which the server asked; ``ended``: attempts, as (seconds since the start,
+                seconds since the end, outcome); ``released``: keys that it claims no longer.
+                With a rate limit: how many ``starts`` it requests, the ``tokens`` of one, times of
+                ``unused`` starts, and ``extra`` tokens to count.
+                With a budget: what it holds of all that it was ``granted``, how much of that is
+                ``spent``, and for how many ``attempts`` of which ``need`` it requests more.
 
         Returns:
-            ``limit``; ``now``; ``tick``: when to report again, in seconds. Where there is something
-            to say: ``stop``; ``pause``; times of the next ``starts``, with ``tokens`` of each; what
-            more is ``given`` of the budget, and whether others are ``short`` of it; ``freed``: keys
-            that it was refused and may claim now.
+            ``limit``; ``now``; ``tick``: seconds until the next report. If there are any: ``stop``;
+            ``pause``; planned ``starts`` with the ``tokens`` counted for each; ``granted``: an
+            addition to its budget; ``freed``: keys it was refused and may claim now. With a budget,
+            ``short``: others wait for what it does not use.
         """
-        seat = self._seats.get(name)
-        if seat is None:
+        session = self._sessions.get(name)
+        if session is None:
             return {"error": UNKNOWN}
-        self._hear(seat, report, now)
-        return self._answer(seat, report, now)
+        self._update(session, report, now)
+        return self._reply(session, report, now)
 
     def close(self, name: str, report: Mapping[str, Any], *, now: float) -> dict[str, Any]:
-        """A seat is through with its partition."""
-        seat = self._seats.get(name)
-        if seat is None:
+        """A session has finished its partition."""
+        session = self._sessions.get(name)
+        if session is None:
             return {"error": UNKNOWN}
-        self._hear(seat, report, now)
-        run = seat.run
-        self._leave(seat, lost=False)
+        self._update(session, report, now)
+        run = session.run
+        self._close(session, lost=False)
         path = [] if run.adaptive is None else run.adaptive.path
-        stop = {} if run.stop is None else {"stop": said_of(run.stop)}
+        stop = {} if run.stop is None else {"stop": list(run.stop)}
         limits = [list(step) for step in path]
         return {"now": now, "workers": run.workers, "limits": limits, "lost": run.lost, **stop}
 
-    def lost(self, worker: str) -> None:
-        """A worker is gone, and what its seats held is free.
+    def worker_died(self, worker: str) -> None:
+        """A worker is gone, and what its sessions held is free.
 
-        What they had of a budget counts as spent: it may have been billed.
+        What they held of a budget counts as spent, because it may have been billed.
         """
-        for seat in list(self._seats.values()):
-            if seat.worker == worker:
-                self._leave(seat, lost=True)
+        for session in list(self._sessions.values()):
+            if session.worker == worker:
+                self._close(session, lost=True)
 
-    def _leave(self, seat: Seated, *, lost: bool) -> None:
-        del self._seats[seat.name]
-        seat.run.leave(seat, lost=lost)
-        purse = self._purse(seat.run)
-        if purse is not None:
-            purse.close(seat.name, lost=lost)
-        self._claims.leave(seat.name)
-        self._forget(seat.run)
+    def _close(self, session: Session, *, lost: bool) -> None:
+        del self._sessions[session.name]
+        session.run.close(session, lost=lost)
+        if (budget := session.run.budget) is not None:
+            budget.close(session.name, lost=lost)
+        self._claims.close(session.name)
+        self._forget(session.run)
 
-    def _purse(self, run: Run) -> Purse | None:
-        budget = run.terms.get("budget")
-        return None if not budget else self._purses[budget["id"]]
+    def _update(self, session: Session, report: Mapping[str, Any], now: float) -> None:
+        run = session.run
+        run.update(session, report, now)
+        if run.rate_limit is not None and "unused" in report:
+            run.rate_limit.update(unused=report["unused"], extra=report["extra"], now=now)
+        if run.budget is not None and "granted" in report:
+            granted, spent = Amounts(*report["granted"]), Amounts(*report["spent"])
+            run.budget.update(session.name, granted=granted, spent=spent)
+        for store, keys in report.get("released", ()):
+            self._claims.release(session.name, store, keys)
 
-    def _rate(self, run: Run) -> Rate | None:
-        rate = run.terms.get("rate_limit")
-        return None if not rate else self._rates[rate["id"]]
-
-    def _hear(self, seat: Seated, report: Mapping[str, Any], now: float) -> None:
-        run = seat.run
-        run.hear(seat, report, now)
-        rate = self._rate(run)
-        if rate is not None:
-            rate.hear(back=report.get("back", ()), extra=report.get("extra", 0), now=now)
-        purse = self._purse(run)
-        if purse is not None and "given" in report:
-            purse.hear(seat.name, given=tuple(report["given"]), spent=tuple(report["spent"]))
-        for store, keys in report.get("let", ()):
-            self._claims.let_go(seat.name, store, keys)
-
-    def _answer(self, seat: Seated, report: Mapping[str, Any], now: float) -> dict[str, Any]:
-        run = seat.run
-        limit, wanted = run.grant(seat)
-        answer: dict[str, Any] = {
+    def _reply(self, session: Session, report: Mapping[str, Any], now: float) -> dict[str, Any]:
+        run = session.run
+        limit, share = run.grant(session)
+        reply: dict[str, Any] = {
             "limit": limit,
             "now": now,
-            "tick": max(TICK if limit >= wanted else _WAITING_TICK, len(self._seats) / _REPORTS),
+            "tick": max(TICK if limit >= share else _WAITING_TICK, len(self._sessions) / _REPORTS),
         }
-        rate = self._rate(run)
-        if rate is not None and report.get("starts"):
+        if run.rate_limit is not None and report.get("starts"):
             tokens = report.get("tokens", 0)
-            planned = rate.plan(report["starts"], tokens=tokens, now=now)
-            answer |= {"starts": planned, "tokens": tokens}
-        purse = self._purse(run)
-        if purse is not None:
-            need: Amounts = tuple(report.get("need", (0, 0)))
-            given = purse.give(seat.name, need, attempts=report.get("attempts", 0))
-            if given is not None:
-                answer["given"] = list(given)
-            elif any(need) and purse.is_used_up(need):
-                run.stop_for(Stop(StopKind.BUDGET, purse.why_used_up(need), cancels=False))
-            answer["short"] = purse.is_short_for(seat.name)
-        if freed := self._claims.freed(seat.name):
-            answer["freed"] = freed
+            planned = run.rate_limit.plan(report["starts"], tokens=tokens, now=now)
+            reply |= {"starts": planned, "tokens": tokens}
+        if (budget := run.budget) is not None:
+            need = Amounts(*report.get("need", ()))
+            granted = budget.grant(session.name, need, attempts=report.get("attempts", 0))
+            if granted is not None:
+                reply["granted"] = list(granted)
+            elif any(need) and (stop := budget.exhausted(need)) is not None:
+                run.stop_with(stop)
+            reply["short"] = budget.is_short_for(session.name)
+        if freed := self._claims.freed(session.name):
+            reply["freed"] = freed
         if run.stop is not None:
-            answer["stop"] = said_of(run.stop)
+            reply["stop"] = list(run.stop)
         if run.paused_until > now:
-            answer["pause"] = run.paused_until - now
-        return answer
+            reply["pause"] = run.paused_until - now
+        return reply
 
     # -- claims --------------------------------------------------------------------------------
 
     def claim(
         self, name: str, store: str, keys: Iterable[bytes], *, parts: int, part: str
     ) -> dict[str, Any]:
-        """A seat is going to ask the model for these keys, which it has not found in the store.
+        """Claim keys for a session, which has not found them in the store.
 
         Args:
-            store: what the store is called everywhere.
-            parts: part files that the seat knows of.
-            part: the file that the seat itself writes to.
+            store: the store's name on all machines.
+            parts: the number of part files that the session knows.
+            part: the file that the session itself writes to.
 
         Returns:
-            ``taken``: keys that another seat is asking for; ``parts``: the other part files.
+            ``taken``: keys that another session has claimed; ``parts``: the other part files.
         """
-        if name not in self._seats:
+        if name not in self._sessions:
             return {"error": UNKNOWN}
         taken = self._claims.claim(name, store, keys)
         return {"taken": taken, "parts": self._claims.parts(store, part, known=parts)}

@@ -1,7 +1,7 @@
-"""The partitions of a run as they come, until all are there or the user has had enough.
+"""Compute the partitions of a run, until all have arrived or the user interrupts.
 
-The first Ctrl-C (or stop of the notebook) stops the run: every partition comes back with what it
-has, which takes about a second. The second one leaves at once.
+The first Ctrl-C (or stop of the notebook) stops the run: every partition returns its partial
+record, which takes about a second. The second one returns at once.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Gathered", "gather"]
 
-#: Seconds between two looks at what has come, and whether the user has pressed stop.
+#: Seconds between two looks at what has arrived, and whether the user has pressed stop.
 _TICK = 0.05
-#: Seconds that the partitions on a cluster have to come back in when the run was stopped.
+#: Seconds in which partitions on a cluster must arrive when the run was stopped.
 _GRACE = 10.0
 
 
 class Gathered(NamedTuple):
-    """What has come.
+    """The partitions that have arrived.
 
     Attributes:
         parts: in their order.
-        missing: how many have not come.
-        interrupted: the user has stopped it.
-        error: what else has ended it, out of a partition.
+        missing: how many have not arrived.
+        interrupted: the user has stopped the run.
+        error: of a partition, which ended the run.
     """
 
     parts: list[Part]
@@ -53,7 +53,7 @@ def gather(
     Args:
         client: of the cluster; None: Dask works in this process.
         press: says whether the user has pressed stop.
-        stop: has the run stopped. It is called again and again: the run may not have begun.
+        stop: stops the run. It is called repeatedly, because the run may not have begun.
     """
     found: dict[int, Part] = {}
     broken_off, error = False, None
@@ -65,30 +65,31 @@ def gather(
     except KeyboardInterrupt:
         stop()
         broken_off = True
-    came = sorted(found.values(), key=lambda part: part.number)
-    return Gathered(came, len(parts) - len(came), broken_off or press(), error)
+    arrived = sorted(found.values(), key=lambda part: part.number)
+    missing = len(parts) - len(arrived)
+    return Gathered(arrived, missing, broken_off or press(), error)
 
 
 def _compute_here(
     parts: Sequence[Any], found: dict[int, Part], press: Press, stop: Callable[[], object]
 ) -> None:
-    """In this thread, and those of Dask's own: what is stopped meanwhile comes back by itself."""
+    """In this thread and Dask's own ones; partitions that are stopped return by themselves."""
 
-    def came(key: Any, value: Any, *rest: Any) -> None:
+    def arrived(key: Any, value: Any, *rest: Any) -> None:
         if isinstance(value, Part):
             found[value.number] = value
 
-    with _watched(press, stop), Callback(posttask=came):
+    with _watched(press, stop), Callback(posttask=arrived):
         dask.compute(*parts)
 
 
 @contextlib.contextmanager
 def _watched(press: Press, stop: Callable[[], object]) -> Iterator[None]:
-    """While this thread computes, another one looks whether it is to be stopped."""
-    over = threading.Event()
+    """While this thread computes, another one stops the run if the user has pressed stop."""
+    finished = threading.Event()
 
     def watch() -> None:
-        while not over.wait(_TICK):
+        while not finished.wait(_TICK):
             if press():
                 stop()
 
@@ -96,7 +97,7 @@ def _watched(press: Press, stop: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        finished.set()
 
 
 def _compute_there(
@@ -106,7 +107,7 @@ def _compute_there(
     press: Press,
     stop: Callable[[], object],
 ) -> Exception | None:
-    """On the cluster's workers; gives what a partition came to that never came back."""
+    """On the cluster's workers; returns the error of a partition that did not arrive."""
     from distributed import as_completed
 
     futures = client.compute(list(parts))
@@ -122,9 +123,9 @@ def _compute_there(
             if not coming.has_ready():
                 time.sleep(_TICK)
                 continue
-            future, came = coming.next()
-            if isinstance(came, Part):
-                found[came.number] = came
+            future, part = coming.next()
+            if isinstance(part, Part):
+                found[part.number] = part
             elif error is None and not press():
                 error = future.exception() or RuntimeError(f"a partition was {future.status}")
     finally:

@@ -1,4 +1,4 @@
-"""What ``ddf.llm.parallel_map`` was asked for: decided where it is called, and sent to workers."""
+"""One call of ``ddf.llm.parallel_map``: checked where it is called, and sent to workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..record import columns
 from ..record.record import Record
 from ..runtime.options import Inputs, Pool, RunOptions
 from ..runtime.plan import Plan
-from ..scheduling.buckets import PICO
+from ..scheduling.accounts import PICO
 from ..scheduling.limits import Budget
 from ..store.manage import is_off
 from ..store.shared import MARK, SharedStore
@@ -36,34 +36,34 @@ from ..tables.dtypes import STRING, snapshot
 from ..task.kinds import CallableTask, ModelTask
 from ..task.tokens import Price
 
-__all__ = ["ASKS_AGAIN", "LEFT_OUT", "UNHEARD", "Job", "empty_record", "make_job"]
+__all__ = ["LEFT_OUT", "REPEATS_REQUESTS", "UNOBSERVED", "Job", "empty_record", "make_job"]
 
 _NAME_ONE = (
-    'name a directory that all workers see, store="/shared/replies" (store=False says that this '
-    "is meant)"
+    'name a directory that all workers see, store="/shared/replies" (store=False turns this '
+    "warning off)"
 )
-#: What the user is told before anything is sent.
-ASKS_ANEW = (
-    "no shared store is named, so each compute() asks the model for every row anew, and so does a "
+#: Warnings before anything is sent.
+NO_STORE = (
+    "no shared store is named, so each compute() asks the model for every row again, and so does a "
     f"partition whose worker dies: {_NAME_ONE}"
 )
-ASKS_AGAIN = (
-    "a Dask frame is computed once more, and no shared store is named: the model is asked again "
-    f"for rows that it has answered. To keep replies, {_NAME_ONE}"
+REPEATS_REQUESTS = (
+    "a Dask frame is computed again, and no shared store is named: rows that have a reply are sent "
+    f"to the model again. To keep replies, {_NAME_ONE}"
 )
-UNHEARD = (
-    "observer= hears nothing of this run: parallel_map was called where no client of this Dask "
-    "cluster was there. Call it again after Client(…), or revkit.collect(…) the frame"
+UNOBSERVED = (
+    "observer= gets no events of this run: parallel_map was called without a client of this Dask "
+    "cluster. Call it again after Client(…), or revkit.collect(…) the frame"
 )
 
 #: Arguments of ``parallel_map`` that belong to one process, or to lists.
 LEFT_OUT = ("inplace", "loop", "progress", "cancel", "instances", "batch_key")
-#: What there is instead of them.
+#: What to use instead of them.
 _INSTEAD = {
     "loop": "each Dask worker runs its calls beside Dask's own loop",
     "progress": "use Dask's own: dask.diagnostics.ProgressBar(), distributed.progress(…), or the "
-    "dashboard; observer= hears of each row",
-    "cancel": "cancel what was computed, as client.compute(…) gives it; or interrupt the cell",
+    "dashboard; observer= gets an event for each row",
+    "cancel": "cancel the future that client.compute(…) returned; or interrupt the cell",
     "instances": "Dask workers come and go; factory= makes a state for each worker",
 }
 
@@ -73,21 +73,21 @@ class Job:
     """One call of ``ddf.llm.parallel_map``.
 
     Attributes:
-        id: a name that no other has.
-        name: what Dask's dashboard calls its tasks.
+        id: unique.
+        name: of its tasks on Dask's dashboard.
         options: of a partition's own run.
         samples: how often each row is run.
-        scalar: it was called on a Series, which is the one column of its frame.
+        scalar: it was called on a Series, which is the only column of its frame.
         client: None for a function.
-        terms: what the partitions share, as plain JSON: see :func:`terms_of`.
+        terms: options that the partitions share, as plain JSON: see :func:`terms_of`.
         price: of the model's tokens, for a budget in dollars.
-        store: the directory that all workers see, None where none was named.
+        store: the directory that all workers see, or None.
         source: the empty frame that it was called on.
-        meta: the empty frame that is computed.
+        meta: the empty frame of the result.
         dtypes: of a function's outputs.
-        observed: somebody wants its events.
-        asks_anew: replies are not kept, and nobody has said that this is meant.
-        clients: who hears of it, by their names on the Dask scheduler.
+        observed: it has observers.
+        repeats_requests: replies are not kept, and the user did not choose that.
+        clients: subscribed to its events, by their names on the Dask scheduler.
         made_in: host and process of the call.
     """
 
@@ -105,38 +105,37 @@ class Job:
     meta: pd.DataFrame
     dtypes: dict[str, Any] | None
     observed: bool
-    asks_anew: bool
+    repeats_requests: bool
     made_in: tuple[str, int]
     clients: list[str] = field(default_factory=list)
-    #: what stays with the client; ``asked``: all that was asked for
+    #: these stay with the client; ``asked``: all options of the call
     asked: RunOptions | None = field(default=None, repr=False)
     budget: Budget | None = field(default=None, repr=False)
     observers: Sequence[ObserverSpec] = field(default=(), repr=False)
     graph: Any = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        left: dict[str, Any] = {"asked": None, "budget": None, "observers": (), "graph": None}
-        return {**self.__dict__, **left}
+        kept: dict[str, Any] = {"asked": None, "budget": None, "observers": (), "graph": None}
+        return {**self.__dict__, **kept}
 
     def check_travels(self) -> None:
-        """Say in the user's words, and not in Dask's, what cannot be sent to workers.
+        """Explain what cannot be sent to workers, before Dask does.
 
         Raises:
-            UsageError: the client holds a key in the clear, or connections of this process.
+            UsageError: the client holds a plain key, or connections of this process.
         """
         try:
             pickle.dumps(self.client)
         except UsageError:
             raise
-        except Exception:  # noqa: BLE001 - Dask has other ways, and says so where none does
+        except Exception:  # noqa: BLE001 - Dask also tries cloudpickle, and raises its own error
             return
 
     def prepare(self, frame: pd.DataFrame, *, alone: bool = False) -> Prepared:
         """The call over some of the rows.
 
         Args:
-            alone: in one process, with all that was asked for; else without what the partitions
-                share.
+            alone: in one process, with all options; else without those that partitions share.
         """
         task: Any = self.task
         output = None
@@ -150,7 +149,7 @@ class Job:
             instructions=None,  # the task has them
             model=self.client,
             store=False,
-            overwrite=True,  # whether it may was decided for all
+            overwrite=True,  # checked when the job was made
         )
         call = prepare(frame.iloc[:, 0] if self.scalar else frame, task, options)
         if self.samples > 1 and not alone:
@@ -161,7 +160,7 @@ class Job:
         return call
 
     def finished(self, frame: pd.DataFrame, record: Record) -> pd.DataFrame:
-        """A frame with the columns of its record, of the types that were promised."""
+        """A frame with the columns of its record, with the dtypes of ``meta``."""
         if self.dtypes is not None:
             _fit(record, self.dtypes, self.task)
         error = self.options.writing.error
@@ -177,13 +176,13 @@ class Job:
 
 
 def _fit(record: Record, dtypes: Mapping[str, Any], task: ModelTask | CallableTask) -> None:
-    """Let a function's record have the outputs that were promised, in their order."""
+    """Give a function's record the outputs of ``meta``, in their order."""
     assert isinstance(task, CallableTask)
     unknown = [name for name in record.values if name not in dtypes and record.status]
     if unknown and any(value is not None for value in record.values[unknown[0]]):
         raise UsageError(
-            f'{task.name} returned the output "{unknown[0]}", which Dask was not told of; name '
-            f'every output with its dtype: meta={{"{unknown[0]}": "string", …}}'
+            f'{task.name} returned the output "{unknown[0]}", which is not in meta=; name every '
+            f'output with its dtype: meta={{"{unknown[0]}": "string", …}}'
         )
     nothing = [None] * record.total
     record.values = {name: record.values.get(name, list(nothing)) for name in dtypes}
@@ -195,7 +194,7 @@ def _as(values: Any, dtype: Any, name: str, task: ModelTask | CallableTask) -> A
     except (TypeError, ValueError) as error:
         assert isinstance(task, CallableTask)
         raise UsageError(
-            f'what {task.name} returned as "{name}" is not {dtype}, as meta= says: {error}'
+            f'the output "{name}" of {task.name} is not {dtype}, as meta= says: {error}'
         ) from error
 
 
@@ -208,13 +207,16 @@ def make_job(
     dtypes: Any,
     scalar: bool,
 ) -> Job:
-    """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing.
+    """Check a call, and make its job; sends nothing.
 
     Args:
         meta: the collection's empty frame.
         function: the one that was called.
         dtypes: as the user gave them.
-        scalar: the collection is a Series, and this the frame of it.
+        scalar: the collection is a Series, and ``meta`` its frame.
+
+    Raises:
+        UsageError: the call cannot be carried out as written.
     """
     store = options.pop("store", None)
     for name, instead in _INSTEAD.items():
@@ -222,31 +224,33 @@ def make_job(
             raise TypeError(f"parallel_map on Dask has no argument {name}=; {instead}")
     if isinstance(options.get("max_failures"), float):
         raise UsageError(
-            f"max_failures={options['max_failures']!r}: how many rows a Dask frame has is not "
-            "known before it is computed; give a number of rows"
+            f"max_failures={options['max_failures']!r}: the number of rows of a Dask frame is not "
+            "known in advance; give a number of rows instead of a share"
         )
     asked = checked(function, options)
     plan = prepare(meta.iloc[:, 0] if scalar else meta, task, asked).plan
     if plan.samples > 1 and isinstance(plan.task, CallableTask):
         raise UsageError(
-            f"repeat={plan.samples} on Dask is for tasks that ask a model: what the samples of "
-            f"{plan.task.name} come to shows in what it returns, and Dask must know it before"
+            f"repeat={plan.samples} on Dask is for tasks that ask a model: Dask must know the "
+            f"columns in advance, and those of the samples depend on what {plan.task.name} returns"
         )
     if plan.loop_factory is not None:
-        raise UsageError(f"{plan.client!r} keeps a clock of its own, which no cluster shares")
+        raise UsageError(f"{plan.client!r} has a virtual clock, which a cluster cannot share")
     known = None
     if isinstance(plan.task, CallableTask):
         if store not in (None, False):
             raise UsageError(f"store= keeps replies of models; {plan.task.name} is a function")
         known = _dtypes(plan.task, dtypes)
     elif dtypes is not None:
-        raise UsageError(f"meta= is for functions; the outputs of {plan.task!r} say what they are")
-    directory, asks_anew = None, False
+        raise UsageError(
+            f"meta= is for functions; the outputs of {plan.task!r} have their own types"
+        )
+    directory, repeats_requests = None, False
     if plan.client is not None:
         directory = _directory(store)
-        asks_anew = directory is None and store is None and plan.client.keeps_replies
-        if asks_anew:
-            warn(ASKS_ANEW)
+        repeats_requests = directory is None and store is None and plan.client.keeps_replies
+        if repeats_requests:
+            warn(NO_STORE)
     identity = uuid.uuid4().hex
     job = Job(
         id=identity,
@@ -268,7 +272,7 @@ def make_job(
         meta=meta,
         dtypes=known,
         observed=bool(asked.showing.observers),
-        asks_anew=asks_anew,
+        repeats_requests=repeats_requests,
         made_in=(socket.gethostname(), os.getpid()),
         asked=asked,
         budget=asked.limits.budget,
@@ -279,7 +283,7 @@ def make_job(
 
 
 def terms_of(job: str, plan: Plan) -> dict[str, Any]:
-    """What the partitions of a job share, as plain JSON."""
+    """The options that the partitions of a job share, as plain JSON."""
     pool, failures, limits = plan.options.pool, plan.options.failures, plan.options.limits
     adaptive, rate, budget = pool.adaptive, limits.rate_limit, limits.budget
     terms: dict[str, Any] = {
@@ -322,13 +326,13 @@ def empty_record(plan: Plan) -> Record:
 
 
 def _name(plan: Plan) -> str:
-    """What the dashboard calls the job's tasks: of words only, or Dask cuts it off."""
-    told = (
+    """The name of the job's tasks on the dashboard: letters only, or Dask cuts it off."""
+    name = (
         plan.task.name
         if isinstance(plan.task, CallableTask)
         else "-".join(map(str, plan.task.outputs))
     )
-    words = "".join(c if c.isascii() and c.isalpha() else "_" for c in told).strip("_")
+    words = "".join(c if c.isascii() and c.isalpha() else "_" for c in name).strip("_")
     return f"revkit-{words[:40] or 'rows'}"
 
 
@@ -349,8 +353,8 @@ def _directory(store: Any) -> str | None:
     path = Path(store).expanduser().absolute()
     if path.is_file() or path.suffix in (".sqlite", ".sqlite3", ".db"):
         raise UsageError(
-            f"store={str(store)!r} is the file of one machine's store, which several cannot write "
-            "safely; on Dask, name a directory"
+            f"store={str(store)!r} is a file, which several machines cannot write safely; on Dask, "
+            "name a directory"
         )
     return str(path)
 
@@ -368,8 +372,8 @@ def _dtypes(task: CallableTask, given: Any) -> dict[str, Any]:
         origin = typing.get_origin(returned) or returned
         if inspect.isclass(origin) and issubclass(origin, Mapping):
             raise UsageError(
-                f"{task.name} returns several outputs, and Dask has to know them before it is "
-                'called: meta={"name": "string", "count": "Int64"}'
+                f"{task.name} returns several outputs, and Dask must know them in advance: "
+                'meta={"name": "string", "count": "Int64"}'
             )
         return {task.output: _PLAIN.get(returned, "object")}  # type: ignore[arg-type]
     if not isinstance(given, Mapping):

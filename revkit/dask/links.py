@@ -1,4 +1,4 @@
-"""How a partition talks to the coordinator, wherever it runs.
+"""How a partition sends requests to the coordinator, wherever it runs.
 
 On a distributed cluster the coordinator is on the Dask scheduler, and a message is a request to
 it. Dask's other schedulers work in one process, and so does the coordinator then.
@@ -21,56 +21,46 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import RevkitError, UsageError, warn
-from .audience import audience_of, words_of_end
-from .coordinator import Coordinator
-from .requests import HANDLER, ask
+from .coordinator import HANDLER, Coordinator
+from .event_relay import relay_of, summary_warning
 
 if TYPE_CHECKING:
     from distributed import Client, Worker
 
-__all__ = [
-    "Begun",
-    "Link",
-    "client_link",
-    "computed_here",
-    "current_client",
-    "link_here",
-]
+__all__ = ["Link", "RunHandle", "client_link", "computed_here", "current_client", "link_here"]
 
 
 @dataclass(eq=False)
-class Begun:
-    """A run that was begun: every partition of it has this, and nothing else has.
-
-    Where nobody has it any more, nobody waits for the run.
+class RunHandle:
+    """A run in progress. Only its partitions hold it, so it is dropped when nobody waits for them.
 
     Attributes:
         run: its name.
         again: the job has had a run before.
-        heard: somebody is there who hears of it.
-        over: says that nobody waits for it, where Dask works in this process.
+        observed: a client that receives the job's events is connected.
+        abandon: says that nobody waits for it any more, if Dask works in this process.
     """
 
     run: str
     again: bool = False
-    heard: bool = False
-    over: Callable[[], object] | None = field(default=None, repr=False)
+    observed: bool = False
+    abandon: Callable[[], object] | None = field(default=None, repr=False)
 
 
 class Link(Protocol):
-    """Takes messages to the coordinator. Usable from any thread; every call may block.
+    """Sends requests to the coordinator. Usable from any thread; every call may block.
 
     Attributes:
-        worker: name of this Dask worker to the coordinator, of this process where there is none.
-        name: what the user calls the worker.
+        worker: the coordinator's name for this Dask worker, or for this process if there is none.
+        name: the user's name for the worker.
     """
 
     worker: str
     name: str
 
-    def begin(self, terms: Mapping[str, Any], clients: Iterable[str]) -> Begun: ...
-    def call(self, what: str, **message: Any) -> dict[str, Any]: ...
-    def tell(self, job: str, told: Mapping[str, Any]) -> None: ...
+    def begin(self, terms: Mapping[str, Any], clients: Iterable[str]) -> RunHandle: ...
+    def call(self, request: str, **message: Any) -> dict[str, Any]: ...
+    def send(self, job: str, message: Mapping[str, Any]) -> None: ...
 
 
 class _LocalLink:
@@ -79,60 +69,60 @@ class _LocalLink:
     def __init__(self) -> None:
         self.worker, self.name = f"process-{os.getpid()}", f"pid {os.getpid()}"
         self.pid = os.getpid()
-        #: what is to be said of runs that have ended
+        #: summaries of runs that have ended, for the user's thread
         self.ended: deque[Mapping[str, Any]] = deque()
         self._coordinator = Coordinator(self.ended.append)
-        self._lock = threading.RLock()  # a run may be dropped by the garbage collector in a call
+        self._lock = threading.RLock()  # the garbage collector may drop a run during a call
 
-    def begin(self, terms: Mapping[str, Any], clients: Iterable[str]) -> Begun:
+    def begin(self, terms: Mapping[str, Any], clients: Iterable[str]) -> RunHandle:
         from ..runtime.plan import available_cpus
 
         key = uuid.uuid4().hex
         with self._lock:
-            found = self._coordinator.begin(
+            reply = self._coordinator.begin(
                 key, terms, threads=available_cpus(), now=time.monotonic()
             )
-        begun = Begun(found["run"], found["again"], audience_of(terms["job"]) is not None)
-        begun.over = over = weakref.finalize(begun, self._over, key)
-        over.atexit = False
-        return begun
+        run = RunHandle(reply["run"], reply["again"], relay_of(terms["job"]) is not None)
+        run.abandon = finalizer = weakref.finalize(run, self._abandoned, key)
+        finalizer.atexit = False
+        return run
 
-    def _over(self, key: str) -> None:
+    def _abandoned(self, key: str) -> None:
         with self._lock:
-            self._coordinator.over(key)
+            self._coordinator.abandoned(key)
 
-    def call(self, what: str, **message: Any) -> dict[str, Any]:
+    def call(self, request: str, **message: Any) -> dict[str, Any]:
         with self._lock:
-            return ask(self._coordinator, what, message, now=time.monotonic())
+            return self._coordinator.handle(request, message, now=time.monotonic())
 
-    def tell(self, job: str, told: Mapping[str, Any]) -> None:
-        audience = audience_of(job)
-        if audience is not None:
-            audience.hear(told)
-        elif "warn" in told:
-            warn(told["warn"])
+    def send(self, job: str, message: Mapping[str, Any]) -> None:
+        relay = relay_of(job)
+        if relay is not None:
+            relay.receive(message)
+        elif "warn" in message:
+            warn(message["warn"])
 
 
 def computed_here(graph: Any, state: Mapping[str, Any], errored: bool) -> None:
     """Dask has computed something in this process: a callback of Dask's own, in the user's thread.
 
-    What was begun for a computation that broke off (an interrupt, an error) goes on in Dask's
-    threads until it is stopped. Of runs that have ended the user is told what there is to say.
+    A computation may have broken off, by an interrupt or an error. Its runs continue in Dask's
+    threads until they are stopped here. Then the user gets the warnings of runs that have ended.
     """
     link = _local
     if link is None:
         return
     if errored:
         for value in list(state.get("cache", {}).values()):
-            if isinstance(value, Begun) and value.over is not None:
-                value.over()
+            if isinstance(value, RunHandle) and value.abandon is not None:
+                value.abandon()
     while link.ended:
-        told = link.ended.popleft()
-        audience = audience_of(told["job"])
-        if audience is not None:
-            audience.ended(told)
-        elif words := words_of_end(told):
-            warn(words)
+        summary = link.ended.popleft()
+        relay = relay_of(summary["job"])
+        if relay is not None:
+            relay.ended(summary)
+        elif warning := summary_warning(summary):
+            warn(warning)
 
 
 _local: _LocalLink | None = None
@@ -140,7 +130,7 @@ _making = threading.Lock()
 
 
 def _process_link() -> _LocalLink:
-    """The link of this process; a child that was forked gets one of its own."""
+    """The link of this process; a forked child gets its own."""
     global _local
     with _making:
         if _local is None or _local.pid != os.getpid():
@@ -152,8 +142,8 @@ def _leave_interrupts_to_the_nanny() -> None:
     """Let a worker's process outlive an interrupt of the notebook.
 
     Ctrl-C and the stop button go to all processes of a group, so also to the workers of a
-    ``LocalCluster``, which they would end (https://github.com/dask/distributed/issues/1925). It is
-    for the nanny to end such a worker, which it does in other ways.
+    ``LocalCluster``, which they would end (https://github.com/dask/distributed/issues/1925). The
+    nanny has other ways to end a worker.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -169,14 +159,14 @@ class _DistributedLink:
         self.worker = worker.address
         self.name = str(worker.name)
 
-    def begin(self, terms: Mapping[str, Any], clients: Iterable[str]) -> Begun:
+    def begin(self, terms: Mapping[str, Any], clients: Iterable[str]) -> RunHandle:
         from distributed.protocol.pickle import dumps
 
         from .plugin import CoordinatorPlugin
 
         key = str(self._worker.get_current_task())
         try:
-            self._ask(
+            self._sync(
                 self._worker.scheduler.register_scheduler_plugin,
                 plugin=dumps(CoordinatorPlugin()),
                 name=CoordinatorPlugin.name,
@@ -187,31 +177,31 @@ class _DistributedLink:
                 "the Dask scheduler cannot import revkit, which keeps the cluster's limits there; "
                 f"install the same version of revkit on it: {error}"
             ) from error
-        found = self.call("begin", key=key, terms=dict(terms), clients=list(clients))
-        return Begun(found["run"], found["again"], found["heard"])
+        reply = self.call("begin", key=key, terms=dict(terms), clients=list(clients))
+        return RunHandle(**reply)
 
-    def call(self, what: str, **message: Any) -> dict[str, Any]:
-        request = getattr(self._worker.scheduler, HANDLER)
-        answer: dict[str, Any] = self._ask(request, what=what, message=message)
-        return answer
+    def call(self, request: str, **message: Any) -> dict[str, Any]:
+        handler = getattr(self._worker.scheduler, HANDLER)
+        reply: dict[str, Any] = self._sync(handler, request=request, message=message)
+        return reply
 
-    def _ask(self, request: Callable[..., Any], **arguments: Any) -> Any:
+    def _sync(self, function: Callable[..., Any], **arguments: Any) -> Any:
         from distributed.utils import sync
 
-        return sync(self._worker.loop, request, **arguments)
+        return sync(self._worker.loop, function, **arguments)
 
-    def tell(self, job: str, told: Mapping[str, Any]) -> None:
-        self.call("tell", job=job, told=told)
+    def send(self, job: str, message: Mapping[str, Any]) -> None:
+        self.call("send", job=job, message=message)
 
 
-def link_here(job: str, pid: tuple[str, int]) -> Link:
+def link_here(made_in: tuple[str, int]) -> Link:
     """The link of the place where a partition runs.
 
     Args:
-        pid: host and process in which the job was made.
+        made_in: host and process in which the job was made.
 
     Raises:
-        UsageError: it runs in a process of its own that has no scheduler to ask.
+        UsageError: the partition runs in another process that has no Dask scheduler.
     """
     distributed = sys.modules.get("distributed")
     if distributed is not None:
@@ -219,7 +209,7 @@ def link_here(job: str, pid: tuple[str, int]) -> Link:
             return _DistributedLink(distributed.get_worker())
         except ValueError:  # not on a worker
             pass
-    if pid != (socket.gethostname(), os.getpid()):
+    if made_in != (socket.gethostname(), os.getpid()):
         raise UsageError(
             'scheduler="processes" has no place where one limit could be kept for all; use '
             "distributed's LocalCluster, which starts processes as well"
@@ -233,8 +223,8 @@ def current_client() -> Client | None:
     if distributed is None:
         return None
     base = importlib.import_module("dask.base")
-    chosen = base.get_scheduler()
-    client = getattr(chosen, "__self__", None)
+    scheduler = base.get_scheduler()
+    client = getattr(scheduler, "__self__", None)
     return client if isinstance(client, distributed.Client) else None
 
 
@@ -244,16 +234,16 @@ class _ClientLink:
     def __init__(self, client: Client):
         self._client = client
 
-    def call(self, what: str, **message: Any) -> dict[str, Any]:
+    def call(self, request: str, **message: Any) -> dict[str, Any]:
         from .plugin import CoordinatorPlugin
 
         self._client.register_plugin(CoordinatorPlugin())
-        request = getattr(self._client.scheduler, HANDLER)
-        answer: dict[str, Any] = self._client.sync(request, what=what, message=message)
-        return answer
+        handler = getattr(self._client.scheduler, HANDLER)
+        reply: dict[str, Any] = self._client.sync(handler, request=request, message=message)
+        return reply
 
 
 def client_link() -> Any:
-    """The link of whoever computes: has ``call`` only."""
+    """The link of the process that computes: has only ``call``."""
     client = current_client()
     return _process_link() if client is None else _ClientLink(client)

@@ -1,4 +1,4 @@
-"""One partition on one worker: an ordinary run, whose limits come from the coordinator."""
+"""One partition on one worker: an ordinary run with limits that the coordinator sets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import contextlib
 import dataclasses
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -27,32 +26,34 @@ from ..scheduling.events import Status, Stop, StopKind
 from ..store.shared import shared_store
 from ..task.kinds import ModelTask
 from .claiming import ClaimingLookahead, ClaimingStore
-from .job import ASKS_AGAIN, UNHEARD, Job, empty_record
-from .links import Begun, link_here
-from .ration import PurseShare, Ration, StartShare
-from .seat import Seat
+from .cluster_run import stop_of
+from .job import REPEATS_REQUESTS, UNOBSERVED, Job, empty_record
+from .links import RunHandle, link_here
+from .partition_limits import PartitionLimits
+from .session import PartitionSession
 
 if TYPE_CHECKING:
     from ..store.contract import ReplyStore
+    from ..task.tokens import Price
 
 __all__ = ["Part", "begin", "columns_of", "run_partition"]
 
 
 @dataclass
 class Part:
-    """One partition when it is through.
+    """One finished partition.
 
     Attributes:
-        number: its place among the partitions, from 0.
-        frame: its rows, as they came.
-        record: everything that is known of its run.
-        host, process: where it ran: the machine's name, and the Dask worker's.
-        offset: seconds to be added to the record's times for those of the coordinator.
+        number: its position among the partitions, from 0.
+        frame: its source rows.
+        record: of its own run.
+        host, process: where it ran: names of the machine and of the Dask worker.
+        offset: seconds to add to the record's times for the coordinator's clock.
         began: when the run of all partitions began, on the coordinator's clock.
-        workers: what the run of all partitions might have.
-        limits: (time on the coordinator's clock, limit) where that changed.
+        workers: of the run of all partitions.
+        limits: (time on the coordinator's clock, new limit) of each change.
         stop: why the run of all partitions was stopped.
-        lost: attempts that workers had made or begun that died, in the run of all partitions.
+        lost: attempts, in all partitions, that were made or running on workers that died.
     """
 
     number: int
@@ -69,90 +70,102 @@ class Part:
 
 
 class _PartitionWiring(Wiring):
-    """An ordinary run's, but its limits, claims and facts are those of the cluster."""
+    """An ordinary run's, with a part of the cluster's limits and the claims of its session."""
 
-    def __init__(self, plan: Plan, seat: Seat, claims: ClaimingStore | None, *, observed: bool):
-        super().__init__(plan)
-        self._seat = seat
+    def __init__(
+        self,
+        plan: Plan,
+        session: PartitionSession,
+        claims: ClaimingStore | None,
+        *,
+        price: Price | None,
+        observed: bool,
+    ):
+        timeout = session.timeout if session.timeout is None else max(session.timeout, 0.001)
+        options = dataclasses.replace(plan.options, limits=Limits(timeout=timeout))
+        workers = max(1, min(session.workers, plan.total - len(plan.refused)))
+        super().__init__(dataclasses.replace(plan, options=options, workers=workers, price=price))
+        self._session = session
         self._claims = claims
-        self.callback = seat.settled
-        self.observers = [ObserverSpec("cluster", lambda: seat, owned=False)] if observed else []
+        self.callback = session.settled
+        self.observers = [ObserverSpec("cluster", lambda: session, owned=False)] if observed else []
         if claims is not None and plan.total > len(plan.refused):
             self.open_store = lambda: claims
 
-    def throttle(self) -> Ration:
-        plan, seat = self.plan, self._seat
-        ration = Ration(
+    def throttle(self) -> PartitionLimits:
+        plan, session = self.plan, self._session
+        limits = PartitionLimits(
             plan.workers,
-            starts=seat.starts,
-            purse=seat.purse,
+            rate_limit=session.rate_limit,
+            budget=session.budget,
             size=self.prompts.size if isinstance(plan.task, ModelTask) else None,
             max_tokens=None if plan.client is None else plan.client.max_tokens,
             price=plan.price,
+            reports_load=session.reports_load,
+            report_now=session.report_now,
         )
-        seat.begin(ration)
-        return ration
+        session.begin(limits)
+        return limits
 
     def lookahead(
         self, store: ReplyStore, todo: Iterable[int] | None = None, *, offline: bool = False
     ) -> Lookahead:
         assert self._claims is not None
-        return ClaimingLookahead(self.plan, self.prompts, self._claims, self._seat)
+        return ClaimingLookahead(self.plan, self.prompts, self._claims, self._session)
 
     def started(
         self, stop: Callable[[Stop], object], tell: Callable[[Callable[[], object]], object]
     ) -> None:
-        self._seat.started(stop, tell)
+        self._session.started(stop, tell)
 
 
-def begin(job: Job) -> Begun:
+def begin(job: Job) -> RunHandle:
     """Begin a run of a job: the first task of each computation."""
-    link = link_here(job.id, job.made_in)
-    begun = link.begin(job.terms, job.clients)
-    if begun.again and job.asks_anew:
-        link.tell(job.id, {"warn": ASKS_AGAIN})
-    if job.observed and not begun.heard:
-        link.tell(job.id, {"warn": UNHEARD})
-    return begun
+    link = link_here(job.made_in)
+    run = link.begin(job.terms, job.clients)
+    if run.again and job.repeats_requests:
+        link.send(job.id, {"warn": REPEATS_REQUESTS})
+    if job.observed and not run.observed:
+        link.send(job.id, {"warn": UNOBSERVED})
+    return run
 
 
-def run_partition(job: Job, begun: Begun, number: int, frame: pd.DataFrame) -> Part:
-    """Work a partition off.
+def run_partition(job: Job, run: RunHandle, number: int, frame: pd.DataFrame) -> Part:
+    """Run a partition.
 
     Raises:
-        RunFailed: the run was stopped, and nobody collects its partial result.
+        RunFailed: the run was stopped, and ``collect`` does not want its partial result.
     """
     plan = job.prepare(frame).plan
     if not plan.total:
         return Part(number, frame, empty_record(plan))
-    link = link_here(job.id, job.made_in)
+    link = link_here(job.made_in)
     host = socket.gethostname()
     place = {"partition": number, "host": host, "process": link.name}
-    seat = Seat(link, begun.run, job.id, number, plan.total, place)
     with contextlib.ExitStack() as stack:
-        closed = stack.enter_context(_closed(seat))
-        seat.tells_load = "adaptive" in job.terms
-        seat.starts = StartShare(seat.urge) if "rate_limit" in job.terms else None
-        seat.purse = PurseShare(seat.urge) if "budget" in job.terms else None
+        session = PartitionSession(link, run.run, job, number, plan.total, place)
+        stack.enter_context(session)
         claims = None
         if job.store is not None:
             store = stack.enter_context(shared_store(job.store))
-            claims = ClaimingStore(store, seat, job.store)
-        record = execute(_wired(plan, seat, claims, job, observed=job.observed and begun.heard))
+            claims = ClaimingStore(store, session, job.store)
+        observed = job.observed and run.observed
+        wiring = _PartitionWiring(plan, session, claims, price=job.price, observed=observed)
+        record = execute(wiring)
         if record.stopped is not None and record.stopped.kind is StopKind.TIMEOUT:
-            # Of the run, not what was left of it for this partition.
+            # The timeout of the run, not the rest of it for this partition.
             record.stopped = timed_out(job.terms["timeout"])
-        closed |= seat.close(record.stopped)
+        closed = session.close(record.stopped)
     elsewhere = job.made_in != (host, os.getpid())
-    if record.store_problem is not None and elsewhere and not seat.collected:
-        # What a worker warns of stands in its log. Who collects has it in the result.
-        link.tell(job.id, {"warn": record.store_problem})
+    if record.store_problem is not None and elsewhere and not session.collected:
+        # A warning on a worker only reaches its log. ``collect`` shows it in the result.
+        link.send(job.id, {"warn": record.store_problem})
     if isinstance(record.ended_by, KeyboardInterrupt):
         raise Interrupted("interrupted")
     if record.ended_by is not None:
         raise record.ended_by
     _make_light(record)
-    stop = Stop(StopKind(closed["stop"][0]), *closed["stop"][1:]) if "stop" in closed else None
+    stop = stop_of(closed["stop"]) if "stop" in closed else None
     if record.stopped is None and Status.NOT_STARTED in record.status:
         record.stopped = stop
     part = Part(
@@ -161,45 +174,21 @@ def run_partition(job: Job, begun: Begun, number: int, frame: pd.DataFrame) -> P
         record=record,
         host=host,
         process=link.name,
-        offset=seat.offset,
-        began=seat.began,
-        workers=seat.workers,
+        offset=session.offset,
+        began=session.began,
+        workers=session.workers,
         limits=tuple((at, limit) for at, limit in closed.get("limits", ())),
         stop=stop or record.stopped,
         lost=closed.get("lost", 0),
     )
     unfinished = record.stopped is not None and record.total > record.status.count(Status.OK)
-    if unfinished and not seat.collected:
+    if unfinished and not session.collected:
         raise _failed(job, part)
     return part
 
 
-@contextmanager
-def _closed(seat: Seat) -> Iterator[dict[str, Any]]:
-    """Whatever happens, the seat is given up; yields where to put what is said then."""
-    said: dict[str, Any] = {}
-    try:
-        yield said
-    finally:
-        if not said:
-            seat.close()
-
-
-def _wired(
-    plan: Plan, seat: Seat, claims: ClaimingStore | None, job: Job, *, observed: bool
-) -> Wiring:
-    timeout = seat.timeout if seat.timeout is None else max(seat.timeout, 0.001)
-    plan = dataclasses.replace(
-        plan,
-        workers=max(1, min(seat.workers, plan.total - len(plan.refused))),
-        options=dataclasses.replace(plan.options, limits=Limits(timeout=timeout)),
-        price=job.price,
-    )
-    return _PartitionWiring(plan, seat, claims, observed=observed)
-
-
 def _make_light(record: Record) -> None:
-    """Take out what does not travel: the exceptions behind failures, which may be anything."""
+    """Remove the exceptions of failures, which may not pickle."""
     for failures in (record.failures, record.attempt_failures):
         for at, failure in failures.items():
             failures[at] = failure._replace(cause=None)
@@ -226,5 +215,5 @@ def _failed(job: Job, part: Part) -> RunFailed:
 
 
 def columns_of(job: Job, part: Part) -> pd.DataFrame:
-    """A partition's frame with the columns that were made."""
+    """A partition's frame with the columns of its record."""
     return job.finished(part.frame, part.record)

@@ -1,4 +1,4 @@
-"""The coordinator on the Dask scheduler: what it learns from Dask, and how it is asked."""
+"""The coordinator on the Dask scheduler: which events of Dask reach it, and its requests."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
 
-from .audience import topic_of, words_of_end
-from .coordinator import Coordinator
-from .requests import HANDLER, ask
+from .coordinator import HANDLER, Coordinator
+from .event_relay import summary_warning, topic_of
 
 __all__ = ["CoordinatorPlugin"]
 
@@ -20,8 +19,8 @@ __all__ = ["CoordinatorPlugin"]
 class CoordinatorPlugin(SchedulerPlugin):  # type: ignore[misc]
     """Keeps a :class:`~revkit.dask.coordinator.Coordinator` on the scheduler.
 
-    What Dask knows best, it is asked for nowhere else: that a worker is gone, and that nobody
-    wants a result any more (an interrupt, a client that is gone), it tells by itself.
+    Dask itself reports that a worker is gone, and that nobody wants a result any more, because of
+    an interrupt or because the client is gone.
     """
 
     name = "revkit"
@@ -29,58 +28,58 @@ class CoordinatorPlugin(SchedulerPlugin):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.coordinator = Coordinator(self._ended)
-        #: jobs that a client listens to which is there
-        self._heard: set[str] = set()
+        #: jobs to whose events a connected client is subscribed
+        self._observed: set[str] = set()
 
     async def start(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         scheduler.handlers[HANDLER] = self.handle
 
-    def handle(self, what: str, message: Mapping[str, Any]) -> dict[str, Any]:
-        if what == "begin":
+    def handle(self, request: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        if request == "begin":
             return self._begin(**message)
-        if what == "tell":
-            self._tell(**message)
+        if request == "send":
+            self._send(**message)
             return {}
-        return ask(self.coordinator, what, message, now=time.monotonic())
+        return self.coordinator.handle(request, message, now=time.monotonic())
 
     def _begin(self, key: str, terms: Mapping[str, Any], clients: Iterable[str]) -> dict[str, Any]:
         threads, now = self._scheduler.total_nthreads, time.monotonic()
-        begun = self.coordinator.begin(key, terms, threads=threads, now=now)
-        heard = any(client in self._scheduler.clients for client in clients)
-        if heard:
-            self._heard.add(terms["job"])
-        return begun | {"heard": heard}
+        reply = self.coordinator.begin(key, terms, threads=threads, now=now)
+        observed = any(client in self._scheduler.clients for client in clients)
+        if observed:
+            self._observed.add(terms["job"])
+        return reply | {"observed": observed}
 
-    def _tell(self, job: str, told: Mapping[str, Any]) -> None:
-        """Let the job's client hear something; a warning without one goes to all that are there."""
-        if job in self._heard:
+    def _send(self, job: str, message: Mapping[str, Any]) -> None:
+        """Send a message to the job's client, or a warning to all clients if it has none."""
+        if job in self._observed:
             topic = topic_of(job)
-            self._scheduler.log_event(topic, dict(told))
-            with contextlib.suppress(AttributeError):  # else it would keep what was said
+            self._scheduler.log_event(topic, dict(message))
+            with contextlib.suppress(AttributeError):  # else it would keep the messages
                 self._scheduler._broker.truncate(topic)
-        elif words := told.get("warn"):
-            warning = {"message": pickle.dumps(words), "category": pickle.dumps(UserWarning)}
+        elif text := message.get("warn"):
+            warning = {"message": pickle.dumps(text), "category": pickle.dumps(UserWarning)}
             self._scheduler.log_event("warn", warning)
 
-    def _ended(self, told: Mapping[str, Any]) -> None:
-        job = told["job"]
-        if job in self._heard:
-            self._tell(job, {"ended": told})
-            self._heard.discard(job)
-        elif words := words_of_end(told):
-            self._tell(job, {"warn": words})
+    def _ended(self, summary: Mapping[str, Any]) -> None:
+        job = summary["job"]
+        if job in self._observed:
+            self._send(job, {"ended": summary})
+            self._observed.discard(job)
+        elif warning := summary_warning(summary):
+            self._send(job, {"warn": warning})
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **rest: Any) -> None:
-        self.coordinator.lost(worker)
+        self.coordinator.worker_died(worker)
 
     def update_graph(self, scheduler: Scheduler, *, tasks: Iterable[Any], **rest: Any) -> None:
-        self.coordinator.renewed(map(str, tasks))
+        self.coordinator.resubmitted(map(str, tasks))
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **rest: Any) -> None:
         if finish == "forgotten":
-            self.coordinator.over(str(key))
+            self.coordinator.abandoned(str(key))
         elif finish == "released":
             task = self._scheduler.tasks.get(key)
             if task is not None and not task.waiters:
-                self.coordinator.through(str(key))
+                self.coordinator.finished(str(key))

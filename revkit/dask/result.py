@@ -1,39 +1,35 @@
-"""All partitions of a job computed, and their records made one result, in the user's process."""
+"""Compute all partitions of a job, and make one result of their records, in the user's process."""
 
 from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from ..api.finish import finish
 from ..results.result import ParallelResult
-from ..runtime.interrupt import Press, noted_interrupts
-from ..scheduling.events import StopKind
+from ..runtime.interrupt import noted_interrupts
+from ..scheduling.events import Stop, StopKind
 from ..task.kinds import ModelTask
+from .event_relay import EventRelay
 from .gather import Gathered, gather
 from .job import Job
 from .links import client_link, current_client
 from .merge import merge
 
-if TYPE_CHECKING:
-    from .audience import Audience
-
 __all__ = ["collect_parts"]
 
-_INTERRUPTED = (StopKind.INTERRUPTED.value, "it was interrupted", True)
 
-
-def collect_parts(job: Job, audience: Audience, parts: Sequence[Any]) -> ParallelResult:
+def collect_parts(job: Job, relay: EventRelay, parts: Sequence[Any]) -> ParallelResult:
     """Compute the parts of a job, and make their result.
 
     Args:
-        audience: who hears of it.
-        parts: of Dask, each of which gives a :class:`~revkit.dask.partition.Part`.
+        relay: of the job's events.
+        parts: Dask's tasks, each of which returns a :class:`~revkit.dask.partition.Part`.
 
     Raises:
         RunFailed: every row failed, or the run was stopped.
@@ -42,40 +38,41 @@ def collect_parts(job: Job, audience: Audience, parts: Sequence[Any]) -> Paralle
     client = current_client()
     if client is not None:
         job.check_travels()
-        if audience.listen(client) not in job.clients:
+        if relay.subscribe(client) not in job.clients:
             job.clients.append(str(client.id))
     link = client_link()
 
-    def stop(reason: tuple[str, str, bool]) -> None:
+    def stop(reason: str = "it was interrupted") -> None:
+        stop = list(Stop(StopKind.INTERRUPTED, reason, cancels=True))
         with contextlib.suppress(Exception):  # the cluster may be gone
-            link.call("stop", job=job.id, stop=list(reason))
+            link.call("stop", job=job.id, stop=stop)
 
     def interrupt() -> None:
-        stop(_INTERRUPTED)
+        stop()
         with contextlib.suppress(Exception):
-            link.call("collect", job=job.id)  # it may begin yet, and its partitions are wanted
+            link.call("collect", job=job.id)  # the run may not have begun yet
 
     link.call("collect", job=job.id)
-    with noted_interrupts() as press, _held(audience, press) as told:
+    with noted_interrupts() as press, relay.collect(press) as warnings:
         try:
             gathered = gather(client, parts, press, interrupt)
         except BaseException as error:
-            stop((StopKind.INTERRUPTED.value, str(error), True))
+            stop(str(error))
             raise
         press.hold()
         if gathered.interrupted:
-            stop(_INTERRUPTED)
+            stop()
     if job.budget is not None:
-        job.budget.count(*link.call("spent", budget=job.budget.identity)["answer"])
-    return _result(job, gathered, told)
+        job.budget.count(*link.call("spent", budget=job.budget.identity)["value"])
+    return _result(job, gathered, warnings)
 
 
-def _result(job: Job, gathered: Gathered, told: Sequence[str]) -> ParallelResult:
+def _result(job: Job, gathered: Gathered, warnings: Sequence[str]) -> ParallelResult:
     parts = gathered.parts
     frames = [part.frame for part in parts if len(part.frame)]
     frames = frames or [parts[0].frame if parts else job.source]
     whole = pd.concat(frames) if len(frames) > 1 else frames[0]
-    call = job.prepare(whole, alone=True)  # as it would be run again, for ``retry_failed``
+    call = job.prepare(whole, alone=True)  # as ``retry_failed`` will run it again
     outputs = job.task.outputs if isinstance(job.task, ModelTask) else ()
     record = merge(
         parts,
@@ -85,24 +82,11 @@ def _result(job: Job, gathered: Gathered, told: Sequence[str]) -> ParallelResult
         run_id=uuid.uuid4().hex,
         now=datetime.now(UTC),
     )
-    record.warnings += told
+    record.warnings += warnings
     if gathered.missing:
         record.warnings.append(
-            f"{gathered.missing} of {gathered.missing + len(parts)} partitions had not come back "
+            f"{gathered.missing} of {gathered.missing + len(parts)} partitions had not arrived "
             "when the run was ended; their rows are not in the result"
         )
     record.ended_by = KeyboardInterrupt() if gathered.interrupted else gathered.error
     return finish(call, record)
-
-
-@contextlib.contextmanager
-def _held(audience: Audience, press: Press) -> Iterator[list[str]]:
-    """While it is computed, all observers hear it to its end; yields what is to be said of them."""
-    told: list[str] = []
-    audience.held = True
-    try:
-        audience.begin()
-        yield told
-    finally:
-        told += audience.end(hurried=press())
-        audience.held = False

@@ -1,10 +1,11 @@
-"""Which row is tried when, by whom, and what becomes of it. Pure: time is an argument.
+"""When each row runs, on which worker, and whether it is retried. Pure: time is an argument.
 
-events     the words that the parts of a run speak to each other
-policy     retries, the number of workers, how many failures are too many
-buckets    the arithmetic of rate limits and budgets
+events     the vocabulary: attempts, outcomes, stops, holds
+policy     retries, the number of workers, the limit of failures
+buckets    the arithmetic of rate limits
+accounts   the arithmetic of budgets
 limits     RateLimit and Budget, which runs share
-adaptive   how many attempts may run, found by what they do to the server's throughput
-throttle   one run's side of its limits
-scheduler  the machine that decides all of it
+adaptive   finds how many attempts may run, by their effect on the server's throughput
+throttle   the limits of one run: whether an attempt may start now
+scheduler  hands out attempts, and decides about their outcomes
 """

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from ..errors import UsageError
+from .policy import check_count
 
 __all__ = ["Adaptive", "AdaptiveLimit"]
 
@@ -48,10 +49,7 @@ class Adaptive:
     def __post_init__(self) -> None:
         for name in ("minimum", "maximum"):
             number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise UsageError(f"Adaptive({name}={number!r}): give a whole number")
-            if number < 1:
-                raise UsageError(f"Adaptive({name}={number}): at least 1 is needed")
+            check_count(number, f"Adaptive({name}={number!r})")
         if self.minimum > self.maximum:
             raise UsageError(
                 f"Adaptive(minimum={self.minimum}, maximum={self.maximum}): the minimum is above "

@@ -1,20 +1,13 @@
-"""The arithmetic of the limits: a token bucket for a rate, an account for a budget.
+"""The arithmetic of a rate limit: a token bucket.
 
-Pure, and for one caller at a time: :mod:`revkit.scheduling.limits` shares them between runs.
+Pure, and for one caller at a time: :mod:`revkit.scheduling.limits` shares it between threads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING
+__all__ = ["TokenBucket"]
 
-if TYPE_CHECKING:
-    from ..task.tokens import Price
-
-__all__ = ["Account", "Refusal", "Reservation", "TokenBucket"]
-
-#: Seconds by which a start may be early: what a late timer lost is made up for.
+#: Seconds by which a start may be early, to make up for late timers.
 _SLACK = 0.02
 #: The share of the limit that is used; see the bound in :class:`TokenBucket`.
 _SHARE = 1 - _SLACK
@@ -33,7 +26,7 @@ class TokenBucket:
     last one; for 60 s and starts of 1 it is at most the limit, rounded up.
 
     Args:
-        per_minute: the limit.
+        per_minute: the limit; None: unlimited, so it is always ready.
 
     >>> bucket = TokenBucket(per_minute=60)
     >>> bucket.take(1, now=100.0)
@@ -41,8 +34,8 @@ class TokenBucket:
     101.000408
     """
 
-    def __init__(self, per_minute: float):
-        self._seconds_each = 60 / (per_minute * _SHARE)
+    def __init__(self, per_minute: float | None):
+        self._seconds_each = 60 / (per_minute * _SHARE) if per_minute else 0.0
         #: when the bucket is full again
         self._full = float("-inf")
 
@@ -56,71 +49,5 @@ class TokenBucket:
 
         ``now`` must not go back.
         """
-        self._full = max(now, self._full) + amount * self._seconds_each
-
-
-class Refusal(Enum):
-    """Why a budget has no room for an attempt."""
-
-    #: Not now: what the attempts in flight have reserved may come back.
-    LATER = "later"
-    #: Never: even with nothing in flight, what was spent leaves too little.
-    NEVER = "never"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reservation:
-    """What one attempt may use at most.
-
-    Attributes:
-        prompt, completion: in tokens.
-        price: of a token, where it is known.
-    """
-
-    prompt: int
-    completion: int
-    price: Price | None = None
-
-    @property
-    def amounts(self) -> tuple[int, int]:
-        """In tokens, and in picodollars."""
-        return self.used(self.prompt, self.completion)
-
-    def used(self, prompt: int, completion: int) -> tuple[int, int]:
-        """The same of what was used: tokens and picodollars."""
-        usd = 0.0 if self.price is None else self.price.cost(prompt, completion)
-        return prompt + completion, round(usd * PICO)
-
-
-#: Picodollars in a dollar. Whole ones add up exactly, whatever comes back in whatever order.
-PICO = 10**12
-
-
-@dataclass(slots=True)
-class Account:
-    """What was spent of a limit, and what is reserved of it.
-
-    ``spent + reserved`` never exceeds the limit while nobody uses more than was reserved.
-
-    Attributes:
-        limit: None: there is none, and it only counts.
-    """
-
-    limit: int | None
-    spent: int = 0
-    reserved: int = 0
-
-    def refusal(self, amount: int) -> Refusal | None:
-        """Why so much cannot be reserved; None: it can."""
-        if self.limit is None:
-            return None
-        if self.spent + amount > self.limit:
-            return Refusal.NEVER
-        return Refusal.LATER if self.spent + self.reserved + amount > self.limit else None
-
-    def reserve(self, amount: int) -> None:
-        self.reserved += amount
-
-    def settle(self, reserved: int, used: int) -> None:
-        self.reserved -= reserved
-        self.spent += used
+        if self._seconds_each:
+            self._full = max(now, self._full) + amount * self._seconds_each

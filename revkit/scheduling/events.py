@@ -1,9 +1,9 @@
-"""The words that the parts of a run speak to each other.
+"""The vocabulary of a run.
 
-A *row* is one unit of work. An *attempt* is one try at a row by one *worker*. An attempt ends in
-an *outcome*: a :class:`Success`, a :class:`Failure`, or :data:`CANCELLED`. The scheduler makes a
-*decision* of it, and the worker reports all of that as one *fact*: :class:`Attempted`. Where the
-server or a limit lets no attempt start for a while, that is a *hold*.
+A *row* is one unit of work. An *attempt* is one try at a row by one *worker*. It ends in an
+*outcome*: a :class:`Success`, a :class:`Failure`, or :data:`CANCELLED`. The scheduler makes a
+*decision* about the outcome, and the worker reports all of that as one *fact*: :class:`Attempted`.
+A *hold* is a time in which the server or a limit lets no attempt start.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OVERLOADED: Final = frozenset({429, 503})
 
 
 class Status(StrEnum):
-    """What became of a row."""
+    """The state of a row."""
 
     OK = "ok"
     ERROR = "error"
@@ -54,12 +54,12 @@ class Source(StrEnum):
 
     NONE = "none"
     MODEL = "model"  #: an attempt of its own, of a function as well
-    STORE = "store"  #: a reply that was kept
+    STORE = "store"  #: a cached reply
     DUPLICATE = "duplicate"  #: the row before it that has the same prompt
 
 
 class Decision(StrEnum):
-    """What the scheduler makes of an outcome; the values name it in ``run.attempts``."""
+    """The scheduler's decision about an attempt; its values are those of ``run.attempts``."""
 
     OK = "ok"
     RETRY = "retried"
@@ -73,7 +73,7 @@ class Attempt(NamedTuple):
     row: int
     number: int  #: from 1
     worker: int
-    previous: Failure | None = None  #: what the model is to be shown, else the last failure
+    previous: Failure | None = None  #: shown to the model, else the last failure
     due: float | None = None  #: when it might start; None: as soon as the run did
 
 
@@ -91,10 +91,10 @@ class Failure(NamedTuple):
         type: name of the error's type, such as ``"BadOutput"`` or ``"ZeroDivisionError"``.
         message: what happened and what to do.
         status: HTTP status, if there was one.
-        reply: what the model said, if it said something.
-        text: its text, if it said something.
-        correctable: the model may do better when it is shown the message.
-        transient: the same attempt may go well a little later.
+        reply: of the model, if there was one.
+        text: of that reply.
+        correctable: the model may succeed when it is shown the message.
+        transient: the same attempt may succeed a little later.
         pause: seconds after which the server lets this request be repeated, or None.
         sent: a request went out, which may have been billed.
         ends_run: every other row must fail in the same way.
@@ -149,8 +149,8 @@ class Stop(NamedTuple):
     """A stop of the run: it starts nothing more.
 
     Attributes:
-        reason: in words that go on from "the run was stopped:".
-        cancels: what is running is cancelled; else it may finish.
+        reason: continues the sentence "the run was stopped:".
+        cancels: running attempts are cancelled; else they may finish.
     """
 
     kind: StopKind
@@ -186,11 +186,11 @@ class Attempted(NamedTuple):
 
 
 class HoldKind(StrEnum):
-    """What lets no attempt start for a while."""
+    """The reason of a hold."""
 
     PAUSE = "pause"  #: the server asked for it
     RATE_LIMIT = "rate_limit"
-    BUDGET = "budget"  #: attempts in flight may need what is left of it
+    BUDGET = "budget"  #: attempts in flight have reserved the rest
 
 
 class Hold(NamedTuple):
@@ -202,7 +202,7 @@ class Hold(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A row had to wait, because of a hold; told once for a row that is held."""
+    """A row has to wait because of a hold; reported once for each such row."""
 
     kind: HoldKind
     row: int

@@ -1,7 +1,8 @@
 """Limits that runs share: :class:`RateLimit` in time, :class:`Budget` in tokens and money.
 
-All the arithmetic is in :mod:`revkit.scheduling.buckets`. Here is what users write, and one lock
-for each object: several runs, on several threads, may hold it. Nothing under a lock waits.
+The arithmetic is in :mod:`revkit.scheduling.buckets` and :mod:`revkit.scheduling.accounts`. Here
+is what users write, with one lock for each object, because several threads may use it. Nothing
+waits while it holds a lock.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 
 from ..errors import UsageError
 from ..task.tokens import Price
-from .buckets import PICO, Account, Refusal, Reservation, TokenBucket
+from .accounts import PICO, ZERO, Account, Amounts, Refusal, Reservation, as_call
+from .buckets import TokenBucket
+from .events import Stop
 
-__all__ = ["Budget", "RateLimit", "Spending"]
+__all__ = ["Budget", "BudgetLedger", "RateLimit"]
 
 
 class RateLimit:
@@ -57,11 +60,11 @@ class RateLimit:
         _check("RateLimit", given)
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
-        self._requests = TokenBucket(requests_per_minute or math.inf)
-        self._tokens = TokenBucket(tokens_per_minute or math.inf)
-        self._now = -math.inf  #: the latest time that any run has told
+        self._requests = TokenBucket(requests_per_minute)
+        self._tokens = TokenBucket(tokens_per_minute)
+        self._now = -math.inf  #: the latest time of any call
         self._lock = Lock()
-        #: what it goes by where copies of it are one limit: on the machines of a cluster
+        #: the identity under which copies share one limit: on the machines of a cluster
         self.identity = uuid.uuid4().hex
 
     def reserve(self, tokens: int, now: float) -> float | None:
@@ -80,12 +83,12 @@ class RateLimit:
             return None
 
     def correct(self, estimated: int, used: int, now: float) -> None:
-        """Count what a request used, where its estimate was counted; the rest is given back."""
+        """Count the tokens that a request used instead of its estimate."""
         with self._lock:
             self._tokens.take(used - estimated, self._latest(now))
 
     def _latest(self, now: float) -> float:
-        """``now``, unless another run was here later: the lock is not taken in order of time."""
+        """``now``, or a later time of another run: the lock is not taken in order of time."""
         self._now = max(self._now, now)
         return self._now
 
@@ -95,26 +98,22 @@ class RateLimit:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy counts for itself; on a Dask cluster, all copies of one are one limit."""
         self.__dict__.update(state, _lock=Lock())
-        self._requests = TokenBucket(self.requests_per_minute or math.inf)
-        self._tokens = TokenBucket(self.tokens_per_minute or math.inf)
+        self._requests = TokenBucket(self.requests_per_minute)
+        self._tokens = TokenBucket(self.tokens_per_minute)
 
     def __repr__(self) -> str:
-        return _call(
+        return as_call(
             "RateLimit",
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
         )
 
 
-class Spending:
-    """What attempts have reserved and spent, in tokens and picodollars. Usable from any thread.
+class BudgetLedger:
+    """What attempts have reserved and spent of a budget. Usable from any thread."""
 
-    Args:
-        tokens, pico: the limits; None: any number.
-    """
-
-    def __init__(self, tokens: int | None, pico: int | None):
-        self._tokens, self._usd = Account(tokens), Account(pico)
+    def __init__(self, account: Account):
+        self._account = account
         self._in_flight: set[Reservation] = set()
         self._lock = Lock()
 
@@ -129,14 +128,12 @@ class Spending:
             or ``Refusal.NEVER``: the budget is used up for an attempt of this size.
         """
         reservation = Reservation(prompt, completion, price)
-        tokens, usd = reservation.amounts
+        need = reservation.amounts
         with self._lock:
-            refusals = {self._tokens.refusal(tokens), self._usd.refusal(usd)}
-            for refusal in (Refusal.NEVER, Refusal.LATER):
-                if refusal in refusals:
-                    return refusal
-            self._tokens.reserve(tokens)
-            self._usd.reserve(usd)
+            refusal = self._account.refusal(need)
+            if refusal is not None:
+                return refusal
+            self._account.reserve(need)
             self._in_flight.add(reservation)
             return reservation
 
@@ -146,14 +143,14 @@ class Spending:
         prompt_used: int | None = None,
         completion_used: int | None = None,
     ) -> None:
-        """Count what an attempt used, in tokens; None, not known, is all that it had reserved.
+        """Count what an attempt used, in tokens; None, if unknown, counts all that it reserved.
 
         Raises:
             KeyError: the reservation was settled or released before.
         """
         prompt = reservation.prompt if prompt_used is None else prompt_used
         completion = reservation.completion if completion_used is None else completion_used
-        self._close(reservation, *reservation.used(prompt, completion))
+        self._close(reservation, reservation.used(prompt, completion))
 
     def release(self, reservation: Reservation) -> None:
         """Give all of a reservation back: the attempt was certainly not billed.
@@ -161,17 +158,20 @@ class Spending:
         Raises:
             KeyError: the reservation was settled or released before.
         """
-        self._close(reservation, 0, 0)
+        self._close(reservation, ZERO)
 
-    def _close(self, reservation: Reservation, tokens: int, usd: int) -> None:
-        reserved_tokens, reserved_usd = reservation.amounts
+    def _close(self, reservation: Reservation, used: Amounts) -> None:
         with self._lock:
             self._in_flight.remove(reservation)
-            self._tokens.settle(reserved_tokens, tokens)
-            self._usd.settle(reserved_usd, usd)
+            self._account.settle(reservation.amounts, used)
+
+    def exhausted(self, prompt: int, completion: int, price: Price | None = None) -> Stop:
+        """The stop of a run whose next attempt was refused with ``Refusal.NEVER``."""
+        with self._lock:
+            return self._account.exhausted(Reservation(prompt, completion, price).amounts)
 
 
-class Budget(Spending):
+class Budget(BudgetLedger):
     """Never more tokens, or dollars, than these.
 
     Each attempt reserves its estimated prompt and ``max_tokens``, and settles to what it used. An
@@ -215,12 +215,12 @@ class Budget(Spending):
                 f"Budget(prices={prices!r}): give a Price, or a mapping of model name to Price"
             )
         self.prices = prices
-        super().__init__(tokens, None if usd is None else round(usd * PICO))
-        #: what it goes by where copies of it are one budget: on the machines of a cluster
+        super().__init__(Account((tokens, None if usd is None else round(usd * PICO))))
+        #: the identity under which copies share one budget: on the machines of a cluster
         self.identity = uuid.uuid4().hex
 
     def check(self, model: str, max_tokens: int | None, price: Price | None) -> None:
-        """Refuse, before anything is sent, what the budget cannot be kept for.
+        """Refuse, before anything is sent, a model for which the budget cannot be kept.
 
         Raises:
             UsageError: no ``max_tokens``; or, for a budget in dollars, no price, or none to pay.
@@ -250,48 +250,52 @@ class Budget(Spending):
 
     @property
     def tokens(self) -> int | None:
-        """The most tokens; None: any number. Set it higher, and a run that was stopped goes on."""
-        return self._tokens.limit
+        """The most tokens; None: any number. Raise it to continue a run that it stopped."""
+        return self._account.limits[0]
 
     @tokens.setter
     def tokens(self, tokens: int | None) -> None:
         _check_budget(tokens, self.usd)
-        self._tokens.limit = tokens
+        with self._lock:
+            self._account.limits = tokens, self._account.limits[1]
 
     @property
     def usd(self) -> float | None:
         """The most US dollars; None: any sum. It can be set as :attr:`tokens` can."""
-        return None if self._usd.limit is None else self._usd.limit / PICO
+        pico = self._account.limits[1]
+        return None if pico is None else pico / PICO
 
     @usd.setter
     def usd(self, usd: float | None) -> None:
         _check_budget(self.tokens, usd)
-        self._usd.limit = None if usd is None else round(usd * PICO)
+        pico = None if usd is None else round(usd * PICO)
+        with self._lock:
+            self._account.limits = self._account.limits[0], pico
 
     @property
     def spent_tokens(self) -> int:
         """Tokens that were used, by all runs."""
-        return self._tokens.spent
+        return self._account.spent.tokens
 
     @property
     def spent_usd(self) -> float:
         """US dollars that were used, by all runs; without a price an attempt adds none."""
-        return self._usd.spent / PICO
+        return self._account.spent.pico / PICO
 
     @property
     def reserved_tokens(self) -> int:
         """Tokens that attempts in flight hold."""
-        return self._tokens.reserved
+        return self._account.reserved.tokens
 
     @property
     def reserved_usd(self) -> float:
         """US dollars that attempts in flight hold."""
-        return self._usd.reserved / PICO
+        return self._account.reserved.pico / PICO
 
     def count(self, tokens: int, pico: int) -> None:
-        """Set what is spent, where somebody else has counted it: tokens and picodollars."""
+        """Set what a cluster has spent, in tokens and picodollars."""
         with self._lock:
-            self._tokens.spent, self._usd.spent = tokens, pico
+            self._account.spent = Amounts(tokens, pico)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -300,19 +304,10 @@ class Budget(Spending):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy counts for itself, from what was spent; on a Dask cluster, all are one budget."""
         self.__dict__.update(state, _lock=Lock())
-        self._tokens = Account(self._tokens.limit, self._tokens.spent)
-        self._usd = Account(self._usd.limit, self._usd.spent)
+        self._account = Account(self._account.limits, self._account.spent)
 
     def __repr__(self) -> str:
-        return _call(
-            "Budget",
-            tokens=self.tokens,
-            usd=self.usd,
-            spent_tokens=self.spent_tokens,
-            spent_usd=self.spent_usd or None,
-            reserved_tokens=self.reserved_tokens or None,
-            reserved_usd=self.reserved_usd or None,
-        )
+        return str(self._account)
 
 
 def _check_budget(tokens: int | None, usd: float | None) -> None:
@@ -331,8 +326,3 @@ def _check(name: str, given: Mapping[str, float | None]) -> None:
         number = isinstance(limit, int | float) and not isinstance(limit, bool)
         if not (number and 0 < limit < math.inf):
             raise UsageError(f"{name}({parameter}={limit!r}): give a number above 0")
-
-
-def _call(name: str, **arguments: float | None) -> str:
-    shown = ", ".join(f"{k}={v!r}" for k, v in arguments.items() if v is not None)
-    return f"{name}({shown})"

@@ -1,4 +1,4 @@
-"""Rules that decide about a run from numbers alone."""
+"""Rules of a run that depend on numbers alone: retries, failures, the number of workers."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from dataclasses import dataclass
 from ..errors import UsageError
 from .events import Stop, StopKind
 
-__all__ = ["Retry", "failure_limit", "failure_stop", "worker_count"]
+__all__ = [
+    "Retry",
+    "check_count",
+    "failure_limit",
+    "failure_stop",
+    "worker_count",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """When a failed attempt is tried again: exponential backoff with full jitter.
+    """When a failed attempt is retried: exponential backoff with full jitter.
 
-    Connection errors, timeouts, and the statuses 408, 409, 425, 429 and 5xx are tried again; an
-    answer that does not fit the task is, once, with the model being shown what was wrong. A 429
-    or 503 that asks for a pause makes *all* workers pause. Neither uses up an attempt.
+    Connection errors, timeouts, and the statuses 408, 409, 425, 429 and 5xx are retried. A reply
+    that does not fit the task is retried once, and the model is shown the error. A 429 or 503 that
+    asks for a pause makes *all* workers pause. The last two do not use up an attempt.
 
     Args:
-        attempts: most attempts at one row, the first included; 1 never tries again.
+        attempts: most attempts at one row, the first included; 1 never retries.
         initial: upper limit of the first wait, in seconds; it doubles with each attempt.
         maximum: upper limit of every wait, in seconds.
         max_pause: longest pause that a server may ask for, in seconds; a longer one ends the run.
-        max_elapsed: seconds after its first attempt in which a row may be tried again.
+        max_elapsed: seconds after its first attempt in which a row may be retried.
 
     Raises:
         UsageError: a number that is impossible.
@@ -40,15 +46,11 @@ class Retry:
     max_elapsed: float = 600.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
-            raise UsageError(f"Retry(attempts={self.attempts!r}): give a whole number")
-        if self.attempts < 1:
-            raise UsageError(f"Retry(attempts={self.attempts}): at least 1 is needed")
+        check_count(self.attempts, f"Retry(attempts={self.attempts!r})")
         for name in ("initial", "maximum", "max_pause", "max_elapsed"):
             seconds = getattr(self, name)
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-                raise UsageError(f"Retry({name}={seconds!r}): give seconds, 0 or more")
-            if not seconds >= 0:
+            number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+            if not (number and seconds >= 0):
                 raise UsageError(f"Retry({name}={seconds!r}): give seconds, 0 or more")
             if math.isinf(seconds) and name in ("initial", "maximum"):
                 raise UsageError(f"Retry({name}={seconds!r}): give seconds that have an end")
@@ -67,7 +69,7 @@ class Retry:
 
 
 def failure_limit(max_failures: float | None, *, fail_fast: bool, rows: int) -> int | None:
-    """How many failures a run goes on after; None: any number.
+    """The number of failures that a run tolerates; None: any number.
 
     Args:
         max_failures: an int counts rows; a float between 0 and 1 is a share of ``rows``.
@@ -99,10 +101,6 @@ def failure_limit(max_failures: float | None, *, fail_fast: bool, rows: int) -> 
 def failure_stop(failed: int, limit: int | None, *, fail_fast: bool) -> Stop | None:
     """The stop of a run in which so many rows failed; None: the run continues.
 
-    Args:
-        limit: as :func:`failure_limit` returned it.
-        fail_fast: the stop cancels the running attempts.
-
     >>> failure_stop(3, 2, fail_fast=False).reason
     '3 rows failed, more than max_failures allows (2)'
     """
@@ -115,6 +113,14 @@ def failure_stop(failed: int, limit: int | None, *, fail_fast: bool) -> Stop | N
         f"more than max_failures allows ({limit})"
     )
     return Stop(StopKind.FAILURES, reason, cancels=fail_fast)
+
+
+def check_count(number: object, written: str, others: str = "") -> None:
+    """Refuse what is no int of at least 1, as ``written``; the user may give ``others``."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise UsageError(f"{written}: give a whole number{others}")
+    if number < 1:
+        raise UsageError(f"{written}: at least 1 is needed")
 
 
 def worker_count(rows: int, cpus: int, *, max_workers: int | None, worker_cap: int = 16) -> int:
@@ -140,13 +146,9 @@ def worker_count(rows: int, cpus: int, *, max_workers: int | None, worker_cap: i
     >>> worker_count(12, 4, max_workers=100)
     12
     """
-    for name, number in (("max_workers", max_workers), ("worker_cap", worker_cap)):
-        if number is None and name == "max_workers":
-            continue
-        if isinstance(number, bool) or not isinstance(number, int):
-            adaptive = ', or "adaptive"' if name == "max_workers" else ""
-            raise UsageError(f"{name}={number!r}: give a whole number{adaptive}, or leave it out")
-        if number < 1:
-            raise UsageError(f"{name}={number}: at least 1 is needed")
+    if max_workers is not None:
+        adaptive = ', or "adaptive", or leave it out'
+        check_count(max_workers, f"max_workers={max_workers!r}", adaptive)
+    check_count(worker_cap, f"worker_cap={worker_cap!r}", ", or leave it out")
     wanted = min(2 * cpus, worker_cap) if max_workers is None else max_workers
     return max(1, min(wanted, rows))

@@ -1,10 +1,10 @@
-"""Which row is tried next, by whom, and what becomes of it: everything that decides it is here.
+"""Which row runs next, on which worker, and whether it is retried: all of that is decided here.
 
 The scheduler is a pure machine. Workers pull from it: :meth:`Scheduler.take` gives an attempt, a
-time to ask again, :data:`WAIT` or :data:`DONE`; :meth:`Scheduler.settle` says what the attempt's
-outcome means; :meth:`Scheduler.stop` starts nothing more. It knows no threads, no loop and no
-clock: time is an argument, in seconds. An engine calls it from one place at a time: under a lock,
-or on its loop's thread.
+time to ask again, :data:`WAIT` or :data:`DONE`; :meth:`Scheduler.settle` decides about its outcome;
+:meth:`Scheduler.stop` starts nothing more. It knows no threads, no loop and no clock: time is an
+argument, in seconds. An engine calls it from one place at a time: under a lock, or on its loop's
+thread.
 
 A row is in exactly one of four places:
 
@@ -13,8 +13,8 @@ A row is in exactly one of four places:
                                |  v
                              to be tried again
 
-Where replies are kept in a store, a good one holds its place among the running until it has been
-committed: what a kill of the process can lose is never more than ``max_workers`` calls.
+With a store, a good reply holds its place among the running until it is committed. So a kill of the
+process loses at most ``max_workers`` calls.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ Step = Attempt | float | Literal[_Word.WAIT, _Word.DONE]
 
 @dataclass(slots=True)
 class _Trouble:
-    """What a row that has failed has behind it."""
+    """The history of a row that has failed."""
 
     began: float  #: when its first attempt ended
     failures: int = 0  #: those that count against ``Retry.attempts``
-    again: float | None = None  #: when it is due to be tried again
-    correction: Failure | None = None  #: what the model is shown when it is asked again
+    again: float | None = None  #: when it is due to be retried
+    correction: Failure | None = None  #: shown to the model in the next attempt
 
 
 class Scheduler:
@@ -164,7 +164,7 @@ class Scheduler:
         if self._throttle is not None:
             refused = self._throttle.admit(row, self._again[0][3] if again else None, now)
             if isinstance(refused, Stop):
-                self._stop(refused)
+                self.stopped = refused.after(self.stopped)
                 return DONE
             if refused is not None:
                 return self._hold(refused.why, row, worker, now, refused.until)
@@ -228,7 +228,7 @@ class Scheduler:
             self._uncommitted += self._commits
             return Decision.OK
         if outcome.ends_run:
-            self._stop(Stop(StopKind.FATAL, str(outcome), cancels=True))
+            self.stopped = Stop(StopKind.FATAL, str(outcome), cancels=True).after(self.stopped)
         when = self._next_try(attempt, outcome, now)
         if when is not None:
             trouble = self._trouble[row]
@@ -246,10 +246,7 @@ class Scheduler:
         Does nothing where all is done. May be called from any thread.
         """
         if self.stopped is not None or not self._is_done():
-            self._stop(stop)
-
-    def _stop(self, stop: Stop) -> None:
-        self.stopped = stop.after(self.stopped)
+            self.stopped = stop.after(self.stopped)
 
     def due(self) -> float:
         """From when on a worker that waits would get something, were nothing else to happen.
@@ -369,11 +366,10 @@ class Scheduler:
                 f"Retry(max_pause={self._retry.max_pause:g}): {failure}; raise max_pause=, or "
                 "run it again later"
             )
-            self._stop(Stop(StopKind.PAUSE, reason, cancels=False))
+            self.stopped = Stop(StopKind.PAUSE, reason, cancels=False).after(self.stopped)
         self._paused_until = max(self._paused_until, now + pause)
 
     def _count_failures(self, more: int) -> None:
         self._failed += more
-        stop = failure_stop(self._failed, self._max_failures, fail_fast=self._fail_fast)
-        if stop is not None:
-            self._stop(stop)
+        if stop := failure_stop(self._failed, self._max_failures, fail_fast=self._fail_fast):
+            self.stopped = stop.after(self.stopped)

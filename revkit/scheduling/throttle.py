@@ -1,8 +1,8 @@
-"""One run's side of its limits: what stands between a row and its start.
+"""The limits of one run: whether an attempt may start now.
 
-The scheduler asks before it starts an attempt and tells what became of it. A rate limit and a
-budget may be shared with other runs; what this run has reserved of them, and what it has learnt
-about its prompts, is here.
+The scheduler asks before it starts an attempt, and reports its outcome. A rate limit and a budget
+may be shared with other runs. A throttle keeps what this run has reserved of them, and estimates
+of its prompts' tokens.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from ..task.tokens import Price, TokenEstimate
-from .buckets import Refusal, Reservation
-from .events import CANCELLED, OVERLOADED, Attempt, Failure, HoldKind, Outcome, Stop, StopKind
+from .accounts import Refusal, Reservation
+from .events import CANCELLED, OVERLOADED, Attempt, Failure, HoldKind, Outcome, Stop
 
 if TYPE_CHECKING:
     from .adaptive import AdaptiveLimit
+    from .limits import BudgetLedger
 
-__all__ = ["Purse", "Refused", "Starts", "Throttle", "as_load"]
+__all__ = ["RateLimiter", "Refused", "Throttle", "as_load"]
 
-#: Seconds after which a budget is asked again that attempts in flight hold in full.
+#: Seconds until the next try where attempts in flight have reserved the rest of the budget.
 _LATER = 0.05
-#: Statuses of a gateway that gave up on a server, which may have done the work.
+#: Statuses of a gateway that stopped waiting for a server, which may have done the work.
 _MAY_BE_BILLED = frozenset({408, 502, 504})
 
 
@@ -38,28 +39,11 @@ class _Reserved(NamedTuple):
     budget: Reservation | None
 
 
-class Starts(Protocol):
-    """Says when attempts may start: a :class:`~revkit.RateLimit`, or a part of one."""
+class RateLimiter(Protocol):
+    """Decides when attempts may start: a :class:`~revkit.RateLimit`, or a part of one."""
 
     def reserve(self, tokens: int, now: float) -> float | None: ...
     def correct(self, estimated: int, used: int, now: float) -> None: ...
-
-
-class Purse(Protocol):
-    """What attempts may use: a :class:`~revkit.Budget`, or a part of one."""
-
-    def reserve(
-        self, prompt: int, completion: int, price: Price | None = None
-    ) -> Reservation | Refusal: ...
-
-    def settle(
-        self,
-        reservation: Reservation,
-        prompt_used: int | None = None,
-        completion_used: int | None = None,
-    ) -> None: ...
-
-    def release(self, reservation: Reservation) -> None: ...
 
 
 class Throttle:
@@ -78,8 +62,8 @@ class Throttle:
         self,
         max_workers: int,
         *,
-        rate_limit: Starts | None = None,
-        budget: Purse | None = None,
+        rate_limit: RateLimiter | None = None,
+        budget: BudgetLedger | None = None,
         adaptive: AdaptiveLimit | None = None,
         size: Callable[[int], int] | None = None,
         max_tokens: int | None = None,
@@ -102,6 +86,11 @@ class Throttle:
         if self._adaptive is None:
             return self._max_workers
         return min(self._max_workers, self._adaptive.limit)
+
+    @property
+    def running(self) -> int:
+        """How many attempts are running."""
+        return len(self._reserved)
 
     @property
     def path(self) -> list[tuple[float, int]]:
@@ -128,14 +117,7 @@ class Throttle:
             if found is Refusal.LATER:
                 return Refused(now + _LATER, HoldKind.BUDGET)
             if found is Refusal.NEVER:
-                needs = f"{prompt + most:,} tokens"
-                if self._price is not None:
-                    needs += f" (${self._price.cost(prompt, most):.6f})"
-                reason = (
-                    f"the next attempt may need {needs}, more than is left of {self._budget!r}; "
-                    "to go on, give it more"
-                )
-                return Stop(StopKind.BUDGET, reason, cancels=False)
+                return self._budget.exhausted(prompt, most, self._price)
             reservation = found
         tokens = 0
         if self._rate_limit is not None:
@@ -199,7 +181,7 @@ def _is_unbilled(outcome: Outcome) -> bool:
 
 
 def as_load(outcome: Outcome) -> Literal["ok", "overloaded", "other"]:
-    """What an outcome says of the server's load."""
+    """What an outcome tells about the server's load."""
     if not isinstance(outcome, Failure) or outcome.reply is not None:
         return "ok"
     if outcome.status in OVERLOADED or outcome.type == "AttemptTimeout":

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import dask
@@ -21,11 +22,12 @@ from servers import Answer, Status, serve
 
 import revkit
 import revkit.dask
-from revkit.dask import seat as seats
+from revkit.dask import session as sessions
 from revkit.dask.claiming import ClaimingStore
 from revkit.dask.coordinator import Coordinator
-from revkit.dask.ration import Ration
-from revkit.dask.seat import Seat
+from revkit.dask.job import Job
+from revkit.dask.partition_limits import PartitionLimits
+from revkit.dask.session import PartitionSession
 from revkit.scheduling.events import Stop, StopKind
 from revkit.store import StoreWarning
 from revkit.store.shared import SharedStore
@@ -48,7 +50,7 @@ Answered = Callable[[Mapping[str, Any], dict[str, Any]], object]
 
 
 def listen(monkeypatch: pytest.MonkeyPatch, heard: Answered) -> None:
-    """Have all reports of seats heard, with the answers to them."""
+    """Have all reports of sessions heard, with the answers to them."""
     exchange = Coordinator.exchange
 
     def heard_exchange(self: Coordinator, name: str, report: Any, *, now: float) -> Any:
@@ -108,16 +110,16 @@ class Telling:
 
     def __init__(self, **first: Any):
         self.first = {"limit": 0, "now": 0.0, "tick": LONG, "workers": 2, "began": 0.0} | first
-        self.first |= {"seat": "s", "collected": False, "timeout": None}
+        self.first |= {"session": "s", "collected": False, "timeout": None}
         self.answers: list[Any] = []
         self.reports: list[Mapping[str, Any]] = []
         self.asked = threading.Semaphore(0)
 
-    def call(self, what: str, **message: Any) -> dict[str, Any]:
-        if what == "open":
+    def call(self, request: str, **message: Any) -> dict[str, Any]:
+        if request == "open":
             return self.first
         self.reports.append(message["report"])
-        if what == "close":
+        if request == "close":
             return {}
         answer = self.answers.pop(0)
         self.asked.release()
@@ -126,53 +128,55 @@ class Telling:
         return {"limit": 0, "now": 0.0, "tick": LONG, **answer}
 
     def begin(self, terms: Any, clients: Any) -> Any: ...
-    def tell(self, job: str, told: Any) -> None: ...
+    def send(self, job: str, message: Any) -> None: ...
 
 
-def seated(link: Telling, rows: int = 2) -> Seat:
-    seat = Seat(link, "run", "job", 0, rows, {})
-    ration = Ration(2, starts=None, purse=None, size=None, max_tokens=None, price=None)
-    seat.begin(ration)
-    return seat
+def opened(link: Telling, rows: int = 2) -> PartitionSession:
+    job = cast("Job", SimpleNamespace(id="job", terms={}))
+    session = PartitionSession(link, "run", job, 0, rows, {})
+    none: Any = dict.fromkeys(("rate_limit", "budget", "size", "max_tokens", "price"))
+    limits = PartitionLimits(2, **none, reports_load=False, report_now=session.report_now)
+    session.begin(limits)
+    return session
 
 
 def test_a_share_that_came_while_the_engine_started_wakes_it() -> None:
-    seat, told = seated(Telling(limit=2)), []
-    seat.started(lambda stop: None, lambda change: told.append(change()))
+    session, told = opened(Telling(limit=2)), []
+    session.started(lambda stop: None, lambda change: told.append(change()))
     assert told
-    seat.close()
+    session.close()
 
 
 def test_what_may_have_been_lost_on_its_way_is_said_again() -> None:
     link = Telling()
     link.answers = [ConnectionError("gone"), {"freed": [b"other"]}]
-    seat = seated(link)
-    seat.let_go("store", [b"key"])
-    seat.urge()
+    session = opened(link)
+    session.release("store", [b"key"])
+    session.report_now()
     assert link.asked.acquire(timeout=LONG)
-    seat.wait(LONG)
-    assert seat.freed() is None  # any key may be free, and nobody has said so
-    seat.urge()
+    session.news.wait(LONG)
+    assert session.freed() is None  # any key may be free, and nobody has said so
+    session.report_now()
     assert link.asked.acquire(timeout=LONG)
-    seat.wait(LONG)
-    assert seat.freed() == {b"other"}
-    assert seat.freed() == set()
-    seat.close()
-    lets = [report.get("let") for report in link.reports]
+    session.news.wait(LONG)
+    assert session.freed() == {b"other"}
+    assert session.freed() == set()
+    session.close()
+    lets = [report.get("released") for report in link.reports]
     assert lets == [[("store", [b"key"])], [("store", [b"key"])], None]
 
 
 def test_a_scheduler_that_is_silent_for_long_stops_the_partition(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(seats, "_SILENCE", -1.0)
+    monkeypatch.setattr(sessions, "_SILENCE", -1.0)
     link = Telling()
     link.answers = [ConnectionError("gone")]
-    seat, stops = seated(link), []
-    seat.started(stops.append, lambda change: change())
-    seat.urge()
-    seat.wait(LONG)
-    seat.close()
+    session, stops = opened(link), []
+    session.started(stops.append, lambda change: change())
+    session.report_now()
+    session.news.wait(LONG)
+    session.close()
     assert stops == [
         Stop(StopKind.INTERRUPTED, "the Dask scheduler does not answer: gone", cancels=True)
     ]
@@ -181,15 +185,15 @@ def test_a_scheduler_that_is_silent_for_long_stops_the_partition(
 def test_a_stop_wakes_who_waits_for_another_partition() -> None:
     link = Telling()
     link.answers = [{"stop": ["cancelled", "enough", True]}]
-    seat, stops = seated(link), []
-    seat.started(stops.append, lambda change: change())
-    waits = threading.Thread(target=seat.wait, args=(10 * LONG,))
+    session, stops = opened(link), []
+    session.started(stops.append, lambda change: change())
+    waits = threading.Thread(target=session.news.wait, args=(10 * LONG,))
     waits.start()
-    seat.urge()
+    session.report_now()
     waits.join(LONG)
     assert not waits.is_alive()
     assert stops == [Stop(StopKind.CANCELLED, "enough", cancels=True)]
-    seat.close()
+    session.close()
 
 
 # -- rows that wait for another partition's reply --------------------------------------------------
@@ -221,16 +225,16 @@ def test_a_claim_whose_reply_came_meanwhile_is_given_up_at_once(tmp_path: Path) 
     let: list[Any] = []
 
     class Asked:
-        """A seat; between its first look and its claim, another one has kept a reply."""
+        """A session; between its first look and its claim, another one has kept a reply."""
 
         def claim(self, store: str, keys: list[bytes], **known: Any) -> dict[str, Any]:
             there.put([(b"came", Reply("good"))], task="a task", model="a model")
             return {"taken": [b"taken"], "parts": [there.part]}
 
-        def let_go(self, store: str, keys: list[bytes]) -> None:
+        def release(self, store: str, keys: list[bytes]) -> None:
             let.append((store, keys))
 
-    store = ClaimingStore(here, cast("Seat", Asked()), "replies")
+    store = ClaimingStore(here, cast("PartitionSession", Asked()), "replies")
     assert store.get([b"came", b"mine", b"taken"]) == {b"came": Reply("good")}
     assert store.taken == {b"taken"}
     assert let == [("replies", [b"came"])]
@@ -242,7 +246,7 @@ def test_what_could_not_be_written_is_tried_again_when_a_partition_is_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = SharedStore(tmp_path)
-    store = ClaimingStore(shared, seated(Telling()), "replies")
+    store = ClaimingStore(shared, opened(Telling()), "replies")
 
     def full(file: int) -> None:
         raise OSError("No space left on device")
@@ -255,7 +259,7 @@ def test_what_could_not_be_written_is_tried_again_when_a_partition_is_through(
     store.close()
     assert store.problem is None
     shared.close()
-    store._seat.close()
+    store._session.close()
 
 
 def texts(ddf: Any) -> Any:
