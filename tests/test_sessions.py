@@ -26,6 +26,7 @@ from revkit.dask import session as sessions
 from revkit.dask.claiming import ClaimingStore
 from revkit.dask.coordinator import Coordinator
 from revkit.dask.job import Job
+from revkit.dask.links import RunHandle
 from revkit.dask.partition_limits import PartitionLimits
 from revkit.dask.session import PartitionSession
 from revkit.scheduling.events import Stop, StopKind
@@ -106,7 +107,7 @@ def test_a_partition_ends_when_its_last_row_takes_its_share_with_it(
 class Telling:
     """A link to a coordinator that says what a test says."""
 
-    worker = name = "w"
+    host = worker = name = "w"
 
     def __init__(self, **first: Any):
         self.first = {"limit": 0, "now": 0.0, "tick": LONG, "workers": 2, "began": 0.0} | first
@@ -132,8 +133,8 @@ class Telling:
 
 
 def opened(link: Telling, rows: int = 2) -> PartitionSession:
-    job = cast("Job", SimpleNamespace(id="job", terms={}))
-    session = PartitionSession(link, "run", job, 0, rows, {})
+    job = cast("Job", SimpleNamespace(id="job", terms={}, observed=False))
+    session = PartitionSession(link, RunHandle("run"), job, 0, rows)
     none: Any = dict.fromkeys(("rate_limit", "budget", "size", "max_tokens", "price"))
     limits = PartitionLimits(2, **none, reports_load=False, report_now=session.report_now)
     session.begin(limits)

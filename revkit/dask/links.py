@@ -51,10 +51,12 @@ class Link(Protocol):
     """Sends requests to the coordinator. Usable from any thread; every call may block.
 
     Attributes:
+        host: name of this machine.
         worker: the coordinator's name for this Dask worker, or for this process if there is none.
         name: the user's name for the worker.
     """
 
+    host: str
     worker: str
     name: str
 
@@ -67,8 +69,8 @@ class _LocalLink:
     """To the coordinator of this process."""
 
     def __init__(self) -> None:
-        self.worker, self.name = f"process-{os.getpid()}", f"pid {os.getpid()}"
-        self.pid = os.getpid()
+        self.host, self.pid = socket.gethostname(), os.getpid()
+        self.worker, self.name = f"process-{self.pid}", f"pid {self.pid}"
         #: summaries of runs that have ended, for the user's thread
         self.ended: deque[Mapping[str, Any]] = deque()
         self._coordinator = Coordinator(self.ended.append)
@@ -156,8 +158,7 @@ class _DistributedLink:
         self._worker = worker
         if worker.nanny:
             worker.loop.add_callback(_leave_interrupts_to_the_nanny)
-        self.worker = worker.address
-        self.name = str(worker.name)
+        self.host, self.worker, self.name = socket.gethostname(), worker.address, str(worker.name)
 
     def begin(self, terms: Mapping[str, Any], clients: Iterable[str]) -> RunHandle:
         from distributed.protocol.pickle import dumps

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,7 +33,6 @@ from .session import PartitionSession
 
 if TYPE_CHECKING:
     from ..store.contract import ReplyStore
-    from ..task.tokens import Price
 
 __all__ = ["Part", "begin", "columns_of", "run_partition"]
 
@@ -72,23 +70,17 @@ class Part:
 class _PartitionWiring(Wiring):
     """An ordinary run's, with a part of the cluster's limits and the claims of its session."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        session: PartitionSession,
-        claims: ClaimingStore | None,
-        *,
-        price: Price | None,
-        observed: bool,
-    ):
+    def __init__(self, plan: Plan, session: PartitionSession, claims: ClaimingStore | None):
         timeout = session.timeout if session.timeout is None else max(session.timeout, 0.001)
         options = dataclasses.replace(plan.options, limits=Limits(timeout=timeout))
         workers = max(1, min(session.workers, plan.total - len(plan.refused)))
-        super().__init__(dataclasses.replace(plan, options=options, workers=workers, price=price))
+        plan = dataclasses.replace(plan, options=options, workers=workers, price=session.job.price)
+        super().__init__(plan)
         self._session = session
         self._claims = claims
         self.callback = session.settled
-        self.observers = [ObserverSpec("cluster", lambda: session, owned=False)] if observed else []
+        relay = ObserverSpec("cluster", lambda: session, owned=False)
+        self.observers = [relay] if session.observed else []
         if claims is not None and plan.total > len(plan.refused):
             self.open_store = lambda: claims
 
@@ -140,23 +132,19 @@ def run_partition(job: Job, run: RunHandle, number: int, frame: pd.DataFrame) ->
     if not plan.total:
         return Part(number, frame, empty_record(plan))
     link = link_here(job.made_in)
-    host = socket.gethostname()
-    place = {"partition": number, "host": host, "process": link.name}
     with contextlib.ExitStack() as stack:
-        session = PartitionSession(link, run.run, job, number, plan.total, place)
+        session = PartitionSession(link, run, job, number, plan.total)
         stack.enter_context(session)
         claims = None
         if job.store is not None:
             store = stack.enter_context(shared_store(job.store))
             claims = ClaimingStore(store, session, job.store)
-        observed = job.observed and run.observed
-        wiring = _PartitionWiring(plan, session, claims, price=job.price, observed=observed)
-        record = execute(wiring)
+        record = execute(_PartitionWiring(plan, session, claims))
         if record.stopped is not None and record.stopped.kind is StopKind.TIMEOUT:
             # The timeout of the run, not the rest of it for this partition.
             record.stopped = timed_out(job.terms["timeout"])
         closed = session.close(record.stopped)
-    elsewhere = job.made_in != (host, os.getpid())
+    elsewhere = job.made_in != (link.host, os.getpid())
     if record.store_problem is not None and elsewhere and not session.collected:
         # A warning on a worker only reaches its log. ``collect`` shows it in the result.
         link.send(job.id, {"warn": record.store_problem})
@@ -172,7 +160,7 @@ def run_partition(job: Job, run: RunHandle, number: int, frame: pd.DataFrame) ->
         number=number,
         frame=frame,
         record=record,
-        host=host,
+        host=link.host,
         process=link.name,
         offset=session.offset,
         began=session.began,

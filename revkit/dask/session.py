@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..observers import Event
     from ..record.record import RowResult
     from .job import Job
-    from .links import Link
+    from .links import Link, RunHandle
 
 __all__ = ["PartitionSession"]
 
@@ -32,9 +32,6 @@ _EVENTS = 500
 class PartitionSession:
     """One partition while it runs; a thread of its own talks to the coordinator.
 
-    Args:
-        place: added to the data of each event: partition, host and worker.
-
     Attributes:
         rate_limit, budget: the partition's part of these; None: the run has none.
         waiting: rows that wait for another partition's reply.
@@ -42,12 +39,12 @@ class PartitionSession:
         news: set when there are freed keys or a stop.
     """
 
-    def __init__(
-        self, link: Link, run: str, job: Job, partition: int, rows: int, place: Mapping[str, Any]
-    ):
+    def __init__(self, link: Link, run: RunHandle, job: Job, partition: int, rows: int):
         self._link = link
-        self._job = job.id
-        self._place = place
+        self.job = job
+        self.observed = job.observed and run.observed
+        #: added to the data of each event
+        self._place = {"partition": partition, "host": link.host, "process": link.name}
         self._total = rows
         self._settled = self._failed = self._ok = self._made = 0
         #: message of the first row that failed, until it was reported
@@ -71,7 +68,7 @@ class PartitionSession:
         #: seconds to add to this process's clock for the coordinator's, and their uncertainty
         self.offset, self._error_of_offset = 0.0, float("inf")
         began = time.monotonic()
-        reply = link.call("open", run=run, worker=link.worker, partition=partition, rows=rows)
+        reply = link.call("open", run=run.run, worker=link.worker, partition=partition, rows=rows)
         if "error" in reply:
             raise RevkitError(f"this partition is not run: {reply['error']}")
         self.name: str = reply["session"]
@@ -278,4 +275,4 @@ class PartitionSession:
             while self._events and len(batch) < _EVENTS:
                 event = self._events.popleft().to_dict()
                 batch.append(event | {"data": event["data"] | self._place})
-            self._link.send(self._job, {"events": batch})
+            self._link.send(self.job.id, {"events": batch})

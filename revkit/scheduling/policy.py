@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from ..errors import UsageError
 from .events import Stop, StopKind
 
-__all__ = [
-    "Retry",
-    "check_count",
-    "failure_limit",
-    "failure_stop",
-    "worker_count",
-]
+__all__ = ["Retry", "check_count", "failure_limit", "failure_stop", "worker_count"]
 
 
 @dataclass(frozen=True, slots=True)
