@@ -639,6 +639,28 @@ def test_what_a_dead_worker_had_of_a_budget_counts_as_spent() -> None:
     assert budget.spent == budget.granted == Amounts(70)
 
 
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda budget: budget.close("two", lost=False),
+        lambda budget: budget.close("two", lost=True),
+        lambda budget: budget.grant("two", Amounts(60), attempts=0),
+    ],
+    ids=["it is closed", "its worker dies", "it needs no more"],
+)
+def test_a_session_that_no_longer_waits_for_a_budget_blocks_nobody(
+    leave: Callable[[SharedBudget], object],
+) -> None:
+    budget = SharedBudget((100, None))
+    assert budget.grant("one", Amounts(60), attempts=1) == Amounts(60)
+    assert budget.grant("two", Amounts(60), attempts=1) is None
+    assert budget.is_short_for("one")
+    assert budget.grant("one", Amounts(20), attempts=1) is None  # the other one comes first
+    leave(budget)
+    assert not budget.is_short_for("one")
+    assert budget.grant("one", Amounts(20), attempts=1) == Amounts(20)
+
+
 def test_dollars_are_counted_as_tokens_are() -> None:
     budget = SharedBudget((None, 100))
     assert budget.grant("a", Amounts(10**9, 40), attempts=9) == (2 * 10**9, 80)
