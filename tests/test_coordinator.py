@@ -324,7 +324,13 @@ def test_a_task_that_begins_again_finds_its_run_unless_it_was_submitted_again() 
     assert again
     assert second != first
     assert begin_again() == (second, False)
+    for run, is_there in ((first, False), (second, True)):
+        reply = coordinator.open(run, worker="one", partition=0, rows=1, now=0.0)
+        assert ("session" in reply) == is_there
+        if is_there:
+            coordinator.close(reply["session"], report(), now=0.0)
     coordinator.abandoned("k")
+    assert "error" in coordinator.open(second, worker="one", partition=0, rows=1, now=0.0)
     third, again = begin_again()
     assert again
     assert third not in (first, second)
@@ -444,6 +450,7 @@ def test_a_rate_is_shared_by_runs_and_partitions(asked: list[tuple[int, int]]) -
         now = turn * TICK
         told = coordinator.exchange(sessions[number], report(demand=9, starts=wanted), now=now)
         starts += told.get("starts", ())
+    assert starts
     gaps = [later - start for start, later in pairwise(starts)]
     assert all(gap >= 0.1 - 0.021 for gap in gaps)
 
@@ -659,6 +666,31 @@ def test_a_session_that_no_longer_waits_for_a_budget_blocks_nobody(
     leave(budget)
     assert not budget.is_short_for("one")
     assert budget.grant("one", Amounts(20), attempts=1) == Amounts(20)
+
+
+def test_who_waited_for_a_budget_gets_one_attempt_while_others_wait() -> None:
+    budget = SharedBudget((100, None))
+    budget.grant("one", Amounts(100), attempts=1)
+    for session in ("two", "three"):
+        assert budget.grant(session, Amounts(10), attempts=3) is None
+    budget.update("one", granted=Amounts(40), spent=Amounts(40))
+    assert budget.grant("three", Amounts(10), attempts=3) is None  # the other one asked before
+    assert budget.grant("two", Amounts(10), attempts=3) == Amounts(10)
+    assert budget.grant("three", Amounts(10), attempts=3) == Amounts(30)
+
+
+def test_a_budget_that_the_user_raised_is_raised_for_the_next_run() -> None:
+    coordinator = Coordinator()
+    for run, limit in enumerate((100, 200)):
+        budget = {"id": "b", "tokens": limit, "pico": None, "spent": [0, 0]}
+        only = Spender(coordinator, begin(coordinator, f"k{run}", budget=budget), 0)
+        only.start(60)
+        only.exchange(0.1)
+        assert only.at_most == (60, 120)[run]
+        only.start(60)
+        only.end(1.0)
+        coordinator.close(only.name, report(**only.share.report(0, closing=True)), now=1.0)
+    assert coordinator.spent("b") == Amounts(120)
 
 
 def test_dollars_are_counted_as_tokens_are() -> None:
