@@ -455,6 +455,21 @@ def test_a_rate_is_shared_by_runs_and_partitions(asked: list[tuple[int, int]]) -
     assert all(gap >= 0.1 - 0.021 for gap in gaps)
 
 
+def test_tokens_and_unused_starts_are_reported_with_the_next_exchange() -> None:
+    coordinator = Coordinator()
+    limit = {"id": "r", "requests": None, "tokens": 600}
+    run = begin(coordinator, max_workers=9, rate_limit=limit)
+    session = coordinator.open(run, worker="one", partition=0, rows=99, now=0.0)["session"]
+
+    def starts(now: float, **said: Any) -> Any:
+        told = coordinator.exchange(session, report(starts=1, tokens=4, **said), now=now)
+        return told["starts"]
+
+    assert starts(0.0) == [0.0]
+    assert starts(0.1, unused=[], extra=100) == []  # ten seconds' worth
+    assert starts(10.0, unused=[], extra=0) == pytest.approx([10.6], abs=0.1)
+
+
 def test_a_start_that_was_returned_is_planned_again_at_its_own_time() -> None:
     limit = SharedRateLimit(600, None)
     first, second, third = limit.plan(3, tokens=0, now=0.0)
@@ -677,6 +692,25 @@ def test_who_waited_for_a_budget_gets_one_attempt_while_others_wait() -> None:
     assert budget.grant("three", Amounts(10), attempts=3) is None  # the other one asked before
     assert budget.grant("two", Amounts(10), attempts=3) == Amounts(10)
     assert budget.grant("three", Amounts(10), attempts=3) == Amounts(30)
+
+
+def test_a_worker_that_dies_while_it_waits_for_a_budget_blocks_nobody() -> None:
+    coordinator = Coordinator()
+    budget = {"id": "b", "tokens": 100, "pico": None, "spent": [0, 0]}
+    run = begin(coordinator, max_workers=9, budget=budget)
+    one, two = Spender(coordinator, run, 0), Spender(coordinator, run, 1)
+    for spender in (one, two):
+        spender.start(40)
+        spender.exchange(0.1)
+    assert (one.at_most, two.at_most) == (80, 0)
+    for _ in range(2):
+        one.start(40)
+    assert "granted" not in two.exchange(0.2)
+    coordinator.worker_died(two.worker)
+    one.end(0.5)
+    one.start(40)
+    told = one.exchange(0.3)
+    assert (told["granted"], told["short"]) == ([40, 0], False)
 
 
 def test_a_budget_that_the_user_raised_is_raised_for_the_next_run() -> None:
