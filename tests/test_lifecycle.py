@@ -344,7 +344,7 @@ class Engine:
         assert self.run.scheduler.stopped is not None  # it knows of the stop before the engine
         self.log.append(f"stop {stop.kind.value}")
 
-    def tell(self, change: Any) -> None:
+    def apply(self, change: Any) -> None:
         change()
 
     def tick(self) -> None: ...

@@ -14,7 +14,7 @@ from ..runtime.options import ItemOptions, RunOptions
 from ..runtime.run import aexecute, execute
 from ..task.sentiment import SENTIMENT
 from .arguments import TaskLike, checked, shows_options
-from .finish import finish, unless_pressed
+from .finish import finish, unless_interrupted
 from .prepare import prepare
 
 __all__ = ["aparallel_map", "arun_task", "parallel_map", "run_task"]
@@ -23,9 +23,9 @@ __all__ = ["aparallel_map", "arun_task", "parallel_map", "run_task"]
 def run_task(source: Any, task: Any, options: RunOptions) -> ParallelResult:
     """Run a task over a frame, a Series or a list."""
     call = prepare(source, task, options)
-    with noted_interrupts() as press:
-        result = finish(call, execute(call.wiring(), press))
-    return unless_pressed(result, press)
+    with noted_interrupts() as interrupts:
+        result = finish(call, execute(call.wiring(), interrupts))
+    return unless_interrupted(result, interrupts)
 
 
 async def arun_task(source: Any, task: Any, options: RunOptions) -> ParallelResult:

@@ -20,7 +20,7 @@ from ..errors import (
 from ..record import columns, samples
 from ..results import provenance
 from ..results.result import ParallelResult
-from ..runtime.interrupt import Press, noted_interrupts
+from ..runtime.interrupt import Interrupts, noted_interrupts
 from ..runtime.options import Writing
 from ..runtime.plan import Plan
 from ..runtime.run import aexecute, execute
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from ..record.record import Record
 
-__all__ = ["error_of_stop", "finish", "last_result", "outputs_of", "unless_pressed"]
+__all__ = ["error_of_stop", "finish", "last_result", "outputs_of", "unless_interrupted"]
 
 _last: ParallelResult | None = None
 
@@ -144,9 +144,9 @@ def _go_on(record: Record) -> str:
     return "; run the same again, and it goes on from there"
 
 
-def unless_pressed(result: ParallelResult, press: Press) -> ParallelResult:
+def unless_interrupted(result: ParallelResult, interrupts: Interrupts) -> ParallelResult:
     """The result, unless an interrupt came while it was written."""
-    if press():
+    if interrupts():
         raise Interrupted("interrupted when all was done: revkit.last_result() has it", result)
     return result
 
@@ -160,10 +160,10 @@ class _Rerun:
 
     def run(self) -> ParallelResult:
         again, rows = _what_is_left(self._call, self._record)
-        with noted_interrupts() as press:
-            record = self._record.continued(execute(self._call.wiring(again), press), rows)
+        with noted_interrupts() as interrupts:
+            record = self._record.continued(execute(self._call.wiring(again), interrupts), rows)
             result = finish(_once_more(self._call), record)
-        return unless_pressed(result, press)
+        return unless_interrupted(result, interrupts)
 
     async def arun(self) -> ParallelResult:
         again, rows = _what_is_left(self._call, self._record)

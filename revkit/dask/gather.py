@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import dask
 from dask.callbacks import Callback
 
-from ..runtime.interrupt import Press
+from ..runtime.interrupt import Interrupts
 from .partition import Part
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gathered", "gather"]
 
-#: Seconds between two looks at what has arrived, and whether the user has pressed stop.
+#: Seconds between two looks at what has arrived, and whether the user has interrupted.
 _TICK = 0.05
 #: Seconds in which partitions on a cluster must arrive when the run was stopped.
 _GRACE = 10.0
@@ -46,32 +46,32 @@ class Gathered(NamedTuple):
 
 
 def gather(
-    client: Client | None, parts: Sequence[Any], press: Press, stop: Callable[[], object]
+    client: Client | None, parts: Sequence[Any], interrupts: Interrupts, stop: Callable[[], object]
 ) -> Gathered:
     """Compute the parts of a run.
 
     Args:
         client: of the cluster; None: Dask works in this process.
-        press: says whether the user has pressed stop.
+        interrupts: says whether the user has interrupted.
         stop: stops the run. It is called repeatedly, because the run may not have begun.
     """
     found: dict[int, Part] = {}
     broken_off, error = False, None
     try:
         if client is None:
-            _compute_here(parts, found, press, stop)
+            _compute_here(parts, found, interrupts, stop)
         else:
-            error = _compute_there(client, parts, found, press, stop)
+            error = _compute_there(client, parts, found, interrupts, stop)
     except KeyboardInterrupt:
         stop()
         broken_off = True
     arrived = sorted(found.values(), key=lambda part: part.number)
     missing = len(parts) - len(arrived)
-    return Gathered(arrived, missing, broken_off or press(), error)
+    return Gathered(arrived, missing, broken_off or interrupts(), error)
 
 
 def _compute_here(
-    parts: Sequence[Any], found: dict[int, Part], press: Press, stop: Callable[[], object]
+    parts: Sequence[Any], found: dict[int, Part], interrupts: Interrupts, stop: Callable[[], object]
 ) -> None:
     """In this thread and Dask's own ones; partitions that are stopped return by themselves."""
 
@@ -79,18 +79,18 @@ def _compute_here(
         if isinstance(value, Part):
             found[value.number] = value
 
-    with _watched(press, stop), Callback(posttask=arrived):
+    with _watched(interrupts, stop), Callback(posttask=arrived):
         dask.compute(*parts)
 
 
 @contextlib.contextmanager
-def _watched(press: Press, stop: Callable[[], object]) -> Iterator[None]:
-    """While this thread computes, another one stops the run if the user has pressed stop."""
+def _watched(interrupts: Interrupts, stop: Callable[[], object]) -> Iterator[None]:
+    """While this thread computes, another one stops the run if the user has interrupted."""
     finished = threading.Event()
 
     def watch() -> None:
         while not finished.wait(_TICK):
-            if press():
+            if interrupts():
                 stop()
 
     threading.Thread(target=watch, name="revkit-stop", daemon=True).start()
@@ -104,7 +104,7 @@ def _compute_there(
     client: Client,
     parts: Sequence[Any],
     found: dict[int, Part],
-    press: Press,
+    interrupts: Interrupts,
     stop: Callable[[], object],
 ) -> Exception | None:
     """On the cluster's workers; returns the error of a partition that did not arrive."""
@@ -115,7 +115,7 @@ def _compute_there(
     try:
         coming = as_completed(futures, loop=client.loop, with_results=True, raise_errors=False)
         while not coming.is_empty():
-            if press() or error is not None:
+            if interrupts() or error is not None:
                 stop()
                 until = min(until, time.monotonic() + _GRACE)
                 if time.monotonic() > until:
@@ -126,9 +126,9 @@ def _compute_there(
             future, part = coming.next()
             if isinstance(part, Part):
                 found[part.number] = part
-            elif error is None and not press():
+            elif error is None and not interrupts():
                 error = future.exception() or RuntimeError(f"a partition was {future.status}")
     finally:
         for future in futures:
             future.release()
-    return None if press() else error
+    return None if interrupts() else error

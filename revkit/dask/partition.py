@@ -106,9 +106,9 @@ class _PartitionWiring(Wiring):
         return ClaimingLookahead(self.plan, self.prompts, self._claims, self._session)
 
     def started(
-        self, stop: Callable[[Stop], object], tell: Callable[[Callable[[], object]], object]
+        self, stop: Callable[[Stop], object], apply: Callable[[Callable[[], object]], object]
     ) -> None:
-        self._session.started(stop, tell)
+        self._session.started(stop, apply)
 
 
 def begin(job: Job) -> RunHandle:

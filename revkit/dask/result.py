@@ -53,13 +53,13 @@ def collect_parts(job: Job, relay: EventRelay, parts: Sequence[Any]) -> Parallel
             link.call("collect", job=job.id)  # the run may not have begun yet
 
     link.call("collect", job=job.id)
-    with noted_interrupts() as press, relay.collect(press) as warnings:
+    with noted_interrupts() as interrupts, relay.collect(interrupts) as warnings:
         try:
-            gathered = gather(client, parts, press, interrupt)
+            gathered = gather(client, parts, interrupts, interrupt)
         except BaseException as error:
             stop(str(error))
             raise
-        press.hold()
+        interrupts.hold()
         if gathered.interrupted:
             stop()
     if job.budget is not None:

@@ -56,7 +56,7 @@ class PartitionSession:
         self._woken = threading.Event()
         self._closed = False
         self._stop_engine: Callable[[Stop], object] | None = None
-        self._tell_engine: Callable[[Callable[[], object]], object] | None = None
+        self._apply_change: Callable[[Callable[[], object]], object] | None = None
         self.reports_load = "adaptive" in job.terms
         self._events: deque[Event] = deque()
         self._released: list[tuple[str, list[bytes]]] = []
@@ -99,14 +99,14 @@ class PartitionSession:
         self._thread.start()
 
     def started(
-        self, stop: Callable[[Stop], object], tell: Callable[[Callable[[], object]], object]
+        self, stop: Callable[[Stop], object], apply: Callable[[Callable[[], object]], object]
     ) -> None:
         """The engine has started; see :meth:`revkit.runtime.wiring.Wiring.started`."""
-        self._stop_engine, self._tell_engine = stop, tell
+        self._stop_engine, self._apply_change = stop, apply
         if self.stop is not None:
             stop(self.stop)
         # A reply between the engine's start and this line has woken nobody.
-        tell(lambda: None)
+        apply(lambda: None)
 
     def settled(self, done: int, total: int, row: RowResult) -> None:
         """The run's progress callback: counts for the coordinator."""
@@ -247,8 +247,8 @@ class PartitionSession:
             self.news.set()
         if stop := reply.get("stop"):
             self._stop(stop_of(stop))
-        elif wakes and self._tell_engine is not None:
-            self._tell_engine(lambda: None)
+        elif wakes and self._apply_change is not None:
+            self._apply_change(lambda: None)
 
     def _stop(self, stop: Stop) -> None:
         if self.stop == stop:

@@ -59,7 +59,7 @@ class EventStream:
         """The run starts; ``facts`` are what is known of it."""
         self._send("parallel.start", at, {"item_count": self._record.total, **facts})
 
-    def tell(self, fact: Started | Held | Attempted) -> None:
+    def take(self, fact: Started | Held | Attempted) -> None:
         """Something happened to an attempt."""
         if isinstance(fact, Started):
             self._send("worker.start", fact.start, partial(self._of, fact))

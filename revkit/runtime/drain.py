@@ -93,7 +93,7 @@ class Drain:
             from .sinks.events import EventSink
 
             self._events = EventSink(wiring, record, began=record.began, may_wait=may_wait)
-            scheduler.tell = self._hear
+            scheduler.listener = self._hear
 
     @property
     def is_awaited(self) -> bool:
@@ -108,7 +108,7 @@ class Drain:
         return self._plan.total > len(self._plan.refused)
 
     @property
-    def looks_on(self) -> bool:
+    def is_looking_up(self) -> bool:
         """Whether rows are left to be looked up, and none so far needs the model."""
         return self._store is not None and self._store.wants_rows and not self._store.found_work
 
@@ -138,20 +138,20 @@ class Drain:
         began: float,
         *,
         looked: float,
-        tell: Callable[[Callable[[], object]], object] | None = None,
+        apply: Callable[[Callable[[], object]], object] | None = None,
     ) -> None:
         """An engine starts: from here on times are on its clock.
 
         Args:
             began: when it started.
             looked: seconds that belong to the run before that.
-            tell: takes a change of the scheduler to where the engine makes it.
+            apply: makes a change of the scheduler where the engine makes its own.
         """
         record, before = self.record, self.record.began
         if self._events is not None:
             self._events.starts_at(began - (self._clock() - before))
-        if self._store is not None and tell is not None:
-            self._store.tell = tell
+        if self._store is not None and apply is not None:
+            self._store.apply = apply
         self._clock = clock
         record.began = began - looked
         record.visits = [(record.began + (at - before), rows) for at, rows in record.visits]
@@ -191,7 +191,7 @@ class Drain:
             if store is not None and (committed := store.committed()) is not None:
                 events.stored(self._clock(), replies=committed[0], seconds=committed[1])
             if not events.is_heard:
-                self._scheduler.tell = None
+                self._scheduler.listener = None
         if self._settled or (store is not None and store.has_news):
             self._report_rows()
         self._show()
@@ -296,7 +296,7 @@ class Drain:
         if self._store is not None:
             self._store.close()
 
-    def put_away(self) -> None:
+    def release(self) -> None:
         """Leave the screen and the store as they should stay, however the run ended."""
         self._progress.close()
         self.close_store()

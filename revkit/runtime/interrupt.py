@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Press", "noted_interrupts"]
+__all__ = ["Interrupts", "noted_interrupts"]
 
 
-class Press:
+class Interrupts:
     """What a Ctrl-C does: at first it only sets a flag, so that it never strikes between two
     lines of the drain; the second one raises as usual.
 
@@ -60,12 +60,12 @@ class Press:
 
 
 @contextmanager
-def noted_interrupts() -> Iterator[Press]:
-    """Let :class:`Press` decide what Ctrl-C does.
+def noted_interrupts() -> Iterator[Interrupts]:
+    """Let :class:`Interrupts` decide what Ctrl-C does.
 
     Does nothing outside the main thread, and leaves a handler that is not Python's own alone.
     """
-    interrupts = Press()
+    interrupts = Interrupts()
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler

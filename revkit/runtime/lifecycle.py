@@ -166,9 +166,9 @@ class Run:
             if self._engine is not None:
                 self._engine.close()
 
-    def put_away(self) -> None:
+    def close(self) -> None:
         """Leave the screen and the store as they should stay, however the run ended. May block."""
-        self.drain.put_away()
+        self.drain.release()
 
     def _before(self) -> Generator[Call | Wait, None, None]:
         """Look rows up in the store, and let the client get ready if one needs it."""
@@ -177,7 +177,7 @@ class Run:
         try:
             drain.begin()
             yield from self._step()
-            while drain.looks_on and not self._is_interrupted():
+            while drain.is_looking_up and not self._is_interrupted():
                 if timeout is not None and self._now() - began >= timeout:
                     self.scheduler.stop(timed_out(timeout))
                     break
@@ -232,8 +232,8 @@ class Run:
             return None
         engine = self._engine = self._make_engine(self)
         began = engine.start()
-        drain.starts(engine.clock, began, looked=self.looked, tell=engine.tell)
-        wiring.started(self._stop, engine.tell)
+        drain.starts(engine.clock, began, looked=self.looked, apply=engine.apply)
+        wiring.started(self._stop, engine.apply)
         return engine
 
     def _step(self) -> Generator[Call | Wait, None, None]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import UsageError
 from ..record.record import Record
 from .engines import Engine
-from .interrupt import Press, noted_interrupts
+from .interrupt import Interrupts, noted_interrupts
 from .lifecycle import Call, Run, Wait, timed_out
 from .wiring import Wiring
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 __all__ = ["aexecute", "execute"]
 
 
-def execute(wiring: Wiring, press: Press | None = None) -> Record:
+def execute(wiring: Wiring, interrupts: Interrupts | None = None) -> Record:
     """Carry a plan out, as it is wired; the calling thread is the drain.
 
     An interrupt (Ctrl-C, the notebook's stop button) ends the run, not this function: the record
     comes back with ``ended_by`` set.
 
     Args:
-        press: what an interrupt does, where that goes on after the run.
+        interrupts: what an interrupt does, where that goes on after the run.
     """
     beside = sys.modules.get(f"{__package__}.engines.beside")
     if beside is not None and beside.runs_here():  # unless it was imported there is no such loop
@@ -43,11 +43,11 @@ def execute(wiring: Wiring, press: Press | None = None) -> Record:
             "parallel_map was called in a coroutine that runs on revkit's own event loop, which "
             "it would block; call `await revkit.aparallel_map(...)` there"
         )
-    if press is None:
-        with noted_interrupts() as press:
-            return execute(wiring, press)
+    if interrupts is None:
+        with noted_interrupts() as interrupts:
+            return execute(wiring, interrupts)
     if wiring.plan.options.pool.loop == "notebook":
-        return _execute_on_notebook_loop(wiring, press)
+        return _execute_on_notebook_loop(wiring, interrupts)
     woken = threading.Event()
 
     def wake() -> None:
@@ -59,13 +59,13 @@ def execute(wiring: Wiring, press: Press | None = None) -> Record:
             woken.wait(step.seconds)
             woken.clear()
         elif step.may_be_left:
-            with press.raising():
+            with interrupts.raising():
                 step.function()
         else:
             step.function()
 
-    with press.raising():  # nothing is done yet
-        run = Run(wiring, wake, press, _engine_beside)
+    with interrupts.raising():  # nothing is done yet
+        run = Run(wiring, wake, interrupts, _engine_beside)
     error: BaseException | None = None
     try:
         while True:
@@ -80,8 +80,8 @@ def execute(wiring: Wiring, press: Press | None = None) -> Record:
                     raise
                 error = raised  # the run decides what follows from it
     finally:
-        press.hold()
-        run.put_away()
+        interrupts.hold()
+        run.close()
 
 
 async def aexecute(wiring: Wiring) -> Record:
@@ -151,7 +151,7 @@ async def aexecute(wiring: Wiring) -> Record:
         try:
             run = await asyncio.shield(making)
         except BaseException:
-            making.add_done_callback(_put_away)
+            making.add_done_callback(_close)
             pool.shutdown(wait=False)
             raise
     error: BaseException | None = None
@@ -169,7 +169,7 @@ async def aexecute(wiring: Wiring) -> Record:
                 error = raised  # the run decides what follows from it
     finally:
         asked = True  # a thread that lives on finds a loop that may be closed
-        run.put_away()
+        run.close()
         pool.shutdown(wait=False)
 
 
@@ -251,13 +251,13 @@ def _ignore(done: asyncio.Future[object]) -> None:
     done.exception()
 
 
-def _put_away(making: asyncio.Future[Run]) -> None:
+def _close(making: asyncio.Future[Run]) -> None:
     """Close what was opened for a run that was cancelled before it began."""
     if not making.cancelled() and making.exception() is None:
-        making.result().put_away()
+        making.result().close()
 
 
-def _execute_on_notebook_loop(wiring: Wiring, press: Press) -> Record:
+def _execute_on_notebook_loop(wiring: Wiring, interrupts: Interrupts) -> Record:
     """Run on the notebook's own loop, from a cell that is itself running on it.
 
     The one place for nest-asyncio: it lets a running loop run again. ``nest_asyncio2`` is the
@@ -282,14 +282,14 @@ def _execute_on_notebook_loop(wiring: Wiring, press: Press) -> Record:
 
     nest_asyncio2.apply(loop)
     task = loop.create_task(aexecute(wiring))
-    press.notify = lambda: loop.call_soon_threadsafe(task.cancel)
+    interrupts.notify = lambda: loop.call_soon_threadsafe(task.cancel)
     try:
         record: Record = loop.run_until_complete(task)
     except asyncio.CancelledError:
-        if press():
+        if interrupts():
             raise KeyboardInterrupt from None
         raise
-    press.hold()
+    interrupts.hold()
     if isinstance(record.ended_by, asyncio.CancelledError):
         record.ended_by = KeyboardInterrupt()
     return record

@@ -119,12 +119,12 @@ class Wiring:
             plan.client.ready(plan.task, max_workers=plan.workers)
 
     def started(
-        self, stop: Callable[[Stop], object], tell: Callable[[Callable[[], object]], object]
+        self, stop: Callable[[Stop], object], apply: Callable[[Callable[[], object]], object]
     ) -> None:
         """The run's engine is at work; for who steers it from outside.
 
         Args:
             stop: starts nothing more, and cancels what runs if the stop says so.
-            tell: makes a change where the engine makes its own, and lets a worker that waits ask
+            apply: makes a change where the engine makes its own, and lets a worker that waits ask
                 again.
         """

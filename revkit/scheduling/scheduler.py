@@ -89,7 +89,7 @@ class Scheduler:
         fail_fast: a stop for failures cancels what is running.
         failed: rows that have failed before any was started.
         throttle: limits that may have a row wait; None: there are none but ``max_workers``.
-        tell: is told of each attempt that is started, and of each row that is held; None: nobody.
+        listener: receives each attempt that starts, and each row that is held; None: nobody does.
         chance: random numbers, uniform in [0, 1).
 
     Attributes:
@@ -109,7 +109,7 @@ class Scheduler:
         fail_fast: bool = False,
         failed: int = 0,
         throttle: Throttle | None = None,
-        tell: Callable[[Started | Held], None] | None = None,
+        listener: Callable[[Started | Held], None] | None = None,
         chance: Callable[[], float] = random.random,
     ):
         #: what is left of the rows to be started, batch after batch
@@ -125,7 +125,7 @@ class Scheduler:
         self._fail_fast = fail_fast
         self._failed = failed
         self._throttle = throttle
-        self.tell = tell
+        self.listener = listener
         self._chance = chance
         #: (when, row, number of the next attempt, why the last one did not do), earliest first
         self._again: list[tuple[float, int, int, Failure]] = []
@@ -177,8 +177,8 @@ class Scheduler:
             self._next = None
             attempt = Attempt(row, 1, worker)
         self._running[row] = attempt, now
-        if self.tell is not None:
-            self.tell(Started(attempt, now))
+        if self.listener is not None:
+            self.listener(Started(attempt, now))
         return attempt
 
     def add(self, rows: Iterable[int], *, more: bool) -> None:
@@ -348,8 +348,8 @@ class Scheduler:
             self.holds[-1] = last._replace(end=until)  # the next row waits for the same reason
         else:
             self.holds.append(Hold(kind, now, until))
-        if self.tell is not None:
-            self.tell(Held(kind, row, worker, now, until))
+        if self.listener is not None:
+            self.listener(Held(kind, row, worker, now, until))
         return until
 
     def _end_hold(self, now: float) -> None:

@@ -55,7 +55,7 @@ class Engine(Protocol):
         The scheduler knows of the stop already. Never blocks.
         """
 
-    def tell(self, change: Callable[[], object]) -> None:
+    def apply(self, change: Callable[[], object]) -> None:
         """Change something in the scheduler, and wake the workers that wait for it."""
 
     def tick(self) -> Stop | None:

@@ -118,7 +118,7 @@ class LoopBeside:
         self._ask()
         self._thread.loop.call_soon_threadsafe(self._engine.stop, stop)
 
-    def tell(self, change: Callable[[], object]) -> None:
+    def apply(self, change: Callable[[], object]) -> None:
         self._engine.changes.append(change)
         self._thread.loop.call_soon_threadsafe(self._engine.make_changes)
 

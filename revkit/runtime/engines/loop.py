@@ -190,7 +190,7 @@ class LoopEngine:
                 if task is not current:
                     task.cancel()
 
-    def tell(self, change: Callable[[], object]) -> None:
+    def apply(self, change: Callable[[], object]) -> None:
         """Change something in the scheduler. Call it on the loop."""
         self.changes.append(change)
         self.make_changes()

@@ -106,7 +106,7 @@ class ThreadEngine:
             self._changed.notify_all()
         self._obey()
 
-    def tell(self, change: Callable[[], object]) -> None:
+    def apply(self, change: Callable[[], object]) -> None:
         """Change something in the scheduler."""
         with self._changed:
             change()

@@ -64,7 +64,7 @@ class EventSink:
         facts = self._facts[:]
         self._facts.clear()
         for fact in facts:
-            self._stream.tell(fact)
+            self._stream.take(fact)
             if settles and isinstance(fact, Attempted) and fact.decision is not Decision.RETRY:
                 self._stream.settled(fact.attempt.row, fact.end)
 

@@ -26,7 +26,7 @@ class StoreSink:
 
     Attributes:
         found_work: a row needs the model.
-        tell: takes a change of the scheduler to where the engine makes it.
+        apply: makes a change of the scheduler where the engine makes its own.
     """
 
     def __init__(self, lookahead: Lookahead, record: Record, scheduler: Scheduler, *, workers: int):
@@ -35,7 +35,7 @@ class StoreSink:
         self._scheduler = scheduler
         self._window = 2 * workers + _AHEAD
         self.found_work = False
-        self.tell: Callable[[Callable[[], object]], object] = lambda change: change()
+        self.apply: Callable[[Callable[[], object]], object] = lambda change: change()
         #: good replies that are not committed
         self._good: list[tuple[int, Reply]] = []
         self._seen: Seen | None = None
@@ -125,7 +125,7 @@ class StoreSink:
             scheduler.failed_without(failed)
             scheduler.add(rows, more=more)
 
-        self.tell(change)
+        self.apply(change)
         return self.wants_rows
 
     def close(self) -> None:
