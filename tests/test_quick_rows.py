@@ -1,4 +1,4 @@
-"""Rows that take no time: one thread does them, and the others are there when it is needed."""
+"""Rows that take no time, among rows that do: no thread is missing when it is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import revkit
 
 __all__ = ["clock"]  # a fixture
 
-QUICK = 2_000  #: rows after which one worker does the work
+QUICK = 2_000  #: rows that take no time
 WORKERS = 8
 PATIENCE = 60.0
 

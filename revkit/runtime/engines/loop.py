@@ -20,12 +20,10 @@ __all__ = ["LoopEngine", "clock_of", "is_uvloop"]
 #: Attempts that never wait would keep the loop to themselves; at least so often (seconds) a
 #: worker lets others run.
 _BREATH = 0.001
-#: Where rows wait for the drain it is woken when so many turns of the loop have brought it nothing
-#: new, or after so many seconds or facts. A reply takes two turns from its socket to its worker.
-_QUIET, _LATE, _FEW = 3, 0.005, 16
-#: A commit costs as much as ten rows in it. Where the loop's thread has computed for more than this
-#: share of so many seconds, more commits would not have rows done sooner: after so many facts.
-_BUSY, _MOMENTS, _MANY = 0.6, 0.1, 64
+#: Where rows wait for the drain, it is woken when so many turns of the loop brought no new fact, or
+#: after so many facts: a commit costs as much as ten rows in it. A reply takes two turns from its
+#: socket to its worker.
+_QUIET, _ENOUGH = 3, 16
 #: uvloop counts whole milliseconds from the last one that it looked at: a timer may be early by
 #: so many seconds.
 _EARLY = 0.0015
@@ -86,12 +84,8 @@ class LoopEngine:
         #: facts since the drain was woken; and whether it is watched when there are no more for now
         self._facts = 0
         self._watching = False
-        #: when the drain was last woken, or since when it is watched when to, on the loop's clock
+        #: when the drain was last woken that is in no hurry, on the loop's clock
         self._woke = float("-inf")
-        #: after how many facts it is woken at the latest; and when that was decided, on the loop's
-        #: clock and in seconds of its thread's CPU
-        self._enough = _FEW
-        self._decided, self._used = float("-inf"), 0.0
         self.attempt_timeout = attempt_timeout
         self._tasks: list[asyncio.Task[None]] = []
         #: when a worker last let others run, on the loop's clock
@@ -222,30 +216,24 @@ class LoopEngine:
                 self._woke = now
                 self._wake()
         elif not self._watching:
-            self._watching, self._woke = True, now
+            self._watching = True
             self._loop.call_soon(self._watch, self._facts, _QUIET)
-        elif self._facts >= self._enough:
-            self._hand_over_now(now)
+        elif self._facts >= _ENOUGH:
+            self._hand_over_now()
 
     def _watch(self, seen: int, turns: int) -> None:
         turns = turns - 1 if self._facts == seen else _QUIET
-        now = self._clock()
-        if turns and now - self._woke < _LATE:
+        if turns:
             self._loop.call_soon(self._watch, self._facts, turns)
         else:
             self._watching = False
-            self._hand_over_now(now)
+            self._hand_over_now()
 
-    def _hand_over_now(self, now: float) -> None:
+    def _hand_over_now(self) -> None:
         assert self._hand_over is not None
-        self._woke, self._facts = now, 0
+        self._facts = 0
         self._hand_over()
         self.make_changes()  # those that it has asked for by now
-        if now - self._decided >= _MOMENTS:
-            used = time.thread_time()
-            is_busy = used - self._used > _BUSY * (now - self._decided)
-            self._enough = _MANY if is_busy else _FEW
-            self._decided, self._used = now, used
 
     def _wake_next(self, now: float) -> None:
         """Let one waiting worker ask again as soon as there is something for it."""

@@ -15,13 +15,6 @@ from . import OFTEN, Emit, Ended, overran
 
 __all__ = ["ThreadEngine"]
 
-#: Seconds: an attempt shorter than this costs less than to let another thread have the lock and
-#: the interpreter.
-_SHORT = 2e-5
-#: So many short attempts, less so many for each that was not, and one worker does the work; so long
-#: an attempt of its (seconds), and the others come back.
-_ENOUGH, _SET_BACK, _REST = 32, 32, 0.002
-
 
 class ThreadEngine:
     """Runs ``workers`` daemon threads over ``scheduler``.
@@ -30,9 +23,6 @@ class ThreadEngine:
     for, at once; where it runs a user's function, it is left to itself. An attempt that overruns
     ``attempt_timeout`` is abandoned: its late result is ignored, and another thread takes the
     worker's place, as often as there are workers; then the run is stopped.
-
-    Workers whose attempts are so short that taking turns costs more than the attempts do would only
-    stand in each other's way: then all but one rest, as long as that one is quick.
 
     Args:
         wake: wakes the drain, for which there are facts.
@@ -64,8 +54,6 @@ class ThreadEngine:
         #: guards all below and the scheduler; notified when a worker that waits should ask again
         self._changed = threading.Condition(threading.Lock())
         self._waiting = 0
-        #: how many short attempts there were of late; see ``_ENOUGH``
-        self._short = 0
         #: when the drain was last woken that is in no hurry
         self._woke = -math.inf
         #: until when the one waits that asks again in time; the others wait to be notified
@@ -226,10 +214,6 @@ class ThreadEngine:
                 del at_work[worker]
                 # A row that is not running any more has been reported.
                 self._emit(scheduler.account(step, start, outcome, end))
-                if end - start < _SHORT:
-                    self._short += self._short < 2 * _ENOUGH
-                else:
-                    self._short = max(0, self._short - _SET_BACK)
                 if self._awaited or end - self._woke >= OFTEN or scheduler.stopped is not None:
                     self._woke = end
                     self._wake()
@@ -240,10 +224,9 @@ class ThreadEngine:
         """The next attempt, waited for if need be; None when there is none. Holds the lock."""
         scheduler, changed = self._scheduler, self._changed
         while True:
-            rests = self._short >= _ENOUGH and self._rests(now)
-            step = now + _REST if rests else scheduler.take(worker, now)
+            step = scheduler.take(worker, now)
             if isinstance(step, Attempt):
-                if self._waiting and self._short < _ENOUGH:
+                if self._waiting:
                     self._wake_next(now)
                 return step
             if step is DONE:
@@ -261,15 +244,6 @@ class ThreadEngine:
                 changed.wait()
             self._waiting -= 1
             now = self.clock()
-
-    def _rests(self, now: float) -> bool:
-        """Whether the worker leaves the work to one that is quick. Holds the lock."""
-        if not self._at_work or self._scheduler.stopped is not None:
-            return False
-        if all(now - start < _REST for _, start in self._at_work.values()):
-            return True
-        self._short = 0
-        return False
 
     def _wake_next(self, now: float) -> None:
         """Let one waiting worker ask again, now or, by its alarm, in time. Holds the lock."""
