@@ -198,7 +198,8 @@ if not TYPE_CHECKING:  # which would take any name for one of ours
             return importlib.import_module(".store", __name__)
         if name in _LATE:
             return getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = f"; write `import revkit.{name}`" if name in ("dask", "testing") else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

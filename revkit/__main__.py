@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="revkit",
         description="Run a language model over every row of a DataFrame.",
+        epilog=f"Models are named like {', '.join(examples())}.",
     )
     parser.add_argument("--version", action="version", version=f"revkit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

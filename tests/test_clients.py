@@ -79,9 +79,10 @@ def test_a_registered_client_works_wherever_a_built_in_one_does(
     monkeypatch.delenv("REVKIT_MODEL")
     with pytest.raises(NoModel, match=r'our gateway +revkit\.use\("mine:MODEL"\)'):
         reviews.llm.parallel_map("{review}")
-    with pytest.raises(SystemExit):
-        main(["demo", "--help"])
-    assert "mine:MODEL" in capsys.readouterr().out
+    for command in (["--help"], ["demo", "--help"]):
+        with pytest.raises(SystemExit):
+            main(command)
+        assert "mine:MODEL" in capsys.readouterr().out
     with pytest.raises(UsageError, match='did you mean "mine"'):
         revkit.use("mime:small")
     with pytest.raises(UsageError, match=r'unknown provider "mime"; did you mean "mine"'):

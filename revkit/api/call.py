@@ -106,8 +106,9 @@ def parallel_map(
             that blocks its event loop cannot be cancelled either: the run is stopped.
         retry: a :class:`~revkit.Retry`: when a failed attempt is tried again.
         timeout: seconds for the whole run; what is running then is cancelled, and the run ends
-            within about two seconds. Two things can hold it up longer: a coroutine that blocks the
-            caller's own loop in ``aparallel_map``, and a disk that hangs.
+            within about two seconds. A coroutine that blocks the caller's own loop in
+            ``aparallel_map``, a hanging disk or a blocking progress callback can delay that. The
+            time in which the embedded model is fetched or started does not count.
         cancel: a :class:`~revkit.CancelToken`, which cancels the run from any thread.
         rate_limit: a :class:`~revkit.RateLimit`: most requests and tokens a minute; None: the
             client's own. Runs that are given the same object share it.

@@ -266,8 +266,10 @@ class Drain:
                     self._events.take(fact)
         scheduler.close()
         record.limits, record.holds = scheduler.limits, scheduler.holds
-        if self.ended is not None and self.ended.crash is not None:
-            record.ended_by = self.ended.crash
+        crash = None if self.ended is None else self.ended.crash
+        # After a stop, an engine that was cancelled from outside says nothing new.
+        if crash is not None and (scheduler.stopped is None or isinstance(crash, Exception)):
+            record.ended_by = crash
         self._is_closed = True
         record.close(ended=ended, stopped=scheduler.stopped)
         if self._store is not None:

@@ -173,7 +173,7 @@ class Run:
     def _before(self) -> Generator[Call | Wait, None, None]:
         """Look rows up in the store, and let the client get ready if one needs it."""
         wiring, timeout, drain = self.wiring, self._limits.timeout, self.drain
-        began = self._now()
+        began = drain.record.began
         try:
             drain.begin()
             yield from self._step()
@@ -193,13 +193,18 @@ class Run:
         if self._is_interrupted() or drain.record.ended_by is not None:
             drain.record.ended_by = drain.record.ended_by or self._interrupts.error
             self.scheduler.stop(INTERRUPTED)
-        drain.open_display()
 
     def _during(self) -> Generator[Call | Wait, None, None]:
         """Run the engine until its last worker is through, or the run has to end without it."""
         drain = self.drain
-        engine = self._start()
         give_up = float("inf")
+        try:
+            drain.open_display()
+            self._start()
+        except KeyboardInterrupt as error:  # a second one
+            self._stop(INTERRUPTED)
+            drain.record.ended_by, give_up = error, self._now()
+        engine = self._engine
         try:
             while drain.ended is None and self._now() < give_up:
                 if self._interrupts.again:
@@ -222,19 +227,18 @@ class Run:
         if engine is not None and drain.ended is None:
             self._explain(engine.give_up())
 
-    def _start(self) -> Engine | None:
+    def _start(self) -> None:
         """Start the engine, if there is work for it; from here on times are on its clock."""
         wiring, drain = self.wiring, self.drain
         if not drain.has_work or self.scheduler.stopped is not None:
             drain.ended = Ended()
             drain.starts(self._now, self._now(), looked=self.looked)
             wiring.started(self.scheduler.stop, lambda change: change())
-            return None
+            return
         engine = self._engine = self._make_engine(self)
         began = engine.start()
         drain.starts(engine.clock, began, looked=self.looked, apply=engine.apply)
         wiring.started(self._stop, engine.apply)
-        return engine
 
     def _step(self) -> Generator[Call | Wait, None, None]:
         """A step of the drain, for which a loop may stand still."""

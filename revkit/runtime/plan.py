@@ -84,6 +84,11 @@ class Plan:
             samples=samples,
         )
 
+    def name(self, row: int) -> str:
+        """What the caller calls a row: ``row 3``, or ``row 3, sample 0`` with ``repeat=``."""
+        number, sample = self.place(row)
+        return f"row {number}" + (f", sample {sample}" if self.samples > 1 else "")
+
     def place(self, row: int) -> tuple[int, int]:
         """The caller's number of a row, and the number of its sample; both from 0."""
         return divmod(row if self.positions is None else self.positions[row], self.samples)

@@ -37,8 +37,10 @@ def execute(wiring: Wiring, interrupts: Interrupts | None = None) -> Record:
     Args:
         interrupts: what an interrupt does, where that goes on after the run.
     """
+    # Until that module is imported as a whole, there is no such loop.
     beside = sys.modules.get(f"{__package__}.engines.beside")
-    if beside is not None and beside.runs_here():  # unless it was imported there is no such loop
+    runs_here = getattr(beside, "runs_here", None)
+    if runs_here is not None and runs_here():
         raise UsageError(
             "parallel_map was called in a coroutine that runs on revkit's own event loop, which "
             "it would block; call `await revkit.aparallel_map(...)` there"
@@ -161,6 +163,7 @@ async def aexecute(wiring: Wiring) -> Record:
                 step = run.advance(error)
                 error = None
                 if step is None:
+                    run.record.ended_by = cancels.error or run.record.ended_by  # however late
                     return run.record
                 await carry_out(step)
             except BaseException as raised:
@@ -195,7 +198,7 @@ def _engine_beside(run: Run) -> Engine:
     from .engines.beside import LoopBeside
 
     engine = _tasks(run, run.hand_over)
-    return LoopBeside(engine, run.wiring.plan.loop_factory, run.hand_over, run.drain.record.name)
+    return LoopBeside(engine, run.wiring.plan.loop_factory, run.hand_over, run.wiring.plan.name)
 
 
 def _engine_here(run: Run) -> Engine:

@@ -25,6 +25,7 @@ __all__ = ["LoopBeside", "LoopThread", "background", "runs_here"]
 #: A loop that does not answer for so many seconds counts as blocked; for so many more than
 #: ``attempt_timeout``, while attempts run.
 _ANSWERS_WITHIN = 1.0
+_ABANDONED = "another run or task blocked revkit's event loop, which was abandoned"
 #: Seconds by which the clock of a loop differs from the system's only if it is a virtual one.
 _SAME_CLOCK = 0.1
 
@@ -40,6 +41,8 @@ class LoopThread:
         self.pid = os.getpid()
         self.loop = factory()
         self.abandoned = False
+        #: those that run on it, to be stopped if it is abandoned
+        self.engines: set[LoopEngine] = set()
         self._closing = False
         ready = threading.Event()
         self.loop.call_soon(ready.set)
@@ -58,7 +61,16 @@ class LoopThread:
     def submit(self, main: Coroutine[Any, Any, None]) -> None:
         """Start ``main`` on the loop, with the caller's context variables."""
         context = contextvars.copy_context()
-        self.loop.call_soon_threadsafe(lambda: _keep(self.loop.create_task(main, context=context)))
+        if not self.call(lambda: _keep(self.loop.create_task(main, context=context))):
+            main.close()
+
+    def call(self, function: Callable[..., object], *arguments: Any) -> bool:
+        """Call a function on the loop; False where the loop was abandoned and has ended since."""
+        try:
+            self.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            return False
+        return True
 
     def close(self) -> None:
         """End the loop and its thread."""
@@ -71,6 +83,8 @@ class LoopThread:
         self.submit(self._wind_up())
 
     async def _wind_up(self) -> None:
+        for engine in list(self.engines):
+            engine.stop(Stop(StopKind.INTERRUPTED, _ABANDONED, cancels=True))
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -110,17 +124,18 @@ class LoopBeside:
 
     def start(self) -> float:
         began = self.clock()
+        self._thread.engines.add(self._engine)
         self._thread.submit(self._engine.run())
         return began
 
     def stop(self, stop: Stop) -> None:
         self._stopping = True
         self._ask()
-        self._thread.loop.call_soon_threadsafe(self._engine.stop, stop)
+        self._thread.call(self._engine.stop, stop)
 
     def apply(self, change: Callable[[], object]) -> None:
         self._engine.changes.append(change)
-        self._thread.loop.call_soon_threadsafe(self._engine.make_changes)
+        self._thread.call(self._engine.make_changes)
 
     def tick(self) -> Stop | None:
         """Find out whether the loop is blocked, where attempts have a time limit."""
@@ -130,7 +145,8 @@ class LoopBeside:
         if limit is None or self._stopping:
             return None
         self._ask()
-        if self._asked is None or time.monotonic() - self._asked < limit + _ANSWERS_WITHIN:
+        asked = self._asked  # the loop may answer between two looks at it
+        if asked is None or time.monotonic() - asked < limit + _ANSWERS_WITHIN:
             return None
         reason = f"attempt_timeout={limit:g} s was over, and {self._blocked()}"
         return Stop(StopKind.FATAL, reason, cancels=True)
@@ -145,6 +161,7 @@ class LoopBeside:
         return self._blocked()
 
     def close(self) -> None:
+        self._thread.engines.discard(self._engine)
         if self._is_own and not self._thread.abandoned:
             self._thread.close()
 
@@ -153,7 +170,7 @@ class LoopBeside:
         if self._asked is None:
             self._asked = time.monotonic()
             self._answered.clear()
-            self._thread.loop.call_soon_threadsafe(self._answer)
+            self._thread.call(self._answer)
 
     def _answer(self) -> None:
         self._asked = None

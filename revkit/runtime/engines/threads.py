@@ -157,6 +157,8 @@ class ThreadEngine:
         except RuntimeError as error:
             self._fail(error, "the system could not start another thread")
             self._left -= 1
+            if not self._left:
+                self._end()
 
     def _lose_a_worker(self) -> None:
         """The state of an abandoned worker is not used again, so nobody takes its place."""
@@ -167,6 +169,7 @@ class ThreadEngine:
                 f"attempt_timeout={self._attempt_timeout:g}"
             )
             self._scheduler.stop(Stop(StopKind.FATAL, reason, cancels=True))
+            self._end()
 
     def _fail(self, error: BaseException, reason: str) -> None:
         self._crash = self._crash or error
