@@ -52,3 +52,14 @@ def test_the_path_of_a_row_is_told_in_at_most_ten_files() -> None:
     steps = re.findall(r"^\| (\d+) \| `(revkit/[\w/]+\.py)`", path, flags=re.MULTILINE)
     assert [int(step) for step, _ in steps] == list(range(1, len(steps) + 1))
     assert len({file for _, file in steps}) <= 10
+
+
+PACKAGES = sorted(path.parent for path in (ROOT / "revkit").rglob("__init__.py"))[1:]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_each_package_says_what_each_of_its_files_is_for(package: Path) -> None:
+    told = ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))) or ""
+    files = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert set(re.findall(r"^ *(\w+)/? {2,}\S", told, flags=re.MULTILINE)) == files | folders

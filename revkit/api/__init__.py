@@ -8,6 +8,7 @@ accessor      the same as df.llm and series.llm
 preview       a look before a run: what would be sent, and what it may cost
 chain         steps in sequence
 chunks        one task over chunk after chunk
+chunked_run   what the chunks of one run have in common: limits, counts, stops
 parquet/      the same from one Parquet file into another
 conversation  a session that remembers what was said
 data          the datasets that come with revkit

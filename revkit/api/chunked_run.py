@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Interrupted, RunFailed, RunTimeout, UsageError
 from ..record.record import RowResult
 from ..results.result import ParallelResult
+from ..runtime.lifecycle import timed_out
 from ..runtime.options import RunOptions
 from ..scheduling.events import StopKind
 from .call import run_task
@@ -114,9 +115,7 @@ class ChunkedRun:
             changed["timeout"] = self._timeout - self._wall_s
             if changed["timeout"] <= 0:
                 assert self._last is not None
-                raise RunTimeout(
-                    self._stop_message(f"timeout={self._timeout:g} s was over"), self._last
-                )
+                raise RunTimeout(self._stop_message(timed_out(self._timeout).reason), self._last)
         failed, from_store = self.failed, self.from_store
         if self._limit is not None and not self._failures.fail_fast:
             changed["max_failures"] = self._limit - failed
@@ -157,7 +156,8 @@ class ChunkedRun:
             failed = f"{self.failed:,} row{'' if self.failed == 1 else 's'} failed"
             reason = f"{failed}, more than max_failures allows ({self._limit})"
         elif record.stopped.kind is StopKind.TIMEOUT:
-            reason = f"timeout={self._timeout:g} s was over"
+            assert self._timeout is not None
+            reason = timed_out(self._timeout).reason  # of all chunks, not what this one had left
         else:
             reason = record.stopped.reason
         lines = [self._stop_message(reason)]

@@ -1,7 +1,20 @@
-"""The models that revkit can use.
+"""The models that revkit can use. A client is sans-IO: it builds requests and reads responses.
 
-Read ``contract`` first: a client is sans-IO, it builds requests and reads responses in a generator.
-``registry`` names the providers. ``openai``, ``ollama`` and ``local`` are the protocols,
-``http_client`` their base; ``httpx_transport`` and ``aiohttp_transport`` carry requests, by the
-rules in ``http``.
+contract           what a client is: requests, responses, transports
+provider           what is known of a provider by its name
+registry           the providers by name, and which model a task gets
+agent_file         a client out of an agent file
+http_client        what all clients of HTTP servers have in common
+openai             any OpenAI-compatible server
+ollama             Ollama
+local/             the embedded model
+status             an HTTP status as an error, and the pause that it asks for
+body               JSON bodies, written and read
+redact             keys taken out of what a server repeats
+secret             a key by where it is kept
+http               proxies, TLS and limits of size, for both transports
+httpx_transport    requests of threads, or over a client of the user's
+aiohttp_transport  requests of the event loop
+transport_errors   faults of a connection, in the same words for both transports
+prices             what models cost
 """

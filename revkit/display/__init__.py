@@ -16,6 +16,8 @@ none.
     cell      a run as the output of a notebook's cell
     preview   a preview, both ways
     sections  any tables, both ways: a comparison, an evaluation
+    progress  the bar of a run that goes on
+    live      its display that updates in place
 """
 
 from __future__ import annotations

@@ -1,7 +1,12 @@
-"""Observers: they are told what happens in a run, and can do it no harm.
+"""Observers receive the events of a run, and can do it no harm.
 
-A reading order: ``event`` (what they are told), this file (which ones a run gets), ``delivery``
-(how they get it), ``built_in`` and ``otel`` (the ones that come with revkit).
+event      what an observer receives
+stream     the events of a run, made from what happened
+delivery   how they get to observers, each at its own pace
+built_in   observers that write lines of JSON, or to the standard logger
+otel       an observer for OpenTelemetry
+
+This file says which observers a run gets.
 """
 
 from __future__ import annotations

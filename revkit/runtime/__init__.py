@@ -7,9 +7,11 @@ prompts    the rendered prompts of one run
 state      what each worker of a function works with, and no other worker
 work       what a worker does in one attempt
 lookahead  ahead of the workers: which rows need the model at all
-engines/   threads and the event loop: two thin ways to run workers
-drain      the one drain of a run, which owns every effect
-run        starts an engine and drains it
+engines/   threads and event loops: thin ways to run workers
+drain      takes what workers report, and causes every effect
+sinks/     the effects: store, events, progress
+lifecycle  what is done when, and what a stop does
+run        carries the lifecycle out, in a thread or in a task
 cancel     a token that stops runs from outside
 interrupt  what Ctrl-C does
 """

@@ -280,7 +280,7 @@ class Drain:
             self._events.end(max(ended, self._clock()))
 
     def break_off(self, error: BaseException) -> None:
-        """The run ends before it has a result: observers are told so."""
+        """The run ends before it has a result: send the last event."""
         if not self._is_closed:
             self._is_closed = True
             self.record.ended_by = error

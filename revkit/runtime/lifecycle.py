@@ -1,4 +1,4 @@
-"""The lifecycle of one run, told once: what is done when, and what a stop does.
+"""The lifecycle of a run: what is done when, and what a stop does.
 
 :meth:`Run.advance` touches neither a thread nor a loop. It says what the run wants next: a
 :class:`Call`, which may block, or a :class:`Wait`. ``run.execute`` carries these out in the calling

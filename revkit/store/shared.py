@@ -183,7 +183,7 @@ class SharedStore:
         with self._lock:
             for key, reply in items:
                 known = self._index.get(key)
-                if known is None or (weights is not None and known.weights not in (weights,)):
+                if known is None or (weights is not None and known.weights != weights):
                     line = _line(key, reply, task=task, model=model, weights=weights, created=now)
                     self._waiting.append((key, line, weights, now))
             return self._write()

@@ -3,6 +3,8 @@
 ``FakeModel`` stands in for a server, so that a pipeline can be tested without one, with faults
 and latency, in no time at all. ``NBVAL_SANITIZE`` is the path of a file for nbval's
 ``--nbval-sanitize-with``, which takes times and pictures out of revkit's outputs.
+
+    clock  an event loop on a virtual clock
 """
 
 from __future__ import annotations

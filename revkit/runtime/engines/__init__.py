@@ -4,10 +4,10 @@ All are thin: a worker takes an attempt from the scheduler, does the work, settl
 scheduler, emits the fact and wakes the drain. Facts are emitted from a worker's thread or loop; the
 last one is :class:`Ended`.
 
-    threads  a pool of threads
-    loop     tasks on the running event loop
-    beside   the same on a loop in another thread, which may have to be abandoned
-    handover how that loop lets the drain have the interpreter for a step
+    threads   a pool of threads
+    loop      tasks on the running event loop
+    beside    the same on a loop in another thread, which may have to be abandoned
+    handover  how that loop lets the drain have the interpreter for a step
 """
 
 from __future__ import annotations

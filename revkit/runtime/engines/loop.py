@@ -57,7 +57,6 @@ class LoopEngine:
             call :meth:`make_changes`.
     """
 
-    name = "async"
     #: those that it runs on, from when it does
     _loop: asyncio.AbstractEventLoop
     _clock: Callable[[], float]

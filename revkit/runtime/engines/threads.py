@@ -30,7 +30,6 @@ class ThreadEngine:
         attempt_timeout: seconds that one attempt may take; None: any time.
     """
 
-    name = "thread"
     clock = staticmethod(time.monotonic)
 
     def __init__(
