@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..clients.prices import price_finder
-from ..display import failure_message
 from ..errors import (
     BudgetReached,
     Interrupted,
@@ -120,6 +119,8 @@ def finish(call: Prepared, record: Record) -> ParallelResult:
         raise Interrupted(f"{done} in {where}revkit.last_result().frame{_go_on(record)}", result)
     if isinstance(record.ended_by, Exception):
         fault = f"{type(record.ended_by).__name__}: {record.ended_by}"
+        from ..display import failure_message
+
         raise RunFailed(f"the run broke off: {fault}\n{failure_message(record)}", result) from (
             record.ended_by
         )
@@ -133,6 +134,8 @@ def finish(call: Prepared, record: Record) -> ParallelResult:
     if (stopped is not None and succeeded < record.total) or (record.failed and not succeeded):
         cause = record.first_failure[1].cause if record.first_failure else None
         kind = RunFailed if stopped is None else error_of_stop(stopped.kind)
+        from ..display import failure_message
+
         raise kind(failure_message(record), result) from cause
     return result
 

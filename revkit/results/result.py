@@ -1,4 +1,7 @@
-"""What a run gives back: :class:`ParallelResult`, a reading of the run's record."""
+"""What a run gives back: :class:`ParallelResult`, a reading of the run's record.
+
+What a session may never use is imported where it is used: ``import revkit`` must stay light.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from .. import display
 from ..errors import UsageError, nearest
 from ..record import frames
 from ..record import metrics as figures
@@ -21,8 +23,6 @@ from ..scheduling.events import Status
 from ..tables.dtypes import snapshot
 from ..tables.rows import Rows
 from ..task.kinds import CallableTask, ModelTask
-from .compare import Comparison, compare
-from .evaluate import Evaluation, evaluate
 from .timing import Timing
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..task.tokens import Price
+    from .compare import Comparison
+    from .evaluate import Evaluation
 
 __all__ = ["ParallelResult"]
 
@@ -218,6 +220,8 @@ class ParallelResult(Timing):
         if not isinstance(other, ParallelResult):
             raise UsageError(f"a run is compared with another run, not with {type(other).__name__}")
 
+        from .compare import compare
+
         return compare(self, other)
 
     def evaluate(self, label: Any, *, output: str | None = None) -> Evaluation:
@@ -250,6 +254,8 @@ class ParallelResult(Timing):
         Evaluation of sentiment: 3 of 3 labelled rows
         accuracy 0.667, balanced accuracy 0.667, macro F1 0.556
         """
+        from .evaluate import evaluate
+
         return evaluate(self, label, output=output)
 
     def retry_failed(self) -> ParallelResult:
@@ -358,10 +364,16 @@ class ParallelResult(Timing):
 
     def report(self) -> str:
         """The whole as text, for a terminal."""
+        from .. import display
+
         return display.text(self)
 
     def __repr__(self) -> str:
+        from .. import display
+
         return display.short(self)
 
     def _repr_html_(self) -> str:
+        from .. import display
+
         return display.html(self)

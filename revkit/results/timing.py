@@ -14,15 +14,13 @@ import pandas as pd
 from ..record import frames, latency
 from ..record import metrics as figures
 from ..record.record import Record
-from .bottleneck import Bottleneck, find_bottleneck
-from .forecast import WhatIf
-from .trace import write_trace
-from .whatif import predict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ..task.tokens import Price
+    from .bottleneck import Bottleneck
+    from .forecast import WhatIf
 
 __all__ = ["Timing"]
 
@@ -211,6 +209,8 @@ class Timing:
         >>> run.to_trace(tempfile.mkdtemp() + "/run.json.gz").name
         'run.json.gz'
         """
+        from .trace import write_trace
+
         return write_trace(self._record, path, model_name=self.model_name)
 
     def what_if(
@@ -243,6 +243,9 @@ class Timing:
         >>> run.what_if([8], slots=12).frame["wall_s"].tolist()
         [6.0, 4.0]
         """
+        from .forecast import WhatIf
+        from .whatif import predict
+
         return WhatIf(predict(self._record, max_workers, slots))
 
     @cached_property
@@ -274,6 +277,8 @@ class Timing:
         >>> run.bottleneck.slots, round(run.bottleneck.stretch)
         (2, 8)
         """
+        from .bottleneck import find_bottleneck
+
         return find_bottleneck(self._record)
 
     def timeline_png(self) -> bytes:
