@@ -178,7 +178,7 @@ def test_what_cannot_make_clients_is_refused(tmp_path: Path) -> None:
     async def make(model: str) -> revkit.Client:
         return FakeModel([])
 
-    for factory in ("revkit.Ollama", FakeModel([]), make, {}.__getitem__, lambda: FakeModel([])):
+    for factory in ("revkit.Ollama", FakeModel([]), make, lambda: FakeModel([])):
         with pytest.raises(UsageError, match="must be a client class, or a plain function"):
             revkit.register_client("mine", factory)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="the example of the client"):

@@ -59,8 +59,8 @@ def test_an_option_is_typed_alike_for_callers_and_in_its_group() -> None:
 
 
 def test_the_docstring_has_every_argument_in_the_order_of_the_signature() -> None:
-    text = revkit.parallel_map.__doc__ or ""
-    lines = [line.strip() for line in text.splitlines() if line.startswith(" " * 8)]
+    text = inspect.getdoc(revkit.parallel_map) or ""
+    lines = [line.strip() for line in text.splitlines() if line.startswith(" " * 4)]
     named = [line.partition(":")[0] for line in lines if line.partition(":")[0] in PARAMETERS]
     assert named == [name for name in PARAMETERS if name != "inplace"]
 

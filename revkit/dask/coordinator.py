@@ -15,7 +15,6 @@ otherwise or is gone. So there are never more attempts running than the run may 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -84,7 +83,8 @@ class Coordinator:
         self._budgets: dict[str, SharedBudget] = {}
         self._claims = Claims()
         #: numbers for the names of runs and sessions
-        self._numbers = itertools.count(1)
+        #: names handed out so far; no iterator, for plugins are pickled
+        self._named = 0
 
     def handle(self, request: str, message: Mapping[str, Any], *, now: float) -> dict[str, Any]:
         """Call a method by its name, with the time if it needs it; what travels is a mapping."""
@@ -94,6 +94,10 @@ class Coordinator:
         return reply if isinstance(reply, dict) else {"value": reply}
 
     # -- runs ----------------------------------------------------------------------------------
+
+    def _next_number(self) -> int:
+        self._named += 1
+        return self._named
 
     def begin(
         self, key: str, terms: Mapping[str, Any], *, threads: int, now: float
@@ -115,7 +119,7 @@ class Coordinator:
         bounds = terms.get("adaptive")
         job = str(terms["job"])
         run = ClusterRun(
-            name=f"{job}-{next(self._numbers)}",
+            name=f"{job}-{self._next_number()}",
             key=key,
             terms=terms,
             began=now,
@@ -208,7 +212,7 @@ class Coordinator:
         found = self._runs.get(run)
         if found is None:
             return {"error": "nobody waits for this run any more"}
-        name = f"{run}/{next(self._numbers)}"
+        name = f"{run}/{self._next_number()}"
         session = self._sessions[name] = found.open(name, worker, partition, rows)
         timeout = found.terms.get("timeout")
         return {
