@@ -29,10 +29,8 @@ from ._version import __version__
 from .api import accessor as _accessor
 from .api.accessor import register_accessor
 from .api.call import aparallel_map, parallel_map
-from .api.chain import Chain, ChainResult, Step, chain
 from .api.data import data_file, load_reviews
 from .api.finish import last_result
-from .api.preview import Preview, apreview, preview
 from .clients.agent_file import load_agent
 from .clients.contract import Client
 from .clients.registry import BUILT_IN, register_client, use
@@ -81,9 +79,11 @@ from .task.tokens import Price
 
 if TYPE_CHECKING:
     from . import store as store
+    from .api.chain import Chain, ChainResult, Step, chain
     from .api.chunks import map_chunks
     from .api.conversation import Conversation
     from .api.parquet import ParquetResult, map_parquet
+    from .api.preview import Preview, apreview, preview
     from .clients.local.client import Local as Local
     from .clients.ollama import Ollama as Ollama
     from .clients.openai import OpenAICompatible as OpenAICompatible
@@ -177,15 +177,22 @@ if "dask.dataframe" in sys.modules:  # else ``import revkit.dask`` does it
 #: Names that are imported when they are first used, and their modules: a session uses few of them.
 _LATE = {
     "Bottleneck": "results.bottleneck",
+    "Chain": "api.chain",
+    "ChainResult": "api.chain",
     "Comparison": "results.compare",
     "Conversation": "api.conversation",
     "Evaluation": "results.evaluate",
     "ParquetResult": "api.parquet",
+    "Preview": "api.preview",
+    "Step": "api.chain",
     "WhatIf": "results.forecast",
     **{cls: f"clients.{module}" for module, cls in BUILT_IN.values()},
+    "apreview": "api.preview",
+    "chain": "api.chain",
     "collect": "dask",
     "map_chunks": "api.chunks",
     "map_parquet": "api.parquet",
+    "preview": "api.preview",
 }
 
 

@@ -6,7 +6,7 @@ state. Columns become rows and results become columns in ``record/columns.py``.
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pandas as pd
 
@@ -16,7 +16,9 @@ from ..runtime.options import FrameOptions, Options
 from ..task.sentiment import SENTIMENT
 from .arguments import TaskLike, checked, shows_options
 from .call import arun_task, run_task
-from .preview import Preview, arun_preview, run_preview
+
+if TYPE_CHECKING:
+    from .preview import Preview
 
 __all__ = ["DataFrameAccessor", "SeriesAccessor", "register_accessor"]
 
@@ -89,6 +91,8 @@ class DataFrameAccessor:
             Which country is Lyon in?
           -> response: France
         """
+        from .preview import run_preview
+
         return run_preview(self._frame, task, n, send, checked(DataFrameAccessor.preview, options))
 
     @shows_options("batch_key", "loop")
@@ -101,6 +105,8 @@ class DataFrameAccessor:
         **options: Unpack[FrameOptions],
     ) -> Preview:
         """:meth:`preview`, awaited: runs on the caller's event loop."""
+        from .preview import arun_preview
+
         return await arun_preview(
             self._frame, task, n, send, checked(DataFrameAccessor.apreview, options)
         )
@@ -153,6 +159,8 @@ class SeriesAccessor:
 
         The arguments, what is returned and what is raised: :func:`revkit.preview`.
         """
+        from .preview import run_preview
+
         return run_preview(
             self._series, task, n, send, checked(SeriesAccessor.preview, options, hidden="on")
         )
@@ -167,6 +175,8 @@ class SeriesAccessor:
         **options: Unpack[Options],
     ) -> Preview:
         """:meth:`preview`, awaited: runs on the caller's event loop."""
+        from .preview import arun_preview
+
         return await arun_preview(
             self._series, task, n, send, checked(SeriesAccessor.apreview, options, hidden="on")
         )
