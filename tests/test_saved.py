@@ -485,6 +485,7 @@ TEXTS = st.none() | st.text(st.characters(exclude_categories=()))
 
 @examples(40)
 @example([[None], [{"": 0}]])
+@example([[{"": None, "0": None}]])
 @given(st.one_of(st.lists(kind, max_size=5) for kind in (PLAIN, TEXTS, st.dates())))
 def test_whatever_a_function_returns_comes_back(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any]

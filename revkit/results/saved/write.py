@@ -244,6 +244,6 @@ def readable(metadata: bytes) -> bytes:
     for column in known["columns"]:
         try:
             pd.api.types.pandas_dtype(column["numpy_type"])
-        except (TypeError, NotImplementedError):
+        except (TypeError, ValueError, NotImplementedError):  # ValueError: pandas 2.2
             column["numpy_type"] = "object"
     return json.dumps(known).encode()
