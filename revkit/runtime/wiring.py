@@ -1,4 +1,4 @@
-"""What one run is wired of: made anew from its plan for each run, and thrown away with it."""
+"""The parts of one run, made from its plan: each run gets its own."""
 
 from __future__ import annotations
 
