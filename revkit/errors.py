@@ -10,15 +10,20 @@ and what to do next.
     ├── RowFailure                   one attempt at one row failed; the run goes on
     │   ├── MissingInput             an input of the row is NA: nothing was sent
     │   ├── BadOutput                a reply arrived, but is not what the task asked for
+    │   │   ├── CutOff               the reply ended at a limit of tokens, not where it should
+    │   │   ├── ContentFiltered      the server's content filter withheld the reply
+    │   │   └── ModelRefused         the model refused to answer
     │   ├── FactoryFailed            a worker's state could not be made: ends the run
     │   └── ModelError               the model's server could not be asked, or said no
     │       ├── ConnectionFailed     no connection, or it broke
     │       ├── AttemptTimeout       no whole reply in time
     │       ├── BadReply             what arrived is not a reply of this protocol
+    │       ├── PromptTooLong        the prompt does not fit into the model's context
+    │       │   └── PromptTruncated  the server dropped a part of the prompt, and answered the rest
     │       ├── ServerError          an HTTP status other than success (``.status``)
     │       ├── ModelMissing         the server does not have the model: ends the run
-    │       ├── AccessDenied         401 or 403: ends the run
-    │       └── QuotaUsedUp          429 that no waiting helps: ends the run
+    │       ├── AccessDenied         401 (ends the run) or 403 (may be about one row's text)
+    │       └── QuotaUsedUp          no quota or money left, and no waiting helps: ends the run
     ├── ModelUnavailable             the embedded model could not be fetched or started
     └── RunFailed                    the run as a whole; ``.result`` holds what is done
         ├── RunTimeout               ``timeout=`` was over
@@ -47,6 +52,8 @@ __all__ = [
     "BudgetReached",
     "ColumnExists",
     "ConnectionFailed",
+    "ContentFiltered",
+    "CutOff",
     "FactoryFailed",
     "Interrupted",
     "MissingColumn",
@@ -54,8 +61,11 @@ __all__ = [
     "MissingInput",
     "ModelError",
     "ModelMissing",
+    "ModelRefused",
     "ModelUnavailable",
     "NoModel",
+    "PromptTooLong",
+    "PromptTruncated",
     "QuotaUsedUp",
     "RevkitError",
     "RowFailure",
@@ -121,12 +131,16 @@ class RowFailure(RevkitError):
         sent: False where no request went out, so that nothing can have been billed.
         ends_run: True where every other row must fail in the same way, so that going on
             would only cost time or money.
+        denied: True where the server denied access, which may be about this row's text alone.
+        correctable: True where the model may do better when it is shown the message.
     """
 
     transient = False
     pause: float | None = None
     sent = True
     ends_run = False
+    denied = False
+    correctable = False
 
     def __init__(
         self,
@@ -148,6 +162,26 @@ class MissingInput(RowFailure):
 
 class BadOutput(RowFailure):
     """The model replied, but not with what the task asked for; ``text`` is what it said."""
+
+    correctable = True
+
+
+class CutOff(BadOutput):
+    """The reply ended at a limit of tokens before the model had finished; ``text`` is its part."""
+
+    correctable = False
+
+
+class ContentFiltered(BadOutput):
+    """The server's content filter withheld the reply, or a part of it."""
+
+    correctable = False
+
+
+class ModelRefused(BadOutput):
+    """The model refused to answer; ``text`` is what it said instead."""
+
+    correctable = False
 
 
 class FactoryFailed(RowFailure):
@@ -175,6 +209,14 @@ class AttemptTimeout(ModelError):
 
 class BadReply(ModelError):
     """What arrived is not a reply of the protocol that the client speaks."""
+
+
+class PromptTooLong(ModelError):
+    """The prompt does not fit into the model's context; the server refused it."""
+
+
+class PromptTruncated(PromptTooLong):
+    """The server dropped a part of the prompt, and the model answered the rest."""
 
 
 #: Statuses with which a server says that it may answer a little later; and all from 500 on.

@@ -49,6 +49,7 @@ def rows(
 
     sources = np.array([source.value for source in SOURCES], dtype=object)
     replies = [record.replies.get(i) for i in range(total)]
+    cut: list[Any] = [r and r.truncated for r in replies]
     failures = [
         record.failures[i] if s is Status.ERROR else None for i, s in enumerate(record.status)
     ]
@@ -66,6 +67,10 @@ def rows(
         "completion_tokens": _summed(record.completion_tokens, row, total),
         "cost_usd": _cost(record, price),
         "finish_reason": pd.array([r and r.finish_reason for r in replies], dtype=STRING),
+        "truncated": pd.array(cut, dtype="boolean"),
+        "model": pd.array([r and r.model for r in replies], dtype=STRING),
+        "format": pd.array([r and r.format for r in replies], dtype=STRING),
+        "thought": pd.array([r and r.thought for r in replies], dtype=STRING),
         "text": pd.array([r and r.text for r in replies], dtype=STRING),
         "probabilities": pd.Series([r and r.probabilities for r in replies], dtype=object).array,
         "error_type": pd.array([f and f.type for f in failures], dtype=STRING),

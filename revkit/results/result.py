@@ -120,7 +120,10 @@ class ParallelResult(Timing):
         ``backoff_ms`` (float64, what it waited for: see :attr:`waiting`); ``worker`` (Int64, of the
         last attempt); ``prompt_tokens``, ``completion_tokens`` (Int64, of all attempts);
         ``cost_usd`` (Float64, of all attempts: 0 where none was made, NA where the price or the
-        tokens are not known); ``finish_reason``, ``text`` (what the model said last);
+        tokens are not known); ``finish_reason``; ``truncated`` (boolean, NA without a reply: its
+        text was cut at a limit of tokens, and kept); ``model`` (that answered, as the server names
+        it); ``format`` (how the reply's form was asked for: ``schema``, ``json`` or ``prompt``);
+        ``thought`` (what the model thought before it answered); ``text`` (what it said last);
         ``probabilities`` (a dict for each row in which the model gave them); ``error_type``,
         ``error``.
         """

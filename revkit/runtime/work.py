@@ -132,7 +132,7 @@ class Failures:
                 status=error.status,
                 text=error.text if unfit is None else unfit.text,
                 reply=unfit or (error.reply if isinstance(error.reply, Reply) else None),
-                correctable=isinstance(error, BadOutput) and unfit is not None,
+                correctable=error.correctable and unfit is not None,
                 transient=error.transient,
                 pause=error.pause,
                 sent=error.sent,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 __all__ = ["Message", "Reply"]
 
@@ -21,11 +21,16 @@ class Reply:
     """What the model said to one prompt.
 
     Attributes:
-        text: the message's text.
+        text: the message's text, without the model's thoughts.
         prompt_tokens, completion_tokens: as the server counts them; None where it does not.
         finish_reason: why it stopped (``"stop"``, ``"length"``, …); None where it does not say.
         probabilities: for class outputs, output -> label -> probability (each sums to 1), where
             the model gives them.
+        thought: what the model thought before it answered; None where it shows no thoughts.
+        model: the name of the model that answered, as the server gives it; None where it does not.
+        format: how the reply's form was asked for: by a JSON schema, by JSON mode, or by the
+            prompt alone; None where nobody knows.
+        truncated: the text was cut at a limit of tokens, and kept as it is.
     """
 
     text: str
@@ -33,3 +38,7 @@ class Reply:
     completion_tokens: int | None = None
     finish_reason: str | None = None
     probabilities: Mapping[str, Mapping[str, float]] | None = None
+    thought: str | None = None
+    model: str | None = None
+    format: Literal["schema", "json", "prompt"] | None = None
+    truncated: bool = False

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["read"]
 
+#: What stands of a reply in ``run.rows``, beside its text and probabilities.
+_OF_REPLIES = ("finish_reason", "truncated", "model", "format", "thought")
+
 
 def read(path: str | os.PathLike[str], kind: type[ParallelResult]) -> ParallelResult:
     """:meth:`ParallelResult.read_parquet`."""
@@ -166,11 +169,15 @@ def _record(table: pa.Table, kept: dict[str, Any], values: dict[Any, pd.Series])
     }
     if None in record.failures.values():
         raise ValueError("a row has failed without an error")
-    replies = zip(fact("text"), fact("finish_reason"), fact("probabilities"), strict=True)
-    for row, (text, reason, chances) in enumerate(replies):
+    texts, chances = fact("text"), fact("probabilities")
+    # A file of revkit 0.1.0 has only the finish reason.
+    facts = {name: fact(name) for name in _OF_REPLIES if f"{PREFIX}{name}" in table.column_names}
+    for row, text in enumerate(texts):
         if text is not None:
-            probabilities = None if chances is None else json.loads(chances)
-            record.replies[row] = Reply(text, finish_reason=reason, probabilities=probabilities)
+            known = {name: values[row] for name, values in facts.items() if values[row] is not None}
+            if chances[row] is not None:
+                known["probabilities"] = json.loads(chances[row])
+            record.replies[row] = Reply(text, **known)
     _read_attempts(record, table[ATTEMPTS].combine_chunks())
     record.engine, record.workers, record.ended = run["engine"], run["workers"], run["wall_s"]
     if run["stopped"] is not None:

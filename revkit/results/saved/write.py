@@ -34,7 +34,8 @@ SAMPLED = f"{PREFIX}output.{{}}"
 #: The facts of a row that are columns of ``run.rows``.
 _OF_ROWS = (
     *("status", "source", "service_ms", "wait_ms", "worker", "prompt_tokens", "completion_tokens"),
-    *("cost_usd", "finish_reason", "text", "probabilities", "error_type", "error"),
+    *("cost_usd", "finish_reason", "truncated", "model", "format", "thought", "text"),
+    *("probabilities", "error_type", "error"),
 )
 
 
