@@ -210,6 +210,8 @@ class AttemptTimeout(ModelError):
 class BadReply(ModelError):
     """What arrived is not a reply of the protocol that the client speaks."""
 
+    transient = True
+
 
 class PromptTooLong(ModelError):
     """The prompt does not fit into the model's context; the server refused it."""
@@ -250,9 +252,16 @@ class ModelMissing(ServerError):
 
 
 class AccessDenied(ServerError):
-    """The server did not accept the key (401) or its rights (403)."""
+    """The server did not accept the key (401) or its rights (403).
+
+    A 403 may be about one row's text, so ``denied`` is set, and the run decides.
+    """
 
     ends_run = True
+
+    def __init__(self, message: str, *, status: int | None = None, pause: float | None = None):
+        super().__init__(message, status=status, pause=pause)
+        self.denied = status == 403
 
 
 class QuotaUsedUp(ServerError):

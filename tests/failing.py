@@ -68,8 +68,8 @@ FAULTS: dict[str, Fault] = {
     "drip": Fault(DRIP, "AttemptTimeout"),
     "wrong label": Fault('{"label": "purple", "number": 0}', "BadOutput", "once"),
     "broken JSON": Fault('{"label": "red", "num', "BadOutput", "once"),
-    "not HTTP": Fault(NOT_HTTP, "BadReply", "never"),
-    "another JSON": Fault(Status(200, {"hello": "world"}), "BadReply", "never"),
+    "not HTTP": Fault(NOT_HTTP, "BadReply"),
+    "another JSON": Fault(Status(200, {"hello": "world"}), "BadReply"),
     "413": Fault(Status(413, {"error": "too long"}), "ServerError", "never"),
 }
 #: A client finds these out only when its time is over.

@@ -21,6 +21,7 @@ from revkit.errors import (
     BadReply,
     ConnectionFailed,
     ModelMissing,
+    ModelRefused,
     RowFailure,
     ServerError,
     UsageError,
@@ -50,7 +51,11 @@ def test_a_reply_and_its_usage(ask: Ask) -> None:
     with serve("It broke two times.", key=KEY) as server:
         reply = ask(client_of(server, api_key=KEY))
     assert reply == Reply(
-        "It broke two times.", prompt_tokens=3, completion_tokens=4, finish_reason="stop"
+        "It broke two times.",
+        prompt_tokens=3,
+        completion_tokens=4,
+        finish_reason="stop",
+        model="m",
     )
 
 
@@ -273,11 +278,9 @@ def silent(**message: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
-        (silent(refusal="I cannot help with that."), BadOutput, "I cannot help with that."),
+        (silent(refusal="I cannot help with that."), ModelRefused, "I cannot help with that."),
         (silent(tool_calls=[{"id": "1"}]), BadOutput, "called a tool"),
-        (silent(content="", finish_reason="length"), BadOutput, "raise max_tokens="),
-        (silent(finish_reason="content_filter"), BadOutput, "content filter"),
-        ({"choices": []}, BadReply, "is it an OpenAI-compatible server?"),
+        ({"choices": []}, BadReply, "is base_url= the address of an OpenAI-compatible server?"),
         ({"choices": [{"text": "a"}]}, BadReply, "not a chat completion"),
         ({"choices": None, "usage": 3}, BadReply, "not a chat completion"),
         ({"error": {"message": "no capacity"}}, BadReply, 'with an error: "no capacity"'),

@@ -5,10 +5,12 @@ provider           what is known of a provider by its name
 registry           the providers by name, and which model a task gets
 agent_file         a client out of an agent file
 http_client        what all clients of HTTP servers have in common
+http_session       what their conversations have in common
 openai             any OpenAI-compatible server
 ollama             Ollama
 local/             the embedded model
 status             an HTTP status as an error, and the pause that it asks for
+error_body         what an error response says, whatever its provider
 body               JSON bodies, written and read
 redact             keys taken out of what a server repeats
 secret             a key by where it is kept

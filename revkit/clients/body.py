@@ -11,7 +11,10 @@ import orjson
 from ..errors import UsageError
 from ..task.chat import Message
 
-__all__ = ["count", "encode", "static_body"]
+__all__ = ["count", "decoded", "encode", "static_body"]
+
+#: A higher number of tokens is none: no prompt and no reply has a billion.
+_MOST_TOKENS = 10**9
 
 
 def encode(static: bytes, messages: Sequence[Message]) -> bytes:
@@ -40,10 +43,42 @@ def static_body(fields: Mapping[str, Any], what: str) -> bytes:
             raise UsageError(f"{what} cannot be written as JSON: {error}") from None
 
 
+def decoded(body: bytes) -> Any:
+    """The JSON value in a response; None where there is none.
+
+    Half of a surrogate pair, raw or escaped, becomes U+FFFD: it costs a character, not the row.
+    """
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        pass
+    try:
+        return _mended(json.loads(body.decode("utf-8", "surrogatepass"), parse_constant=_no_number))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else _whole(value)
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(name): _mended(item) for name, item in value.items()}
+    return value
+
+
 def _whole(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def count(found: Any) -> int | None:
     """A number of tokens out of a reply, None where it is not one."""
-    return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
+    if isinstance(found, bool) or not isinstance(found, int):
+        return None
+    return found if 0 <= found <= _MOST_TOKENS else None

@@ -205,7 +205,7 @@ class BoundedBody:
         if encoding in ("gzip", "x-gzip", "deflate"):
             self._unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds the header by itself
         elif encoding not in ("identity", ""):
-            raise BadReply(
+            raise _final(
                 f"the reply of {where} is encoded in a way that was not asked for "
                 "(Content-Encoding other than gzip); see what stands between"
             )
@@ -235,7 +235,14 @@ class BoundedBody:
         return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
     def _too_large(self) -> BadReply:
-        return BadReply(
+        return _final(
             f"the reply of {self._where} is larger than {self._limit:,} bytes, more than any "
-            "model's answer; is the address that of the model's server?"
+            "model's answer"
         )
+
+
+def _final(message: str) -> BadReply:
+    """The error for a reply that would be the same the next time."""
+    error = BadReply(message)
+    error.transient = False
+    return error

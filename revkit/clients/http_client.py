@@ -16,10 +16,10 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-import orjson
-
 from ..errors import BadReply, ModelError, ServerError, UsageError
+from .body import decoded
 from .contract import AsyncTransport, Client, Finding, Request, Response, Transport
+from .error_body import error_body
 from .http import HINT, display_url, engines_for
 from .redact import (
     MAX_QUOTE,
@@ -31,7 +31,7 @@ from .redact import (
     keys_in_url,
 )
 from .secret import Secret
-from .status import error_message, status_error
+from .status import status_error
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit
@@ -293,17 +293,19 @@ class HttpClient(Client):
         """
         if not 200 <= response.status < 300:
             raise self.failure(response)
-        try:
-            found = orjson.loads(response.body)
-        except ValueError:
-            found = None
+        found = decoded(response.body)
         if isinstance(found, dict):
             return found
-        text = self.quote(response.body[: 4 * MAX_QUOTE].decode("utf-8", "replace"))
         raise BadReply(
-            f"{self.endpoint} answered with something else than a JSON object: "
-            f"{text or 'nothing'}; is it the address of the model's server?",
+            f"{self.not_an_object(response)}; is it the address of the model's server?",
             status=response.status,
+        )
+
+    def not_an_object(self, response: Response) -> str:
+        """What a response is that should have been a JSON object, for an error."""
+        text = self.quote(response.body[: 4 * MAX_QUOTE].decode("utf-8", "replace"))
+        return (
+            f"{self.endpoint} answered with something else than a JSON object: {text or 'nothing'}"
         )
 
     def failure(self, response: Response, *, status: int | None = None) -> ServerError:
@@ -314,14 +316,11 @@ class HttpClient(Client):
 
     def is_model_missing(self, response: Response, status: int) -> bool:
         """Whether an error response says that the server does not have the model."""
-        if status != 404:
-            return False
-        message = error_message(response.body).lower()
-        return "model" in message and ("not found" in message or "not exist" in message)
+        return error_body(response.body).is_model_missing(status, self.model)
 
-    def is_quota_used_up(self, response: Response) -> bool:
-        """Whether a 429 says that no waiting helps."""
-        return False
+    def is_quota_used_up(self, response: Response, status: int) -> bool:
+        """Whether an error response says that no quota or no money is left."""
+        return error_body(response.body).is_out_of_credit(status)
 
     def model_hint(self) -> str:
         """What to do where the model is missing."""

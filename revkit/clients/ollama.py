@@ -11,11 +11,12 @@ from ..errors import BadOutput, BadReply, UsageError
 from ..task.chat import Message, Reply
 from .body import count, encode, static_body
 from .contract import Exchange, Response, repeats
+from .error_body import error_body
 from .http_client import HttpClient
+from .http_session import HttpSession
 from .provider import Provider
 from .redact import public
 from .secret import Secret
-from .status import error_message
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit
@@ -122,10 +123,11 @@ class Ollama(HttpClient):
         return "`ollama pull llama3.2:3b` brings a model of 2 GB"
 
 
-class OllamaSession:
+class OllamaSession(HttpSession):
     """One run's conversation with an Ollama server."""
 
     def __init__(self, client: Ollama, task: ModelTask):
+        super().__init__(client, "an Ollama server")
         self._client = client
         fields: dict[str, Any] = {"model": client.model, "stream": False}
         schema = task.outputs.json_schema
@@ -139,15 +141,16 @@ class OllamaSession:
 
     def exchange(self, messages: Sequence[Message]) -> Exchange:
         """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
-        client = self._client
         body = encode(self._static, messages)
-        response = client.received((yield client.request(client.path, body)))
-        return self._read(client.decode(response), response)
+        response = yield from self.send(body)
+        reply = self._read(self.json(response), response)
+        self.worked = True
+        return reply
 
     def _read(self, found: dict[str, Any], response: Response) -> Reply:
         client = self._client
         if found.get("error"):
-            problem = error_message(response.body)
+            problem = error_body(response.body).message
             if "model" in problem and "not found" in problem:
                 raise client.failure(response, status=404)
             raise BadReply(
@@ -158,9 +161,9 @@ class OllamaSession:
         message = found.get("message")
         text = message.get("content") if isinstance(message, dict) else None
         if not isinstance(text, str) or found.get("done") is False:
-            raise BadReply(
+            raise self.bad_reply(
                 f"{client.endpoint} answered with JSON that is not a whole chat reply of Ollama's "
-                "(no text in message.content); is it an Ollama server?",
+                "(no text in message.content)",
                 status=response.status,
             )
         reason = found.get("done_reason")

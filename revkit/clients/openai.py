@@ -11,19 +11,20 @@ import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
-from ..errors import BadOutput, BadReply, UsageError
+from ..errors import BadOutput, BadReply, ModelRefused, UsageError
 from ..task.chat import Message, Reply
 from .body import count, encode, static_body
 from .contract import Exchange, Finding, Response, repeats
+from .error_body import error_body
 from .http_client import HttpClient
+from .http_session import HttpSession
 from .provider import Provider
 from .redact import public
 from .secret import Secret
-from .status import error_message
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit
@@ -132,14 +133,6 @@ class OpenAICompatible(HttpClient):
         sent = {"temperature": self.temperature, "seed": self.seed, **self.extra_body}
         return repeats(sent["temperature"], sent["seed"])
 
-    def is_model_missing(self, response: Response, status: int) -> bool:
-        if _error(response.body).get("code") == "model_not_found":
-            return True
-        return super().is_model_missing(response, status)
-
-    def is_quota_used_up(self, response: Response) -> bool:
-        return _error(response.body).get("code") == "insufficient_quota"
-
     def access_hint(self) -> str:
         if self._has_key:
             return "check OPENAI_API_KEY or api_key=, and that the key may use this model"
@@ -196,9 +189,9 @@ class Dialect(NamedTuple):
         """
         if refusal.status not in (400, 404, 415, 422, 500, 501):
             return None
-        found = _error(refusal.body)
-        reason = f"{found.get('param') or ''} {error_message(refusal.body)}"
-        if _UNSUPPORTED.search(f"{found.get('code') or ''} {reason}"):
+        found = error_body(refusal.body)
+        reason = f"{found.param} {found.message}"
+        if _UNSUPPORTED.search(f"{found.code} {reason}"):
             if not self.new_limit and re.search(r"\bmax_tokens\b", reason):
                 return self._replace(new_limit=True)
             if self.temperature and "temperature" in reason:
@@ -218,6 +211,20 @@ class Dialect(NamedTuple):
         )
 
 
+#: The format of a reply, by ``Dialect.format``.
+_FORMATS: tuple[Literal["prompt", "json", "schema"], ...] = ("prompt", "json", "schema")
+#: Fields of a message that hold a thought.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_BAD_GATEWAY = 502
+#: Statuses of errors that come with a 200 and have a name only.
+_STATUSES = {
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "model_not_found": 404,
+    "invalid_api_key": 401,
+    "server_error": 500,
+    "overloaded_error": 529,
+}
 _FORMAT = re.compile(
     r"(?i)response_?format|json_?(schema|object|mode)|json mode|schema|structured|grammar|guided"
 )
@@ -226,7 +233,7 @@ _UNSUPPORTED = re.compile(
 )
 
 
-class OpenAISession:
+class OpenAISession(HttpSession):
     """One run's conversation with a server, and what has been learned of its dialect.
 
     Shared by all workers of the run, on threads or a loop, without a lock: the dialect is one
@@ -235,13 +242,14 @@ class OpenAISession:
     """
 
     def __init__(self, client: OpenAICompatible, task: ModelTask):
+        super().__init__(client, "an OpenAI-compatible server")
         self._client = client
         self._schema = task.outputs.json_schema
         self._dialect = Dialect(
             format=0 if self._schema is None else 2,
             temperature=client.temperature is not None,
         )
-        self._worked = False  #: the present dialect has brought a reply
+        self._dialect_worked = False  #: the present dialect has brought a reply
         self._static: dict[Dialect, bytes] = {}  #: the part of the body that rows share
         self._static_body(self._dialect)  # so that a body that is not JSON fails here
 
@@ -251,21 +259,21 @@ class OpenAISession:
         dialect = self._dialect
         while True:
             body = encode(self._static_body(dialect), messages)
-            response = client.received((yield client.request(client.path, body)))
+            response = yield from self.send(body)
             if 200 <= response.status < 300:
                 break
             weaker = self._weaker(dialect, response)
             if weaker is None:
                 raise client.failure(response)
             dialect = weaker
-        reply = self._read(client.decode(response), response)
+        reply = self._read(self.json(response), response, dialect)
         if dialect is not self._dialect:
             self._dialect = self._dialect.meet(dialect)
-        self._worked = True
+        self._dialect_worked = self.worked = True
         return reply
 
     def _weaker(self, dialect: Dialect, refusal: Response) -> Dialect | None:
-        weaker = dialect.without(refusal, worked=self._worked and dialect == self._dialect)
+        weaker = dialect.without(refusal, worked=self._dialect_worked and dialect == self._dialect)
         if weaker is None:
             return None
         # Only our default of 0 may be left out silently: another one is the user's wish.
@@ -298,80 +306,98 @@ class OpenAISession:
             fields["response_format"] = {"type": "json_object"}
         return fields | client.extra_body
 
-    def _read(self, found: dict[str, Any], response: Response) -> Reply:
-        client = self._client
+    def _read(self, found: dict[str, Any], response: Response, dialect: Dialect) -> Reply:
         choices = found.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = choice.get("message") if isinstance(choice, dict) else None
-        if not isinstance(choice, dict) or not isinstance(message, dict):
+        if found.get("error") or not isinstance(choice, dict) or not isinstance(message, dict):
             raise self._no_choice(response)
         reason = choice.get("finish_reason")
-        text = _text(message.get("content"))
+        if reason == "error" or choice.get("error"):
+            raise self._broken_off(choice.get("error"), response)
+        text, thought, refusal = _said(message)
         usage = found.get("usage")
         usage = usage if isinstance(usage, dict) else {}
+        model = found.get("model")
         reply = Reply(
-            text or _text(message.get("refusal")) or "",
+            text or refusal,
             prompt_tokens=count(usage.get("prompt_tokens")),
             completion_tokens=count(usage.get("completion_tokens")),
             finish_reason=reason if isinstance(reason, str) else None,
+            thought=thought or None,
+            model=model if model and isinstance(model, str) else None,
+            format=None if self._schema is None else _FORMATS[dialect.format],
         )
-        if not text and (why := _silence(message, reason)):
-            raise BadOutput(client.quote(why), reply=reply)
+        if refusal:
+            raise ModelRefused(
+                self._client.quote(f'the model refused to answer: "{refusal}"'), reply=reply
+            )
+        if not text and (message.get("tool_calls") or message.get("function_call")):
+            raise BadOutput(
+                "the model called a tool instead of replying; take tools out of extra_body=",
+                reply=reply,
+            )
         return reply
+
+    def _broken_off(self, error: Any, response: Response) -> Exception:
+        """The error for a reply that the provider behind the server broke off."""
+        body = orjson.dumps({"error": error or "the model's provider broke the reply off"})
+        status = error_body(body).status or _BAD_GATEWAY
+        return self._client.failure(response._replace(body=body), status=status)
 
     def _no_choice(self, response: Response) -> Exception:
         """The error for a successful status without a choice; gateways put errors there."""
         client = self._client
-        found = _error(response.body)
-        code = found.get("code")
-        if isinstance(code, int) and 400 <= code < 600:
-            return client.failure(response, status=code)
-        if found:
-            message = client.quote(error_message(response.body))
+        found = error_body(response.body)
+        status = found.status or next(
+            (_STATUSES[name] for name in found.names if name in _STATUSES), None
+        )
+        if found.is_error and status is not None:
+            return client.failure(response, status=status)
+        if found.is_error:
             return BadReply(
-                f'{client.endpoint} answered {response.status} with an error: "{message}"; see the '
-                "server's log",
+                f"{client.endpoint} answered {response.status} with an error: "
+                f'"{client.quote(found.message)}"; see the server\'s log',
                 status=response.status,
             )
-        return BadReply(
+        return self.bad_reply(
             f"{client.endpoint} answered with JSON that is not a chat completion (no message in "
-            "choices); is it an OpenAI-compatible server?",
+            "choices)",
             status=response.status,
         )
 
 
-def _error(body: bytes) -> dict[str, Any]:
-    """The ``error`` object of a response, empty where there is none."""
-    try:
-        found = orjson.loads(body)
-    except ValueError:
-        return {}
-    error = found.get("error") if isinstance(found, dict) else None
-    if isinstance(error, str) and error:
-        return {"message": error}
-    return error if isinstance(error, dict) else {}
+def _said(message: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The text, the thought and the refusal of a message."""
+    texts, thoughts, refusals = [], [], []
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    for part in parts:
+        if not isinstance(part, dict):
+            continue
+        if part.get("type") in ("thinking", "reasoning"):
+            thoughts.append(_text(part.get("thinking") or part.get("text")))
+        elif part.get("type") == "refusal":
+            refusals.append(_text(part.get("refusal")))
+        else:
+            texts.append(_text(part.get("text")))
+    refusals.append(_text(message.get("refusal")))
+    # Gateways send the same thought in several fields.
+    thoughts += [_text(message.get(name)) for name in _THOUGHTS]
+    thoughts = [thought.strip() for thought in thoughts]
+    thoughts = list(dict.fromkeys(filter(None, thoughts))) or [
+        _text(message.get("reasoning_details"))
+    ]
+    return "".join(texts), "\n\n".join(thoughts).strip(), "".join(refusals)
 
 
-def _text(content: Any) -> str | None:
-    """The text of a message's content, which some servers send in parts."""
+def _text(content: Any) -> str:
+    """A text, which some servers send in parts; empty where there is none."""
     if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else None
-
-
-def _silence(message: Mapping[str, Any], reason: Any) -> str:
-    """Why a message has no text; empty where it does not say."""
-    refusal = _text(message.get("refusal"))
-    if refusal:
-        return f'the model refused: "{refusal}"'
-    if message.get("tool_calls") or message.get("function_call"):
-        return "the model called a tool instead of replying; take tools out of extra_body="
-    if reason == "length":
-        return "the model used up its tokens before it said anything; raise max_tokens="
-    if reason == "content_filter":
-        return "the server's content filter withheld the reply"
-    return ""
+        return "".join(map(_text, content))
+    if isinstance(content, dict):
+        return _text(content.get("text") or content.get("summary"))
+    return content if isinstance(content, str) else ""
 
 
 PROVIDER = Provider(

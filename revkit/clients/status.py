@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import math
-import re
 import urllib.parse
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import orjson
-
 from ..errors import AccessDenied, ModelMissing, QuotaUsedUp, ServerError
 from .contract import Response
+from .error_body import error_body
 from .http import display_url
-from .redact import MAX_QUOTE
 
 if TYPE_CHECKING:
     from .http_client import HttpClient
 
-__all__ = ["asked_pause", "error_message", "status_error"]
+__all__ = ["asked_pause", "status_error"]
 
 
 def status_error(client: HttpClient, response: Response, status: int | None = None) -> ServerError:
     """The error that a response stands for; ``status`` overrides the response's own."""
     status = response.status if status is None else status
     where = client.endpoint
-    message = client.quote(error_message(response.body))
+    body = error_body(response.body)
+    message = client.quote(body.message)
     quoted = f': "{message}"' if message else ""
     if 300 <= status < 400:
         target = _redirect_target(client, response)
@@ -35,21 +33,21 @@ def status_error(client: HttpClient, response: Response, status: int | None = No
             f"{client.parameter}=",
             status=status,
         )
-    if status in (401, 403):
-        return AccessDenied(
-            f"{where} denied access ({status}){quoted}; {client.access_hint()}", status=status
-        )
-    if status == 429 and client.is_quota_used_up(response):
+    if client.is_quota_used_up(response, status):
         return QuotaUsedUp(
-            f"{where} says that the quota is used up{quoted}; raise it at your provider, or "
-            "use another key or model",
+            f"{where} says that no quota or credit is left ({status}){quoted}; raise it at your "
+            "provider, or use another key or model",
             status=status,
         )
+    if body.is_bad_key(status):
+        return _denied(client, status, quoted, key=True)
     if client.is_model_missing(response, status):
         return ModelMissing(
             f"{where} does not have the model {client.model!r}{quoted}; {client.model_hint()}",
             status=status,
         )
+    if status == 403:
+        return _denied(client, status, quoted, key=False)
     if status == 404:
         quoted += f"; is {client.parameter}= right?"
     return ServerError(
@@ -57,6 +55,19 @@ def status_error(client: HttpClient, response: Response, status: int | None = No
         status=status,
         pause=asked_pause(response),
     )
+
+
+def _denied(client: HttpClient, status: int, quoted: str, *, key: bool) -> AccessDenied:
+    """
+    Args:
+        key: the server does not accept the key, so that no row can go well; else it may be about
+            this row's text.
+    """
+    error = AccessDenied(
+        f"{client.endpoint} denied access ({status}){quoted}; {client.access_hint()}", status=status
+    )
+    error.denied = not key
+    return error
 
 
 def _redirect_target(client: HttpClient, response: Response) -> str:
@@ -110,21 +121,3 @@ def _date(text: str | None) -> datetime | None:
     except (ValueError, OverflowError):  # the latter from a time zone without end
         return None
     return when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-
-
-def error_message(body: bytes) -> str:
-    """The message in an error response: of the common shapes of JSON, else the text itself.
-
-    >>> error_message(b'{"error": {"message": "no such model", "code": 404}}')
-    'no such model'
-    """
-    text = body[: 16 * MAX_QUOTE].decode("utf-8", "replace")
-    try:
-        found = orjson.loads(body)
-    except ValueError:
-        return re.sub(r"(?s)<(style|script).*?</\1>|<[^>]*>", " ", text)
-    while isinstance(found, dict):
-        found = next(
-            (found[key] for key in ("error", "message", "detail", "msg") if found.get(key)), None
-        )
-    return found if isinstance(found, str) else text

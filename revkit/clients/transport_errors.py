@@ -80,10 +80,7 @@ class TransportErrors:
         )
 
     def not_http(self) -> BadReply:
-        return BadReply(
-            f"what {self.where}{self._through} sent is not valid HTTP; is the address that of the "
-            "model's server?"
-        )
+        return BadReply(f"what {self.where}{self._through} sent is not valid HTTP")
 
     def wrong_loop(self, error: BaseException) -> ConnectionFailed:
         failure = ConnectionFailed(

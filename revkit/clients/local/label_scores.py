@@ -34,7 +34,7 @@ import orjson
 from ...errors import BadReply, ServerError
 from ...task.chat import Message, Reply
 from ..contract import Exchange, Request, Response
-from ..status import error_message
+from ..error_body import error_body
 
 if TYPE_CHECKING:
     from ...task.kinds import ModelTask
@@ -220,7 +220,7 @@ class LabelSession:
         body = orjson.dumps(fields)
         response = yield Request(self._endpoint + path, body, {"content-type": "application/json"})
         if response.status != 200:
-            message = error_message(response.body)[:300]
+            message = error_body(response.body).message[:300]
             raise ServerError(
                 f'the embedded model\'s server answered {response.status}: "{message}"',
                 status=response.status,

@@ -1,0 +1,76 @@
+"""One run's conversation with an HTTP server: what the JSON protocols share.
+
+A protocol adds how a request is written and how a reply is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadReply
+from .body import decoded
+from .contract import Request, Response
+
+if TYPE_CHECKING:
+    from .http_client import HttpClient
+
+__all__ = ["HttpSession"]
+
+
+class HttpSession:
+    """Sends requests of one run, and recognises what is no reply.
+
+    Shared by all workers of the run without a lock.
+
+    Args:
+        client: whose requests they are.
+        protocol: what the server should speak, as in "is it an Ollama server?".
+
+    Attributes:
+        worked: a good reply has come in this run, so that the address is right.
+    """
+
+    def __init__(self, client: HttpClient, protocol: str):
+        self._http = client
+        self._protocol = protocol
+        self.worked = False
+
+    def send(self, body: bytes) -> Generator[Request, Response, Response]:
+        """Send one request. Gives the response, without keys.
+
+        Raises:
+            BadReply: what came back is not valid HTTP.
+        """
+        try:
+            response = yield self._http.request(self._http.path, body)
+        except BadReply as error:
+            raise self.bad_reply(str(error), transient=error.transient) from None
+        return self._http.received(response)
+
+    def json(self, response: Response) -> dict[str, Any]:
+        """The JSON object of a successful response.
+
+        Raises:
+            ServerError: the status is not success.
+            BadReply: there is no JSON object.
+        """
+        if not 200 <= response.status < 300:
+            raise self._http.failure(response)
+        found = decoded(response.body)
+        if isinstance(found, dict):
+            return found
+        raise self.bad_reply(self._http.not_an_object(response), status=response.status)
+
+    def bad_reply(
+        self, message: str, *, status: int | None = None, transient: bool = True
+    ) -> BadReply:
+        """The error for what is no reply of the protocol.
+
+        It asks whether the address is right only where nothing has shown yet that it is.
+        """
+        if not self.worked:
+            message += f"; is {self._http.parameter}= the address of {self._protocol}?"
+        error = BadReply(message, status=status)
+        error.transient = transient
+        return error
