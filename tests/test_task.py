@@ -472,11 +472,11 @@ def test_a_validator_of_the_users_is_asked_about_every_reply() -> None:
     assert len(asked) == 3
 
 
-def test_an_object_is_looked_for_in_so_many_places_and_no_more() -> None:
-    """Each brace may start what is read to the end of the reply: a loop would stand still."""
-    assert outputs(int).parse("{ " * 99 + '{"x": 3}') == {"x": 3}
+def test_an_object_is_looked_for_among_so_many_braces_and_no_more() -> None:
+    """A reply of a million would keep a loop busy for seconds."""
+    assert outputs(int).parse("{ " * 9_999 + '{"x": 3}') == {"x": 3}
     with pytest.raises(BadOutput, match="it is not JSON"):
-        outputs(int).parse("{ " * 100 + '{"x": 3}')
+        outputs(int).parse("{ " * 10_000 + '{"x": 3}')
 
 
 @pytest.mark.parametrize("text", ["good", "Good.", '"good"', "  **good**\n", "`GOOD`"])
@@ -496,7 +496,7 @@ def test_a_bare_label_is_read(text: str) -> None:
         (["good", "bad"], '{"y": "good"}', "x: Field required"),
         (int, '{"x": 2.5}', "x: "),
         (int, '{"x": "many"}', "x: "),
-        (int, "7", "the reply does not fit"),
+        (str, "7", "the reply does not fit"),
         (int, "[7]", "the reply does not fit"),
         (float, '{"x": NaN}', "the reply does not fit"),
         (float, '{"x": "inf"}', "x: "),

@@ -7,6 +7,7 @@ pydantic model) into one pydantic model, lazily, so that ``import revkit`` does 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import types
@@ -16,15 +17,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from ..errors import BadOutput, UsageError
+from . import lenient
+from .candidates import candidates
 
 if TYPE_CHECKING:
     import pydantic
 
 __all__ = ["Field", "Outputs"]
-
-#: Braces of a reply that are tried as the start of its JSON object. Each may cost as much as all
-#: that follows it: a reply of a million braces would keep a loop busy for minutes.
-_TRIES = 100
 
 #: Replies that are remembered with their values, and how many characters these may have.
 _KNOWN, _SHORT = 1_000, 200
@@ -87,15 +86,6 @@ class Field:
         if isinstance(scalar, type) and issubclass(scalar, enum.Enum):
             return tuple(member.value for member in scalar)
         return None
-
-    def label(self, value: Any) -> Any:
-        """The declared label that ``value`` is in another case, else ``value`` itself."""
-        if isinstance(value, str):
-            folded = value.strip().casefold()
-            for label in self.labels or ():
-                if isinstance(label, str) and label.casefold() == folded:
-                    return label
-        return value
 
     @property
     def scalar(self) -> Any:
@@ -287,8 +277,11 @@ class Outputs(Mapping[str, Field]):
         plain = {name: getattr(values[name], "value", values[name]) for name in self}
         return json.dumps(plain, ensure_ascii=False, default=str)
 
-    def parse(self, text: str) -> dict[str, Any]:
+    def parse(self, text: str, *, whole: bool = False) -> dict[str, Any]:
         """Read a reply's text.
+
+        Args:
+            whole: JSON is read only where the whole text is one object.
 
         Returns:
             Output name to value, in declared order.
@@ -302,48 +295,89 @@ class Outputs(Mapping[str, Field]):
         if self.free_text:
             return {next(iter(self)): text.strip()}
         known = self._known
-        if known is None or len(text) > _SHORT:
-            return self._validated(text)
+        if known is None or whole or len(text) > _SHORT:
+            return self._validated(text, whole)
         values = known.get(text)
         if values is None:
-            values = self._validated(text)
+            values = self._validated(text, whole)
             if len(known) < _KNOWN:
                 known[text] = values
         return values.copy()
 
-    def _validated(self, text: str) -> dict[str, Any]:
+    def _validated(self, text: str, whole: bool) -> dict[str, Any]:
+        try:
+            return self._values(self._object(text))
+        except BadOutput as error:
+            problem = str(error)
+        if whole:
+            raise BadOutput(problem, text=text)
+        found = candidates(text)
+        if found.fragment is not None:
+            if found.fragment != text.lstrip():  # else pydantic has said where it ended
+                problem = f"it has a JSON object without an end: {_quoted(found.fragment)}"
+                problem = f"the reply does not fit: {problem}"
+            raise BadOutput(problem, text=text)
+        for place, candidate in enumerate(reversed(found.objects)):
+            try:
+                return self._values(self._object(candidate))
+            except BadOutput as error:
+                if place == 0:  # it is the one that was meant
+                    problem = str(error)
+        if (bare := self._bare(found.bare)) is not None:
+            return bare
+        raise BadOutput(problem, text=text)
+
+    def _object(self, text: str) -> pydantic.BaseModel:
+        """Read one JSON object, as it is written or in the only other way to read it."""
         import pydantic
 
+        parsed, problem = None, ""
         try:
-            return self._values(self.model.model_validate_json(text))
+            parsed = self.model.model_validate_json(text)
+            if self._user_model is None or parsed.model_fields_set >= self._attributes:
+                return parsed
         except pydantic.ValidationError as error:
-            first = error
-        # A server without constrained decoding wraps JSON in prose or in a code fence, and a
-        # model without it writes labels in a case of its own.
-        for candidate in _json_objects(text):
-            try:
-                return self._values(self.model.model_validate(self._folded(candidate)))
-            except pydantic.ValidationError as error:
-                first = error
-        if len(self) == 1 and (bare := self._bare_label(text)) is not None:
-            return bare
-        raise BadOutput(_explain(first, text), text=text)
+            problem = _explain(error, text)
+        try:
+            made = lenient.rewritten(text, self._form)
+            if made != text:
+                parsed = self.model.model_validate_json(made)
+        except pydantic.ValidationError as error:
+            raise BadOutput(_explain(error, text), text=text) from None
+        except lenient.Ambiguous as error:
+            raise BadOutput(f"the reply does not fit: {error}", text=text) from None
+        except (ValueError, RecursionError):  # it is not JSON, or no reader's but pydantic's
+            pass
+        if parsed is None:
+            raise BadOutput(problem, text=text)
+        if not parsed.model_fields_set & self._attributes:  # all optional, and none is there
+            keys = ", ".join(json.dumps(name, ensure_ascii=False) for name in self)
+            raise BadOutput(f"the reply does not fit: it has none of the keys {keys}", text=text)
+        return parsed
+
+    def _bare(self, texts: list[str]) -> dict[str, Any] | None:
+        """A text that is nothing but a label or a number of the only output; the last one."""
+        import pydantic
+
+        for text in reversed(texts):
+            if (made := lenient.bare(text, self._form)) is not None:
+                with contextlib.suppress(pydantic.ValidationError):
+                    return self._values(self.model.model_validate_json(made))
+        return None
+
+    @cached_property
+    def _attributes(self) -> frozenset[str]:
+        return frozenset(self.model.model_fields)
+
+    @cached_property
+    def _form(self) -> lenient.Form:
+        """What may be read that is not written as it was asked for."""
+        types_ = {name: field.type for name, field in self.items()}
+        form = lenient.Form.of(types_, {name: field.labels for name, field in self.items()})
+        return form if self._user_model is None else lenient.form_of_model(form, self._user_model)
 
     def _values(self, parsed: pydantic.BaseModel) -> dict[str, Any]:
         return parsed.model_dump(by_alias=True)
-
-    def _folded(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A reply's values, with labels in their declared case."""
-        return {
-            name: self[name].label(value) if name in self._fields else value
-            for name, value in values.items()
-        }
-
-    def _bare_label(self, text: str) -> dict[str, Any] | None:
-        """A reply that is nothing but a label of the only output."""
-        ((name, field),) = self.items()
-        label = field.label(text.strip().strip("\"'`.*!"))
-        return {name: label} if label in (field.labels or ()) else None
 
 
 def _tidy(schema: Any) -> Any:
@@ -364,32 +398,11 @@ def _tidy(schema: Any) -> Any:
     return tidy
 
 
-def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Each JSON object that stands in ``text``, outermost first."""
-    decoder = json.JSONDecoder()
-    at = 0
-    for _ in range(_TRIES):
-        at = text.find("{", at)
-        if at < 0:
-            return
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except RecursionError:  # braces without end: nothing that a task asked for
-            return
-        except ValueError:
-            at += 1
-        else:
-            yield value
-            at = end
-
-
 def _explain(error: pydantic.ValidationError, text: str) -> str:
     """A validation error in one line."""
     if error.errors()[0]["type"] == "json_invalid":
-        start = " ".join(text[:200].split())
         why = error.errors()[0]["msg"].removeprefix("Invalid JSON: ")
-        shown = json.dumps(start[:80], ensure_ascii=False)
-        return f"the reply does not fit: it is not JSON ({why}): {shown}"
+        return f"the reply does not fit: it is not JSON ({why}): {_quoted(text)}"
     problems = []
     for item in error.errors(include_url=False, include_context=False)[:4]:
         where = ".".join(str(part) for part in item["loc"])
@@ -399,3 +412,8 @@ def _explain(error: pydantic.ValidationError, text: str) -> str:
             got = ""
         problems.append(f"{where + ': ' if where else ''}{item['msg']}{got}")
     return "the reply does not fit: " + "; ".join(problems)
+
+
+def _quoted(text: str) -> str:
+    """The start of a reply, on one line."""
+    return json.dumps(" ".join(text[:200].split())[:80], ensure_ascii=False)
