@@ -23,14 +23,14 @@ def frame(n: int = 3) -> pd.DataFrame:
 
 
 def test_kinds_of_answers() -> None:
-    whole = Reply("negative", prompt_tokens=5, completion_tokens=2, finish_reason="length")
+    whole = Reply("negative", prompt_tokens=5, completion_tokens=2, finish_reason="eos")
     fake = FakeModel(["positive", {"sentiment": "neutral"}, whole, ServerError("no", status=400)])
     df = frame(4)
     run = df.llm.parallel_map(model=fake, max_workers=1)
     assert df["sentiment"].tolist()[:3] == ["positive", "neutral", "negative"]
     assert df["error"].iloc[3] == "ServerError: no"
     assert run.errors["status"].tolist() == [400]
-    assert run.rows["finish_reason"].tolist()[:3] == ["stop", "stop", "length"]
+    assert run.rows["finish_reason"].tolist()[:3] == ["stop", "stop", "eos"]
     assert run.rows["prompt_tokens"].iloc[2] == 5
     words = sum(len(turn["content"].split()) for turn in fake.calls[0])
     assert run.rows["prompt_tokens"].iloc[0] == words

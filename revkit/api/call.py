@@ -105,6 +105,10 @@ def parallel_map(
             abandoned and its thread replaced, at most as often as there are workers. A coroutine
             that blocks its event loop cannot be cancelled either: the run is stopped.
         retry: a :class:`~revkit.Retry`: when a failed attempt is tried again.
+        truncated: what becomes of text that was cut at ``max_tokens``: ``"error"``: the row fails
+            with ``CutOff``; ``"keep"``: the row is ok and has the cut text, ``run.rows`` marks it,
+            and the report counts such rows. Only free text is kept: JSON that was cut is no
+            answer, so typed outputs fail either way.
         timeout: seconds for the whole run; what is running then is cancelled, and the run ends
             within about two seconds. A coroutine that blocks the caller's own loop in
             ``aparallel_map``, a hanging disk or a blocking progress callback can delay that. The

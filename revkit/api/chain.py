@@ -82,7 +82,7 @@ def _name_of(task: Any, options: Mapping[str, Any]) -> str:
 
 
 #: Options that go only with tasks that ask a model.
-_OF_MODELS = frozenset({"model", "store", "rate_limit", "budget"})
+_OF_MODELS = frozenset({"model", "store", "rate_limit", "budget", "truncated"})
 
 
 class ChainResult(Sequence[ParallelResult]):

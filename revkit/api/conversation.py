@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..clients import registry
 from ..errors import UsageError
+from ..runtime.options import Failures
 from ..runtime.work import adrive, drive
+from ..task.answer import Answers
 from ..task.kinds import Template
 
 if TYPE_CHECKING:
@@ -32,13 +34,15 @@ class Conversation:
         system: what the model is told before all else; empty: nothing.
         max_turns: how many of the last questions and replies the model is shown; older ones are
             forgotten, for each is paid for again with every question. None: all.
+        truncated: what becomes of a reply that was cut at ``max_tokens``: ``"error"``: it raises
+            ``CutOff``; ``"keep"``: it is the answer.
 
     Attributes:
         prompt_tokens, completion_tokens: of all replies so far, as the server counted them.
 
     Raises:
         NoModel: no model is given, and none is configured.
-        UsageError: ``model`` or ``max_turns`` is not as above.
+        UsageError: ``model``, ``max_turns`` or ``truncated`` is not as above.
 
     >>> import revkit
     >>> from revkit.testing import FakeModel
@@ -61,11 +65,14 @@ class Conversation:
         *,
         system: str = "",
         max_turns: int | None = 10,
+        truncated: Literal["error", "keep"] = "error",
     ):
         whole = isinstance(max_turns, int) and not isinstance(max_turns, bool) and max_turns >= 0
         if max_turns is not None and not whole:
             raise UsageError(f"max_turns={max_turns!r}: give a whole number, 0 or more, or None")
+        truncated = Failures(truncated=truncated).truncated
         self._client = registry.resolve(model, _TEXT)
+        self._answers = Answers(_TEXT, truncated=truncated, max_tokens=self._client.max_tokens)
         self._session = self._client.session(_TEXT)
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self._max_turns = max_turns
@@ -83,9 +90,11 @@ class Conversation:
     def ask(self, text: str) -> str:
         """Ask the model, and wait for its reply.
 
-        What could not be answered is not remembered.
+        What could not be answered is not remembered. The model's thoughts are not part of the
+        answer, and the model is not shown them again.
 
         Raises:
+            BadOutput: the reply is no answer: ``CutOff``, say.
             ModelError: its kinds; in a function of ``parallel_map`` they are tried again as those
                 of any task.
             UsageError: the model can only be awaited.
@@ -101,8 +110,8 @@ class Conversation:
                 self._is_ready = True
             self._transport = self._client.transport(max_workers=1)
         question = _question(text)
-        exchange = self._session.exchange([*self.messages, question])
-        return self._remember(question, drive(exchange, self._transport.send))
+        sent = [*self.messages, question]
+        return self._remember(sent, drive(self._session.exchange(sent), self._transport.send))
 
     async def aask(self, text: str) -> str:
         """:meth:`ask`, awaited."""
@@ -114,15 +123,17 @@ class Conversation:
                 self._is_ready = True
             self._async_transport = await self._client.async_transport(max_workers=1)
         question = _question(text)
-        exchange = self._session.exchange([*self.messages, question])
-        return self._remember(question, await adrive(exchange, self._async_transport.send))
+        sent = [*self.messages, question]
+        reply = await adrive(self._session.exchange(sent), self._async_transport.send)
+        return self._remember(sent, reply)
 
-    def _remember(self, question: Message, reply: Reply) -> str:
-        self._turns.append((question, {"role": "assistant", "content": reply.text}))
-        if self._max_turns is not None:
-            del self._turns[: len(self._turns) - self._max_turns]
+    def _remember(self, sent: list[Message], reply: Reply) -> str:
         self.prompt_tokens += reply.prompt_tokens or 0
         self.completion_tokens += reply.completion_tokens or 0
+        _, reply = self._answers.read(self._answers.split(reply, sent))
+        self._turns.append((sent[-1], {"role": "assistant", "content": reply.text}))
+        if self._max_turns is not None:
+            del self._turns[: len(self._turns) - self._max_turns]
         return reply.text
 
     def reset(self) -> None:

@@ -15,6 +15,7 @@ from ..runtime.lookahead import Lookahead, Seen
 from ..runtime.plan import Plan
 from ..runtime.prompts import Prompts
 from ..store.shared import SharedStore
+from ..task.answer import Answers
 from ..task.chat import Reply
 from ..task.kinds import ModelTask
 from .session import PartitionSession
@@ -86,7 +87,12 @@ class ClaimingLookahead(Lookahead):
     """A lookahead in which rows may have to wait for another partition's reply."""
 
     def __init__(
-        self, plan: Plan, prompts: Prompts, store: ClaimingStore, session: PartitionSession
+        self,
+        plan: Plan,
+        prompts: Prompts,
+        store: ClaimingStore,
+        session: PartitionSession,
+        answers: Answers,
     ):
         assert isinstance(plan.task, ModelTask)
         assert plan.client is not None
@@ -96,6 +102,7 @@ class ClaimingLookahead(Lookahead):
             prompts,
             plan.todo,
             store,
+            answers=answers,
             sample=lambda row: plan.place(row)[1],
         )
         self._claims = store

@@ -103,7 +103,7 @@ class _PartitionWiring(Wiring):
         self, store: ReplyStore, todo: Iterable[int] | None = None, *, offline: bool = False
     ) -> Lookahead:
         assert self._claims is not None
-        return ClaimingLookahead(self.plan, self.prompts, self._claims, self._session)
+        return ClaimingLookahead(self.plan, self.prompts, self._claims, self._session, self.answers)
 
     def started(
         self, stop: Callable[[Stop], object], apply: Callable[[Callable[[], object]], object]

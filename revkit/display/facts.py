@@ -22,6 +22,7 @@ __all__ = [
     "Share",
     "bottleneck",
     "counts",
+    "cut_off",
     "errors",
     "figures",
     "latency",
@@ -116,9 +117,28 @@ def counts(metrics: Metrics) -> list[str]:
 
 
 def troubles(result: RunFacts) -> list[str]:
-    """Why the run was stopped, and what the store could not do."""
+    """Why the run was stopped, what the store could not do, and which replies were cut off."""
+    metrics = result.metrics
     problems = {"stopped": result.stopped, "store": result.store_problem}
-    return [f"{what}: {harmless(why, 500)}" for what, why in problems.items() if why is not None]
+    lines = [f"{what}: {harmless(why, 500)}" for what, why in problems.items() if why is not None]
+    if metrics.cut_off:
+        limit = result.provenance.get("options", {}).get("max_tokens")
+        lines.append(cut_off(metrics.cut_off, metrics.samples, limit))
+    if metrics.truncated:
+        were = "reply was" if metrics.truncated == 1 else "replies were"
+        lines.append(
+            f'{metrics.truncated:,} {were} cut at max_tokens and kept (truncated="keep"): '
+            'run.rows["truncated"] marks them'
+        )
+    return lines
+
+
+def cut_off(rows: int, samples: int, max_tokens: object = None) -> str:
+    """How many rows were cut off, and which setting helps."""
+    where = "a limit of tokens" if max_tokens is None else f"max_tokens={harmless(max_tokens, 20)}"
+    what = "row" if samples == 1 else "sample"
+    were = f"{what} was" if rows == 1 else f"{what}s were"
+    return f"{rows:,} {were} cut off at {where}: raise max_tokens="
 
 
 def summaries(result: RunFacts) -> Iterator[tuple[str, list[Share], str]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from ..record.metrics import cut_off
 from ..scheduling.events import Status, StopKind
+from . import facts
 
 if TYPE_CHECKING:
     from ..record.record import Record
@@ -52,5 +54,7 @@ def failure_message(record: Record) -> str:
     if len(rest) > _GROUPS:
         others = sum(n for _, n in rest[_GROUPS:])
         lines.append(f"  {others} x others, of {len(rest) - _GROUPS} kinds")
+    if cut := cut_off(record):
+        lines.append(facts.cut_off(cut, record.samples))
     lines.append(next_step)
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..errors import CutOff
 from ..scheduling.events import Decision, HoldKind, Source, Status
 from .join import add
 from .record import DECISIONS, SOURCES, Record
@@ -24,6 +25,7 @@ __all__ = [
     "Usage",
     "Waits",
     "costs",
+    "cut_off",
     "distribution",
     "first_wave",
     "good",
@@ -78,6 +80,8 @@ class Metrics:
         limit: how many of them were allowed to work at the end of an adaptive run, else None.
         engine: ``"thread"`` or ``"async"``.
         samples: of each row; 1 where rows are not repeated.
+        cut_off: rows that failed because their reply was cut off at a limit of tokens.
+        truncated: rows whose text was cut there, and kept (``truncated="keep"``).
     """
 
     total: int
@@ -102,6 +106,8 @@ class Metrics:
     limit: int | None
     engine: str
     samples: int = 1
+    cut_off: int = 0
+    truncated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +272,19 @@ def metrics(record: Record) -> Metrics:
         limit=record.limits[-1][1] if record.limits else None,
         engine=record.engine,
         samples=record.samples,
+        cut_off=cut_off(record),
+        truncated=sum(
+            reply.truncated and record.status[row] is Status.OK
+            for row, reply in record.replies.items()
+        ),
+    )
+
+
+def cut_off(record: Record) -> int:
+    """Rows that failed because their reply was cut off at a limit of tokens."""
+    return sum(
+        failure.type == CutOff.__name__ and record.status[row] is Status.ERROR
+        for row, failure in record.failures.items()
     )
 
 

@@ -46,6 +46,7 @@ def of_call(plan: Plan, *, inputs: Iterable[Hashable]) -> dict[str, Any]:
             **{name: _plain(value) for name, value in plan.options.recorded()},
             "engine": plan.engine,
             "workers": plan.workers,
+            "max_tokens": None if client is None else client.max_tokens,
             "store": None,
         },
         "versions": {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..clients.contract import Client
 from ..store.keys import ReplyKeys
+from ..task.answer import Answers
 from ..task.chat import Message, Reply
 from ..task.kinds import ModelTask
 from .prompts import Prompts
@@ -50,6 +51,7 @@ class Lookahead:
     Args:
         prompts: keeps those of rows that need the model, for the workers.
         todo: the rows to look at.
+        answers: reads the replies that are kept.
         store: closed by :meth:`close`.
         sample: number of the sample of a row.
         offline: do not ask the server for its model's weights; any reply that is kept will do.
@@ -63,6 +65,7 @@ class Lookahead:
         todo: Iterable[int],
         store: ReplyStore,
         *,
+        answers: Answers,
         sample: Callable[[int], int] = lambda row: 0,
         offline: bool = False,
     ):
@@ -72,6 +75,7 @@ class Lookahead:
         #: digest of the model's weights, where it is known
         self.weights: str | None = None
         self._asks_weights = not offline
+        self._answers = answers
         self._prompts = prompts
         self._sample = sample
         self._todo = iter(todo)
@@ -120,9 +124,9 @@ class Lookahead:
                 seen.twins.append((row, twin))
                 continue
             reply = found.get(key)
-            values = None if reply is None else self._read(key, reply)
-            if reply is not None and values is not None:
-                seen.kept.append((row, values, reply))
+            kept = None if reply is None else self._read(key, reply, messages)
+            if kept is not None:
+                seen.kept.append((row, *kept))
                 continue
             seen.run.append(row)
             self._key[row] = key
@@ -131,10 +135,14 @@ class Lookahead:
                 self._prompts.keep(row, messages)
         return seen
 
-    def _read(self, key: bytes, reply: Reply) -> Mapping[str, Any] | None:
-        """The values of a reply that is kept; None where the task takes it no longer."""
+    def _read(
+        self, key: bytes, reply: Reply, sent: list[Message]
+    ) -> tuple[Mapping[str, Any], Reply] | None:
+        """The values of a reply that is kept, and the reply; None where it is no answer (now)."""
         try:
-            return self._task.parse(reply.text)
+            if reply.thought is None:  # a reply of an older revkit may hold its thoughts still
+                reply = self._answers.split(reply, sent)
+            return self._answers.read(reply)
         except Exception:  # noqa: BLE001 - a validator of the user's own may raise anything
             self._unfit.add(key)
             return None

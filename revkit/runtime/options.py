@@ -57,6 +57,7 @@ class ChainOptions(TypedDict, total=False):
     max_failures: float | None
     attempt_timeout: float | None
     retry: Retry | None
+    truncated: Literal["error", "keep"]
     cancel: CancelToken | None
     rate_limit: RateLimit | None
     budget: Budget | None
@@ -237,14 +238,21 @@ class Writing:
 
 @dataclass(frozen=True, kw_only=True)
 class Failures:
-    """When an attempt has failed, whether it is tried again, and how many failures stop a run."""
+    """When an attempt has failed, whether it is tried again, and how many failures stop a run.
+
+    Attributes:
+        truncated: whether a text that was cut at a limit of tokens is a failure.
+    """
 
     fail_fast: bool = field(default=False, metadata=_recorded("fail_fast"))
     max_failures: float | None = field(default=None, metadata=_recorded("max_failures"))
     attempt_timeout: float | None = field(default=None, metadata=_recorded("attempt_timeout_s"))
     retry: Retry = field(default=Retry(), metadata=_recorded("retry"))
+    truncated: Literal["error", "keep"] = field(default="error", metadata=_recorded("truncated"))
 
     def __post_init__(self) -> None:
+        if self.truncated not in ("error", "keep"):
+            raise UsageError(f'truncated={self.truncated!r}: there are "error" and "keep"')
         _set(self, "retry", _kind("retry", self.retry, Retry) or Retry())
         self.limit(0)
         _set(self, "attempt_timeout", _seconds("attempt_timeout", self.attempt_timeout))

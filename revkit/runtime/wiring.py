@@ -9,6 +9,7 @@ from ..record.record import Record
 from ..scheduling.adaptive import AdaptiveLimit
 from ..scheduling.events import Stop
 from ..scheduling.throttle import Throttle
+from ..task.answer import Answers
 from ..task.kinds import CallableTask, ModelTask
 from .lookahead import Lookahead
 from .plan import Plan
@@ -60,6 +61,17 @@ class Wiring:
         self.callback = plan.options.showing.callback
         self.observers: Sequence[ObserverSpec] = plan.options.showing.observers
 
+    @property
+    def answers(self) -> Answers:
+        """Reads the replies of the run, live and kept ones."""
+        plan = self.plan
+        assert isinstance(plan.task, ModelTask)
+        return Answers(
+            plan.task,
+            truncated=plan.options.failures.truncated,
+            max_tokens=None if plan.client is None else plan.client.max_tokens,
+        )
+
     def lookahead(
         self, store: ReplyStore, todo: Iterable[int] | None = None, *, offline: bool = False
     ) -> Lookahead:
@@ -77,6 +89,7 @@ class Wiring:
             self.prompts,
             plan.todo if todo is None else todo,
             store,
+            answers=self.answers,
             sample=lambda row: plan.place(row)[1],
             offline=offline,
         )
@@ -110,7 +123,7 @@ class Wiring:
                 states = States(pool.factory, pool.instances, warn)
             return CallableWork(plan.task, plan.rows, states, plan.place)
         assert plan.client is not None
-        return ModelWork(plan.task, plan.client, self.prompts)
+        return ModelWork(plan.task, plan.client, self.prompts, self.answers)
 
     def ready(self) -> None:
         """What the client does once before a run; may block."""

@@ -31,6 +31,7 @@ from ..clients.contract import (
 from ..errors import BadOutput, RowFailure, one_line
 from ..scheduling.events import CANCELLED, Attempt, Failure, Outcome, Success
 from ..tables.rows import Rows
+from ..task.answer import Answers
 from ..task.chat import Message, Reply
 from ..task.kinds import CallableTask, ModelTask
 from .cancel import CancelToken, is_done_to_the_worker
@@ -257,10 +258,11 @@ class ModelWork:
 
     replaceable = True
 
-    def __init__(self, task: ModelTask, client: Client, prompts: Prompts):
+    def __init__(self, task: ModelTask, client: Client, prompts: Prompts, answers: Answers):
         self._task = task
         self._client = client
         self._prompts = prompts
+        self._answers = answers
         self._failures = Failures()
         self._session = client.session(task)
         # What all rows share is made now, not in the service time of the first one.
@@ -305,7 +307,7 @@ class ModelWork:
             return CANCELLED
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
             return self._failures.of(error)
-        return self._read(reply)
+        return self._read(reply, messages)
 
     async def _aattempt(self, attempt: Attempt) -> Outcome:
         assert self._async_transport is not None
@@ -319,7 +321,7 @@ class ModelWork:
             if is_done_to_the_worker(error):
                 raise
             return self._failures.of(error)
-        return self._read(reply)
+        return self._read(reply, messages)
 
     def _messages(self, attempt: Attempt) -> list[Message]:
         messages = self._prompts.of(attempt.row)
@@ -334,15 +336,11 @@ class ModelWork:
             ]
         return messages
 
-    def _read(self, reply: Reply) -> Outcome:
+    def _read(self, reply: Reply, sent: list[Message]) -> Outcome:
+        reply = self._answers.split(reply, sent)
         try:
-            return Success(self._task.parse(reply.text), reply)
-        except BadOutput as error:
-            if reply.finish_reason == "length":
-                cut = f"{error}; the reply was cut off: give the model more max_tokens"
-                error = BadOutput(cut, text=reply.text)
-            return self._failures.of(error, reply)
-        except Exception as error:  # noqa: BLE001 - out of a validator of the user's own
+            return Success(*self._answers.read(reply))
+        except Exception as error:  # noqa: BLE001 - out of a validator of the user's own, say
             return self._failures.of(error, reply)
 
 

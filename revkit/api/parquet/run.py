@@ -159,6 +159,8 @@ def map_parquet(
             "model": made_by["model"],
             "source": read.identity,
             **{f"{name}=": made_by["options"][name] for name in _DECIDE},
+            # Sinks that were begun by an older revkit do not have it.
+            **({"truncated=": "keep"} if found.failures.truncated == "keep" else {}),
         },
     )
     if kept.path.is_relative_to(read.path):

@@ -97,7 +97,8 @@ class Sink:
         if noted.get("format", 0) > FORMAT:
             raise UsageError(f"{what}, made by a newer revkit; choose another sink")
         made_by = noted.get("made_by", {})
-        others = [name for name, digest in self._made_by.items() if made_by.get(name) != digest]
+        names = self._made_by | made_by
+        others = [name for name in names if self._made_by.get(name) != made_by.get(name)]
         if others:
             raise UsageError(
                 f"{what}, and was made with another {' and another '.join(others)}; choose "
