@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from calls import Run, by_loop, by_thread
 from examples import examples
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from servers import serve
 
@@ -256,10 +256,12 @@ def test_parquet_files_of_kept_and_refused_text_are_two(tmp_path: Path) -> None:
     source, sink = tmp_path / "in.parquet", tmp_path / "out.parquet"
     done = revkit.map_parquet(source, SUMMARISE, sink, model=fake, truncated="keep")
     assert done.metrics.failed == 0
+    assert '1 reply was cut at max_tokens and kept (truncated="keep")' in repr(done)
     assert pd.read_parquet(sink)["response"].tolist() == ["fine", "It was", "fine"]
     with pytest.raises(UsageError, match="truncated="):
         revkit.map_parquet(source, SUMMARISE, sink, model=fake)
-    revkit.map_parquet(source, SUMMARISE, sink, model=fake, restart=True)
+    done = revkit.map_parquet(source, SUMMARISE, sink, model=fake, restart=True)
+    assert "1 row was cut off at a limit of tokens: raise max_tokens=" in repr(done)
     with pytest.raises(UsageError, match="truncated="):
         revkit.map_parquet(source, SUMMARISE, sink, model=fake, truncated="keep")
 
@@ -334,7 +336,8 @@ def test_a_value_is_the_models_own_or_an_error(
     text = before + around.replace("{}", written, 1)
     text = text[: int(end * len(text))]
     if markup == "{}</think>" and len(text) < len(before):
-        reason = "length"  # nothing tells such a thought from an answer
+        reason = "length"  # else nothing tells such a thought from an answer
+        assume(text.strip() != DECOY)
     task = Signature("Judge.", inputs="text", outputs=outputs)
     answers = Answers(task)
     try:

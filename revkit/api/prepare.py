@@ -69,8 +69,8 @@ def prepare(source: Any, task: Any, options: RunOptions) -> Prepared:
     task, inputs = _task(task, options.inputs)
     frame, binding = _bound(source, task, inputs)
     client = _client(task, options.replies)
-    if client is None and options.failures.truncated != "error":
-        raise UsageError(f"truncated= is for tasks that ask a model; {task!r} is a function")
+    if isinstance(task, CallableTask) and options.failures.truncated != "error":
+        raise UsageError(f"truncated= is for tasks that ask a model; {task.name} is a function")
     open_store = None
     if client is not None and len(frame) > len(binding.refused):
         open_store = store_of(options.replies.store, client)

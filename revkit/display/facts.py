@@ -32,6 +32,7 @@ __all__ = [
     "summaries",
     "time_on_hold",
     "troubles",
+    "truncated",
     "usage",
 ]
 
@@ -125,12 +126,14 @@ def troubles(result: RunFacts) -> list[str]:
         limit = result.provenance.get("options", {}).get("max_tokens")
         lines.append(cut_off(metrics.cut_off, metrics.samples, limit))
     if metrics.truncated:
-        were = "reply was" if metrics.truncated == 1 else "replies were"
-        lines.append(
-            f'{metrics.truncated:,} {were} cut at max_tokens and kept (truncated="keep"): '
-            'run.rows["truncated"] marks them'
-        )
+        lines.append(f'{truncated(metrics.truncated)}: run.rows["truncated"] marks them')
     return lines
+
+
+def truncated(replies: int) -> str:
+    """How many replies were cut and kept."""
+    were = "reply was" if replies == 1 else "replies were"
+    return f'{replies:,} {were} cut at max_tokens and kept (truncated="keep")'
 
 
 def cut_off(rows: int, samples: int, max_tokens: object = None) -> str:

@@ -37,6 +37,7 @@ def _cost(ours: float | None, theirs: float | None) -> float | None:
 #: Field -> how its value and that of later runs become one.
 _RULES: dict[str, Callable[[Any, Any], Any]] = {
     **dict.fromkeys(("total", "succeeded", "failed", "from_store", "duplicates"), add),
+    **dict.fromkeys(("cut_off", "truncated"), add),
     **dict.fromkeys(("attempts", "retries", "runs", "wall_s", "busy_s"), add),
     **dict.fromkeys(("prompt_tokens", "completion_tokens", "good", "good_s"), add),
     **dict.fromkeys(("error_types", "bins"), counted),
@@ -53,8 +54,8 @@ class Totals:
     """Sums over runs.
 
     Attributes:
-        total, succeeded, failed, from_store, duplicates, attempts, retries: as in
-            :class:`revkit.Metrics`.
+        total, succeeded, failed, from_store, duplicates, attempts, retries, cut_off, truncated: as
+            in :class:`revkit.Metrics`.
         samples: of each row; where it is more than 1 they are what is counted.
         runs: how many there were.
         wall_s: seconds that they took, one after the other.
@@ -89,6 +90,8 @@ class Totals:
     least_s: float = math.inf
     most_s: float = -math.inf
     bins: dict[int, int] = field(default_factory=dict)
+    cut_off: int = 0
+    truncated: int = 0
 
     @classmethod
     def of(cls, record: Record, price: Price | None, *, first: int = 0) -> Totals:
@@ -132,6 +135,8 @@ class Totals:
             least_s=float(good.min()) if len(good) else math.inf,
             most_s=float(good.max()) if len(good) else -math.inf,
             bins=dict(zip(bins.tolist(), sizes.tolist(), strict=True)),
+            cut_off=counts.cut_off,
+            truncated=counts.truncated,
         )
 
     def add(self, other: Totals) -> None:

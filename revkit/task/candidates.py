@@ -2,12 +2,13 @@
 
 A server that does not force the form lets a model wrap its JSON in prose or in a code fence. The
 answer can be an outermost whole object or, for an answer without an object, the whole text or a
-fenced block. An object inside another one is never the answer, and neither is any part of a text
-in which an object does not end: such a text is a fragment.
+fenced block. An object inside another one is never the answer, and neither is one of several in a
+list. A text in which an object does not end is a fragment, and has no answer.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -100,10 +101,16 @@ def _scan(text: str, start: int, found: list[tuple[int, int]], unclosed: list[in
 
 
 def _whole(text: str, spans: list[tuple[int, int]]) -> list[str]:
-    """The objects that JSON can be, without members of one that is broken."""
+    """Those that are JSON, without items of a list of several and members of a broken object."""
+    items: set[int] = set()
+    for (_, end), (start, _) in itertools.pairwise(spans):
+        if text[end:start].strip() == ",":
+            items |= {end, start}
     whole: list[str] = []
     end_of_broken: int | None = None
     for start, end in spans:
+        if start in items or end in items:
+            continue
         found = text[start:end]
         if end_of_broken is not None:
             before = text[max(end_of_broken, start - _BACK) : start].rstrip()

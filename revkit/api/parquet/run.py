@@ -68,6 +68,7 @@ class ParquetResult:
         )
 
     def __repr__(self) -> str:
+        from ...display.facts import cut_off, truncated
         from ...display.words import rows_of
 
         totals = self.metrics
@@ -75,6 +76,8 @@ class ParquetResult:
         parts += [f"{totals.failed:,} failed"] if totals.failed else []
         lines = [f"ParquetResult: {', '.join(parts)}, in {self.path.name}"]
         lines += [f"  {count:,} x {kind}" for kind, count in totals.error_types.items()]
+        lines += [f"  {cut_off(totals.cut_off, totals.samples)}"] if totals.cut_off else []
+        lines += [f"  {truncated(totals.truncated)}"] if totals.truncated else []
         return "\n".join(lines)
 
 
