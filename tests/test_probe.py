@@ -152,10 +152,11 @@ def test_it_sends_few_short_requests_to_the_model_that_is_named(
     assert (setting in said) is ("flat from" in said)
 
 
-def test_a_model_that_thinks_until_its_tokens_are_used_up_has_replied_too(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("content", ["", "One two three"])
+def test_a_model_that_uses_up_its_tokens_has_replied_too(
+    content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = {"role": "assistant", "content": "", "reasoning": "a number"}
+    message = {"role": "assistant", "content": content, "reasoning": "a number"}
     silent = {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
     monkeypatch.setattr("revkit.cli.probe._QUICKEST", 0.0)
     with serve(lambda messages, body: silent) as server:

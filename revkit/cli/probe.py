@@ -30,6 +30,8 @@ MAX_TOKENS = 16
 #: Seconds for all of it.
 LIMIT_S = 120.0
 _TOO_LONG = f"more than {LIMIT_S:g} s are not spent on it"
+#: Errors of a reply that came, and took its time.
+_REPLIES = ("BadOutput", "CutOff", "ContentFiltered", "ModelRefused")
 #: Seconds for one reply below which revkit's own work counts too much.
 _QUICKEST = 0.02
 
@@ -104,6 +106,7 @@ def _round(
             max_workers=level,
             store=False,
             retry=Retry(attempts=1),
+            truncated="keep",
             timeout=left,
         )
     except RunFailed as error:
@@ -111,7 +114,7 @@ def _round(
     if run is None:
         return "it did not answer"
     attempts = run.attempts
-    failed = attempts["error_type"].notna() & (attempts["error_type"] != "BadOutput")
-    if failed.any():  # a bad output is a reply, and took its time
+    failed = attempts["error_type"].notna() & ~attempts["error_type"].isin(_REPLIES)
+    if failed.any():
         return str(attempts.loc[failed, "error"].iloc[0])
     return run if run.stopped is None else _TOO_LONG

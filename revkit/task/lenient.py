@@ -23,6 +23,13 @@ __all__ = ["Ambiguous", "Form", "Value", "bare", "form_of_model", "rewritten"]
 _DECODER = json.JSONDecoder(strict=False)
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?+)*+"?+', re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f]")
+#: Halves of surrogate pairs as they are, and every escape: pairs, halves, then the others.
+_HALF = re.compile("[\ud800-\udfff]")
+_ESCAPE = re.compile(
+    r"\\(?:(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    r"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
@@ -140,9 +147,10 @@ def rewritten(text: str, form: Form) -> str:
     """
     if not isinstance(_DECODER.decode(text), dict):
         return text
-    made = text
-    if _CONTROL.search(text):
-        made = _STRING.sub(lambda found: _CONTROL.sub(_escaped, found[0]), text)
+    made = _HALF.sub("\ufffd", text)
+    made = _ESCAPE.sub(lambda found: r"\ufffd" if found[2] else found[0], made)
+    if _CONTROL.search(made):
+        made = _STRING.sub(lambda found: _CONTROL.sub(_escaped, found[0]), made)
     members = list(_members(made))
     is_changed = False
     if form.keys and len(members) == 1:
