@@ -121,7 +121,7 @@ class Conversation:
         self._turns.append((question, {"role": "assistant", "content": reply.text}))
         if self._max_turns is not None:
             del self._turns[: len(self._turns) - self._max_turns]
-        self.prompt_tokens += reply.prompt_tokens or 0
+        self.prompt_tokens += reply.used_prompt_tokens or 0
         self.completion_tokens += reply.completion_tokens or 0
         return reply.text
 
