@@ -181,9 +181,11 @@ def test_cut_prompts_are_found_where_cached_tokens_are_not_counted(
     engine: str, workers: int, left: Left
 ) -> None:
     for tells in (None, 4096):
-        with serve(Cutting(4096, left, caches=True), context=tells) as server:
-            run = label(FOUR, server.url, engine=engine, workers=workers)
-        assert kinds(run) == ["PromptTruncated"] * 4
+        for system in (0, 8):  # what a cut keeps is the template's own then
+            with serve(Cutting(4096, left, caches=True, system=system), context=tells) as server:
+                texts = [*FOUR[:3], text(60_000)]
+                run = label(texts, server.url, engine=engine, workers=workers)
+            assert kinds(run) == ["PromptTruncated"] * 4
 
 
 def test_small_counts_of_cached_prompts_are_no_alarm() -> None:
@@ -198,17 +200,20 @@ def test_small_counts_of_cached_prompts_are_no_alarm() -> None:
 
 def test_a_count_without_cached_tokens_that_looks_like_a_cut_is_no_alarm() -> None:
     """The whole is counted again, without the cache's help, before its halves prove anything."""
-    shared = text(5_500, 1)
-    start = len(tokens_of(shared)) - 2  # more or less what the second row has in the cache
-    second = shared + "".join(tokens_of(" " + text(20_000, 2))[: 2050 + 6])
-    assert start > 1024
-    for extra in range(-6, 7):
-        rule = Cutting(4096, "half", caches=True)
-        row = second + " x" * extra if extra > 0 else second[: len(second) + 5 * extra]
-        with serve(rule, context=4096) as server:
-            run = label([shared, row], server.url, task="{ticket}")
-        assert rule.lost[row] == 0
-        assert kinds(run) == ["ok", "ok"]
+    cutting = Cutting(4096)
+
+    def rule(messages: Any, body: Any) -> Answer:
+        found = cutting(messages, body)
+        assert isinstance(found, dict)
+        if body["options"].get("num_predict") != 1:
+            assert found["prompt_eval_count"] > 3000
+            found["prompt_eval_count"] = 2050
+        return found
+
+    with serve(rule, context=4096) as server:
+        run = label([text(14_000)], server.url)
+    assert kinds(run) == ["ok"]
+    assert cutting.probes == 4
 
 
 def test_a_cut_prompt_that_is_asked_again_is_an_error_again() -> None:
