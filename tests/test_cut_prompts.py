@@ -133,6 +133,16 @@ def test_a_prompt_a_little_longer_than_an_odd_context_is_found(
     assert "PromptTruncated" in kinds(run)
 
 
+def test_prompts_a_little_too_long_that_share_a_count_are_found() -> None:
+    """By the limit, at which a few tokens prove a cut; a shared count alone needs many."""
+    texts = [text(size, size) for size in (12_400, 25_000, 12_500)]
+    rule = Cutting(3000, "full")
+    with serve(rule) as server:
+        run = label(texts, server.url, workers=3)
+    assert 32 < min(rule.lost.values()) < 512
+    assert kinds(run) == ["PromptTruncated"] * 3
+
+
 def test_the_limit_is_looked_for_a_few_times_however_many_rows_there_are() -> None:
     texts = [text(4_000 + 40 * n, n) for n in range(300)]
     rule = Cutting(32_768, "full")

@@ -95,7 +95,7 @@ class PromptCheck:
         # A server may drop whole turns: any but the system's and the last.
         turns = [len(m["content"]) for m in messages[:-1] if m["role"] != "system"]
         suspicion = watch.suspicion(size, found, turns)
-        if suspicion is None and watch.wants_the_limit(found):
+        if suspicion != "limit" and watch.wants_the_limit(found):
             longer = yield from self._count("\n".join([text] * STRETCH), probes)
             if watch.refuses:
                 return None
