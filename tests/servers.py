@@ -281,6 +281,7 @@ class Server(Listener):
         in_flight, highest: requests that are read and not yet answered: now, and at most ever.
         models: the models that the server has; None: any that it is asked for.
         slots: what it says of itself as llama.cpp's server does; None: it says nothing.
+        context: what it says of its models' context as Ollama's server does; None: nothing.
     """
 
     def __init__(
@@ -290,16 +291,18 @@ class Server(Listener):
         gate: int | threading.Event | None,
         models: Iterable[str] | None,
         slots: int | None,
+        context: int | None = None,
         key: str | None,
         tls: bool,
     ) -> None:
-        context = None
+        secure = None
         if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(CERTIFICATE)
+            secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            secure.load_cert_chain(CERTIFICATE)
         self.rule: Rule = (lambda _messages, _body: rule) if isinstance(rule, str) else rule
         self.models = None if models is None else list(models)
         self.slots = slots
+        self.context = context
         self.in_flight = 0
         self.highest = 0
         self._key = key
@@ -307,7 +310,7 @@ class Server(Listener):
         self._gate = gate if isinstance(gate, threading.Event) else threading.Event()
         if gate is None:
             self._gate.set()
-        super().__init__(context)
+        super().__init__(secure)
 
     @property
     def chats(self) -> list[Seen]:
@@ -371,6 +374,11 @@ class Server(Listener):
             case "GET", "/v1/models":
                 listed = [{"id": name, "object": "model"} for name in self.models or []]
                 return Status(200, {"object": "list", "data": listed})
+            case "GET", "/api/ps" if self.context is not None:
+                loaded = [_ollama_model(name) for name in self.models or ["m:latest"]]
+                return Status(
+                    200, {"models": [m | {"context_length": self.context} for m in loaded]}
+                )
             case "GET", "/props" if self.slots is not None:
                 return Status(200, {"total_slots": self.slots, "model_path": "model.gguf"})
         return Status(404, b"404 page not found")
@@ -477,6 +485,7 @@ def serve(
     gate: int | threading.Event | None = None,
     models: Iterable[str] | None = None,
     slots: int | None = None,
+    context: int | None = None,
     key: str | None = None,
     tls: bool = False,
 ) -> Iterator[Server]:
@@ -487,10 +496,11 @@ def serve(
         gate: withhold every reply until so many are in flight, or until the event is set.
         models: names of the models that it has; None: any.
         slots: what it says of itself under ``/props``, as llama.cpp's server; None: nothing.
+        context: what it says of its models under ``/api/ps``, as Ollama's server; None: nothing.
         key: the API key that it asks for; None: none.
         tls: speak TLS, with :data:`CERTIFICATE`.
     """
-    server = Server(rule, gate=gate, models=models, slots=slots, key=key, tls=tls)
+    server = Server(rule, gate=gate, models=models, slots=slots, context=context, key=key, tls=tls)
     try:
         yield server
     finally:

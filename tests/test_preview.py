@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from contexts import Cutting
 from pages import Page
 from servers import Status, serve
 from test_display import NASTY, sanitized
@@ -356,6 +357,97 @@ def test_an_output_may_have_any_name() -> None:
         assert look.answers is not None
         assert list(look.answers) == ["row", f"output_{name}", "error"]
         assert f"output_{name}: fine" in repr(look)
+
+
+# -- the longest prompt ----------------------------------------------------------------------------
+
+
+def long_reviews() -> pd.DataFrame:
+    df = reviews(12)
+    df.iloc[6, 0] = "word " * 4_000  # 20,000 characters, and 4,000 tokens of the test server
+    return df
+
+
+@every_client
+def test_the_longest_prompt_and_the_context_that_it_needs(client: Callable[[str], Client]) -> None:
+    df = long_reviews()
+    with serve("fine") as server:
+        model = client(server.url, max_tokens=100)
+        quiet = df.llm.preview("{review}", model=model, send=False, store=False)
+        look = df.llm.preview("{review}", model=model, store=False)
+    assert quiet.longest is not None
+    assert (quiet.longest.row, quiet.longest.characters) == (6, 20_000)
+    assert not quiet.longest.measured
+    assert quiet.longest.tokens == 6667  # 3 bytes each
+    assert quiet.longest.context == 7168
+    assert look.longest is not None
+    assert (look.longest.measured, look.longest.tokens, look.longest.context) == (True, 4000, 5120)
+    words = "longest prompt: row 6, 20,000 characters, 4,000 tokens; needs a context of 5,120"
+    assert words in repr(look)
+    assert words in look._repr_html_()
+
+
+def test_a_longest_prompt_beside_the_sample_is_estimated_by_it() -> None:
+    df = long_reviews()
+    with serve("fine") as server:
+        look = df.llm.preview("{review}", n=2, model=ollama(server.url))
+    assert look.longest is not None
+    assert not look.longest.measured
+    assert look.longest.tokens == pytest.approx(4000, rel=0.5)
+    assert "about " in repr(look)
+
+
+@pytest.mark.parametrize(
+    ("num_ctx", "rows", "warned"),
+    [(None, 12, True), (None, 3, False), (4096, 12, True), (8192, 12, False)],
+)
+def test_ollama_is_warned_of_where_its_context_is_too_small(
+    num_ctx: int | None, rows: int, warned: bool
+) -> None:
+    options = None if num_ctx is None else {"num_ctx": num_ctx}
+    with serve("fine") as server:
+        look = long_reviews()[:rows].llm.preview(
+            "{review}", model=ollama(server.url, options=options)
+        )
+    assert look.longest is not None
+    assert (look.longest.advice is not None) is warned
+    assert ("warning: " in repr(look)) is warned
+    if warned:
+        assert 'pass options={"num_ctx": 5120}' in " ".join(repr(look).split())
+
+
+def test_other_models_contexts_are_not_known() -> None:
+    look = long_reviews().llm.preview("{review}", model=fake(), send=False)
+    assert look.longest is not None
+    assert look.longest.advice is None
+
+
+def test_a_sample_that_was_cut_measures_nothing() -> None:
+    rule = Cutting(4096, count=str.split)
+    df = pd.DataFrame({"review": ["word " * 9_000]})
+    with serve(rule, context=4096) as server:
+        look = df.llm.preview("{review}", model=ollama(server.url))
+    assert look.answers is not None
+    assert look.answers["error"][0].startswith("PromptTruncated")
+    assert look.longest is not None
+    assert (look.longest.measured, look.longest.tokens) == (False, 15_000)
+
+
+def test_probes_are_no_part_of_what_is_expected() -> None:
+    rule = Cutting(64_000, count=str.split)
+    df = pd.DataFrame({"review": ["word " * (3_000 + n) for n in range(10)]})
+    with serve(rule) as server:
+        look = df.llm.preview("{review}", model=ollama(server.url), store=False)
+    assert rule.probes >= 1
+    assert look.expected.prompt_tokens == pytest.approx(30_000, rel=0.01)
+    assert look.longest is not None
+    assert look.longest.tokens == pytest.approx(3_015, rel=0.01)
+
+
+def test_without_rows_no_prompt_is_the_longest() -> None:
+    look = reviews(0).llm.preview("{review}", model=fake())
+    assert look.longest is None
+    assert "longest" not in repr(look)
 
 
 # -- the frame, and what is refused ----------------------------------------------------------------

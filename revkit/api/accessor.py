@@ -85,6 +85,7 @@ class DataFrameAccessor:
         model: fake
         expected: 10 prompt tokens, 2 completion tokens, 12 total tokens
           estimated from 1 row
+        longest prompt: row 0, 25 characters, about 5 tokens; needs a context of 1,024
         <BLANKLINE>
         row 1
           user

@@ -128,7 +128,7 @@ class Conversation:
         return self._remember(sent, reply)
 
     def _remember(self, sent: list[Message], reply: Reply) -> str:
-        self.prompt_tokens += reply.prompt_tokens or 0
+        self.prompt_tokens += reply.used_prompt_tokens or 0
         self.completion_tokens += reply.completion_tokens or 0
         _, reply = self._answers.read(self._answers.split(reply, sent))
         self._turns.append((sent[-1], {"role": "assistant", "content": reply.text}))

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..clients.prices import price_finder
+from ..clients.too_long import context_for
 from ..errors import UsageError
 from ..record import columns, metrics
 from ..runtime.options import ItemOptions, RunOptions
@@ -36,7 +37,16 @@ if TYPE_CHECKING:
     from ..record.record import Record
     from ..task.chat import Message
 
-__all__ = ["Expected", "Preview", "RowCounts", "apreview", "arun_preview", "preview", "run_preview"]
+__all__ = [
+    "Expected",
+    "LongestPrompt",
+    "Preview",
+    "RowCounts",
+    "apreview",
+    "arun_preview",
+    "preview",
+    "run_preview",
+]
 
 #: Most rows that are looked up; what is counted in them is scaled to all.
 _LOOKED_AT = 100_000
@@ -91,6 +101,28 @@ class Expected:
     basis: str
 
 
+@dataclass(frozen=True, slots=True)
+class LongestPrompt:
+    """The longest prompt in bytes, of the sample and the rows that are left to ask.
+
+    Attributes:
+        row: its position from 0.
+        characters: of all its chat turns.
+        tokens: of the prompt: an estimate as in :class:`Expected`, unless they are measured.
+        measured: the server has counted the tokens.
+        context: tokens of the context that it needs with its reply (``max_tokens``, or 512),
+            rounded up to a multiple of 1,024.
+        advice: what to do so that it fits; None where nothing needs doing as far as is known.
+    """
+
+    row: int
+    characters: int
+    tokens: int
+    measured: bool
+    context: int
+    advice: str | None
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Preview:
     """A look before a run; a notebook shows all of it.
@@ -103,6 +135,8 @@ class Preview:
             (as ``output_<name>`` where its name is taken), ``error``. None where nothing was sent.
         rows: how many rows a run would ask the model for, and what of the others.
         expected: tokens, cost and time of those that are left to ask.
+        longest: the longest prompt that is looked at, and the context that it needs; None where
+            there is none.
         workers: that the run would have for them, at most.
         model_name: the model's name.
         task: what would be done to each row.
@@ -112,6 +146,7 @@ class Preview:
     answers: pd.DataFrame | None
     rows: RowCounts
     expected: Expected
+    longest: LongestPrompt | None
     workers: int
     model_name: str
     task: ModelTask
@@ -171,7 +206,8 @@ def preview(
 
     Returns:
         The preview: ``prompts``, ``answers``, ``rows`` (counts) and ``expected`` (tokens, cost in
-        US dollars, time in seconds) for the rows that are left to ask.
+        US dollars, time in seconds) for the rows that are left to ask; ``longest`` (prompt, with
+        the context that it needs).
 
     Raises:
         UsageError: the call cannot be carried out as written, or the task is a function.
@@ -254,7 +290,8 @@ def _read(call: Prepared, sample: list[int], record: Record | None) -> Preview:
     prompts = [_messages(wiring.prompts, row) for row in sample]
     turns = [(row, turn) for row, turns in zip(places, prompts, strict=True) for turn in turns]
     rows = [row for row, _ in turns]
-    counts, sizes = _look(wiring, offline=record is None)
+    sizes = list(map(prompt_size, prompts))
+    counts, left = _look(wiring, offline=record is None)
     return Preview(
         prompts=pd.DataFrame(
             {
@@ -266,7 +303,8 @@ def _read(call: Prepared, sample: list[int], record: Record | None) -> Preview:
         ),
         answers=answers,
         rows=counts,
-        expected=_expected(plan, counts.to_ask, sizes, record, list(map(prompt_size, prompts))),
+        expected=_expected(plan, counts.to_ask, list(left.values()), record, sizes),
+        longest=_longest(wiring, left | dict(zip(sample, sizes, strict=True)), sample, record),
         workers=max(1, min(plan.workers, counts.to_ask)),
         model_name=plan.client.name,
         task=plan.task,
@@ -281,8 +319,8 @@ def _messages(prompts: Prompts, row: int) -> list[Message]:
         return []
 
 
-def _look(wiring: Wiring, *, offline: bool) -> tuple[RowCounts, list[int]]:
-    """What a run would do with each row, and the size in bytes of each prompt that is left.
+def _look(wiring: Wiring, *, offline: bool) -> tuple[RowCounts, dict[int, int]]:
+    """What a run would do with each row, and by row the bytes of each prompt that is left.
 
     Where not all rows were looked at, a size stands for several prompts.
     """
@@ -290,10 +328,10 @@ def _look(wiring: Wiring, *, offline: bool) -> tuple[RowCounts, list[int]]:
     todo = list(plan.todo)
     looked = _spread(todo, _LOOKED_AT)
     kept = twins = 0
-    sizes: list[int] = []
+    sizes: dict[int, int] = {}
     store = None if wiring.open_store is None else wiring.open_store()
     if store is None:  # every row is asked for
-        sizes = list(map(wiring.prompts.size, looked))
+        sizes = {row: wiring.prompts.size(row) for row in looked}
     else:
         with contextlib.closing(store):
             ahead = wiring.lookahead(store, looked, offline=offline)
@@ -304,7 +342,7 @@ def _look(wiring: Wiring, *, offline: bool) -> tuple[RowCounts, list[int]]:
                 kept += len(seen.kept)
                 twins += len(seen.twins)
                 for row in seen.run:
-                    sizes.append(wiring.prompts.size(row))
+                    sizes[row] = wiring.prompts.size(row)
                     ahead.settled(row)
     scale = len(todo) / max(1, len(looked))
     kept, twins = round(kept * scale), round(twins * scale)
@@ -360,6 +398,37 @@ def _expected(
     )
 
 
+def _longest(
+    wiring: Wiring, sizes: dict[int, int], sample: list[int], record: Record | None
+) -> LongestPrompt | None:
+    """The longest of the prompts, whose sizes in bytes are given by row."""
+    client = wiring.plan.client
+    assert client is not None
+    if not any(sizes.values()):
+        return None
+    estimate, counted = TokenEstimate(), dict[int, int]()
+    for place, row in enumerate(sample if record is not None else ()):
+        assert record is not None
+        reply, failure = record.replies.get(place), record.failures.get(place)
+        # Of a prompt that was cut, the server has counted what was left.
+        if reply is None or (failure is not None and failure.type == "PromptTruncated"):
+            continue
+        estimate.observe(sizes[row], reply.prompt_tokens)
+        if reply.prompt_tokens is not None:
+            counted[row] = reply.prompt_tokens
+    longest = max(sizes, key=lambda row: sizes[row])
+    tokens = counted.get(longest, estimate.expected(sizes[longest]))
+    context = context_for(tokens, client.max_tokens)
+    return LongestPrompt(
+        row=wiring.plan.place(longest)[0],
+        characters=sum(len(turn["content"]) for turn in wiring.prompts.render(longest)),
+        tokens=tokens,
+        measured=longest in counted,
+        context=context,
+        advice=client.context_advice(context),
+    )
+
+
 def _used(record: Record) -> tuple[dict[int, int], dict[int, int]]:
     """Prompt and completion tokens of each row, by all its attempts, or by its kept reply."""
     used: tuple[dict[int, int], dict[int, int]] = ({}, {})
@@ -370,6 +439,8 @@ def _used(record: Record) -> tuple[dict[int, int], dict[int, int]]:
             if count >= 0:
                 by_row[row] = by_row.get(row, 0) + count
     for row, reply in record.replies.items():
+        if row in used[0]:  # a run has few probes, so its other rows do not use as many
+            used[0][row] -= reply.probe_tokens
         kept = (reply.prompt_tokens, reply.completion_tokens)
         for kept_count, by_row in zip(kept, used, strict=True):
             if kept_count is not None:

@@ -11,6 +11,9 @@ ollama             Ollama
 local/             the embedded model
 status             an HTTP status as an error, and the pause that it asks for
 error_body         what an error response says, whatever its provider
+too_long           a prompt that does not fit into the context, in every server's words
+context            prompts that a server cut without a word: suspicion and proof
+prompt_check       the requests that prove it
 body               JSON bodies, written and read
 redact             keys taken out of what a server repeats
 secret             a key by where it is kept

@@ -191,6 +191,13 @@ class Client:
         """
         return None
 
+    def context_advice(self, tokens: int) -> str | None:
+        """What to do so that prompts fit that need a context of so many tokens.
+
+        None: nothing, or nothing is known.
+        """
+        return None
+
     def check(self) -> Finding:
         """Whether a run can use it, for ``revkit doctor``. Asks for no reply; may block."""
         return Finding(True, f"{self!r} has no way to check its server")

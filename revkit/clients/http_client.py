@@ -16,7 +16,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from ..errors import BadReply, ModelError, ServerError, UsageError
+from ..errors import BadReply, ModelError, UsageError
 from .body import decoded
 from .contract import AsyncTransport, Client, Finding, Request, Response, Transport
 from .error_body import error_body
@@ -32,6 +32,7 @@ from .redact import (
 )
 from .secret import Secret
 from .status import status_error
+from .too_long import too_long
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit
@@ -308,9 +309,15 @@ class HttpClient(Client):
             f"{self.endpoint} answered with something else than a JSON object: {text or 'nothing'}"
         )
 
-    def failure(self, response: Response, *, status: int | None = None) -> ServerError:
+    def failure(self, response: Response, *, status: int | None = None) -> ModelError:
         """The error that a response stands for; ``status`` overrides the response's own."""
-        return status_error(self, response, status)
+        refused = too_long(
+            response.status if status is None else status,
+            response.body,
+            max_tokens=self.max_tokens,
+            is_ollama=self.provider == "ollama",
+        )
+        return refused or status_error(self, response, status)
 
     # -- what a protocol fills in -------------------------------------------------------------
 

@@ -7,16 +7,18 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadOutput, BadReply, UsageError
+from ..errors import BadReply, CutOff, UsageError
 from ..task.chat import Message, Reply
 from .body import count, encode, static_body
 from .contract import Exchange, Response, repeats
 from .error_body import error_body
 from .http_client import HttpClient
 from .http_session import HttpSession
+from .prompt_check import PromptCheck
 from .provider import Provider
 from .redact import public
 from .secret import Secret
+from .too_long import is_too_long
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from .http import UserHttp
 
 __all__ = ["Ollama"]
+
+#: The smallest context that a server has where nobody sets one.
+SMALLEST_CONTEXT = 2048
 
 
 class Ollama(HttpClient):
@@ -33,8 +38,8 @@ class Ollama(HttpClient):
         model: its name, as ``ollama list`` shows it.
         host: where the server is; by default ``OLLAMA_HOST``, read as Ollama's own client reads
             it, else ``http://127.0.0.1:11434``.
-        options: of the model, by Ollama's names (``num_ctx``, ``top_p``, …); they go before the
-            arguments below.
+        options: of the model, by Ollama's names (``top_p``, …); they go before the arguments
+            below. ``num_ctx`` is the context: prompts that do not fit into it fail.
         keep_alive: how long the model stays loaded: seconds, or text such as ``"10m"``.
         max_tokens: most tokens of one reply (Ollama's ``num_predict``).
         temperature: 0, the default, makes replies as repeatable as the server can; None leaves it
@@ -92,6 +97,16 @@ class Ollama(HttpClient):
         self.max_tokens = self.options.get("num_predict")
         self.keep_alive = keep_alive
 
+    @property
+    def num_ctx(self) -> int | None:
+        """The context that it asks for; None: it leaves that to the server."""
+        return count(self.options.get("num_ctx")) or None
+
+    @property
+    def tagged_model(self) -> str:
+        """The model's name with its tag, as the server lists it."""
+        return self.model if ":" in self.model else f"{self.model}:latest"
+
     def session(self, task: ModelTask) -> OllamaSession:
         return OllamaSession(self, task)
 
@@ -106,12 +121,20 @@ class Ollama(HttpClient):
     def repeats_itself(self, task: ModelTask) -> str | None:
         return repeats(self.options.get("temperature"), self.options.get("seed"))
 
+    def context_advice(self, tokens: int) -> str | None:
+        if self.num_ctx is None and tokens > SMALLEST_CONTEXT:
+            own = f"the server's own context may be only {SMALLEST_CONTEXT:,} or 4,096 tokens"
+        elif self.num_ctx is not None and tokens > self.num_ctx:
+            own = f"num_ctx is {self.num_ctx:,}"
+        else:
+            return None
+        return f'{own}, and longer prompts fail: pass options={{"num_ctx": {tokens}}}'
+
     def weights(self) -> str | None:
         """The digest that the server gives for the model; None where it gives none."""
-        name = self.model if ":" in self.model else f"{self.model}:latest"
         models = self.get("/api/tags").get("models")
         for model in models if isinstance(models, list) else ():
-            if isinstance(model, dict) and model.get("name") == name:
+            if isinstance(model, dict) and model.get("name") == self.tagged_model:
                 digest = model.get("digest")
                 return digest if isinstance(digest, str) else None
         return None
@@ -129,23 +152,33 @@ class OllamaSession(HttpSession):
     def __init__(self, client: Ollama, task: ModelTask):
         super().__init__(client, "an Ollama server")
         self._client = client
+        # Newer versions then refuse a prompt that is too long; others do not know these fields.
         fields: dict[str, Any] = {"model": client.model, "stream": False}
-        schema = task.outputs.json_schema
-        if schema is not None:
-            fields["format"] = schema
+        fields |= {"truncate": False, "shift": False}
         if client.options:
             fields["options"] = client.options
         if client.keep_alive is not None:
             fields["keep_alive"] = client.keep_alive
+        self._check = PromptCheck(client, fields)
+        schema = task.outputs.json_schema
+        if schema is not None:
+            fields["format"] = schema
+        self._is_typed = schema is not None
         self._static = static_body(fields, "options= or keep_alive=")
 
     def exchange(self, messages: Sequence[Message]) -> Exchange:
         """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
         body = encode(self._static, messages)
         response = yield from self.send(body)
+        self._check.saw(response)
         reply = self._read(self.json(response), response)
         self.worked = True
-        return reply
+        size = len(body) - len(self._static)
+        if self._check.passes(size, reply):
+            return reply
+        return (yield from self._check.checked(messages, size, reply))
+
+    # -- a reply ----------------------------------------------------------------------------
 
     def _read(self, found: dict[str, Any], response: Response) -> Reply:
         client = self._client
@@ -153,6 +186,8 @@ class OllamaSession(HttpSession):
             problem = error_body(response.body).message
             if "model" in problem and "not found" in problem:
                 raise client.failure(response, status=404)
+            if is_too_long(400, response.body):
+                raise client.failure(response, status=400)
             raise BadReply(
                 f'{client.endpoint} answered 200 with an error: "{client.quote(problem)}"; see the '
                 "server's log",
@@ -160,24 +195,40 @@ class OllamaSession(HttpSession):
             )
         message = found.get("message")
         text = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(text, str) or found.get("done") is False:
+        if not isinstance(message, dict) or not isinstance(text, str) or found.get("done") is False:
             raise self.bad_reply(
                 f"{client.endpoint} answered with JSON that is not a whole chat reply of Ollama's "
                 "(no text in message.content)",
                 status=response.status,
             )
-        reason = found.get("done_reason")
+        reason, thought, served = (
+            value if isinstance(value, str) and value else None
+            for value in (found.get("done_reason"), message.get("thinking"), found.get("model"))
+        )
+        if not text and reason in ("load", "unload"):
+            raise BadReply(
+                f"{client.endpoint} only {reason}ed the model and gave no reply; see the server's "
+                "log",
+                status=response.status,
+            )
         reply = Reply(
             text,
             prompt_tokens=count(found.get("prompt_eval_count")),
             completion_tokens=count(found.get("eval_count")),
-            finish_reason=reason if isinstance(reason, str) else None,
+            finish_reason=reason,
+            thought=thought,
+            model=served,
+            format="schema" if self._is_typed else None,
         )
         if not text and reason == "length":
-            raise BadOutput(
-                "the model used up its tokens before it said anything; raise max_tokens=",
-                reply=reply,
-            )
+            if thought is None:
+                problem = "the model used up its tokens before it said anything; raise max_tokens="
+            else:
+                problem = (
+                    "the model used up its tokens while it was still thinking; raise max_tokens=, "
+                    "or lower reasoning="
+                )
+            raise CutOff(problem, reply=reply)
         return reply
 
 

@@ -25,6 +25,7 @@ from .http_session import HttpSession
 from .provider import Provider
 from .redact import public
 from .secret import Secret
+from .too_long import is_too_long
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit
@@ -262,7 +263,8 @@ class OpenAISession(HttpSession):
             response = yield from self.send(body)
             if 200 <= response.status < 300:
                 break
-            weaker = self._weaker(dialect, response)
+            refused = is_too_long(response.status, response.body)
+            weaker = None if refused else self._weaker(dialect, response)
             if weaker is None:
                 raise client.failure(response)
             dialect = weaker

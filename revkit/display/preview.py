@@ -25,6 +25,8 @@ class PreviewFacts(Protocol):
     @property
     def expected(self) -> Any: ...
     @property
+    def longest(self) -> Any: ...
+    @property
     def workers(self) -> int: ...
     @property
     def model_name(self) -> str: ...
@@ -47,6 +49,8 @@ def preview_text(preview: PreviewFacts) -> str:
     ]
     lines += wrapped("expected: " + ", ".join(figures), indent=0)
     lines += wrapped(_notes(preview), indent=2, hang=0)
+    for line in _longest(preview):
+        lines += wrapped(line, indent=0)
     shared, rows, more = _samples(preview)
     if shared:
         lines += ["", "all rows"]
@@ -69,6 +73,7 @@ def preview_html(preview: PreviewFacts) -> str:
     cells = [f"{preview.rows.to_ask:,} to ask", *figures.values(), timed(spent)]
     parts.append(table(("expected", *figures, "time"), [cells]))
     parts.append(f"<p><small>{escape(_notes(preview))}</small></p>")
+    parts += [f"<p>{escape(line)}</p>" for line in _longest(preview)]
     shared, rows, more = _samples(preview)
     if shared:
         turns = [(escape(harmless(role, 40)), _as_html(content)) for role, content in shared]
@@ -130,6 +135,19 @@ def _notes(preview: PreviewFacts) -> str:
     if rows.from_store and preview.answers is not None and preview.answers["error"].isna().any():
         notes.append("the sample's replies are in the store, so a run does not ask for them again")
     return "; ".join(notes)
+
+
+def _longest(preview: PreviewFacts) -> list[str]:
+    """The longest prompt, and what it needs."""
+    longest = preview.longest
+    if longest is None:
+        return []
+    about = "" if longest.measured else "about "
+    needs = (
+        f"longest prompt: row {longest.row}, {plural(longest.characters, 'character')}, "
+        f"{about}{plural(longest.tokens, 'token')}; needs a context of {longest.context:,}"
+    )
+    return [needs] if longest.advice is None else [needs, f"warning: {longest.advice}"]
 
 
 def _samples(preview: PreviewFacts) -> tuple[list[tuple[str, str]], list[_Sample], str]:

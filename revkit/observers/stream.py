@@ -103,7 +103,7 @@ class EventStream:
             "error": None if failure is None else str(failure),
             "error_type": None if failure is None else failure.type,
             "http_status": None if failure is None else failure.status,
-            "prompt_tokens": None if reply is None else reply.prompt_tokens,
+            "prompt_tokens": None if reply is None else reply.used_prompt_tokens,
             "completion_tokens": None if reply is None else reply.completion_tokens,
             "finish_reason": None if reply is None else reply.finish_reason,
         }

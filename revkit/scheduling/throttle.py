@@ -147,14 +147,15 @@ class Throttle:
         size, tokens, reservation = reserved
         reply = None if outcome is CANCELLED else outcome.reply
         prompt = None if reply is None else reply.prompt_tokens
+        used = None if reply is None else reply.used_prompt_tokens
         completion = None if reply is None else reply.completion_tokens
-        if self._rate_limit is not None and prompt is not None:
-            self._rate_limit.correct(tokens, prompt + (completion or 0), end)
+        if self._rate_limit is not None and used is not None:
+            self._rate_limit.correct(tokens, used + (completion or 0), end)
         if self._budget is not None and reservation is not None:
             if _is_unbilled(outcome):
                 self._budget.release(reservation)
             else:
-                self._budget.settle(reservation, prompt, completion)
+                self._budget.settle(reservation, used, completion)
         self._estimate.observe(size, prompt, completion)
         if self._adaptive is not None and outcome is not CANCELLED:
             self._adaptive.settled(

@@ -31,6 +31,8 @@ class Reply:
         format: how the reply's form was asked for: by a JSON schema, by JSON mode, or by the
             prompt alone; None where nobody knows.
         truncated: the text was cut at a limit of tokens, and kept as it is.
+        probe_tokens: tokens of the requests that checked whether the server cut this prompt; they
+            count as used, and are not part of ``prompt_tokens``.
     """
 
     text: str
@@ -42,3 +44,9 @@ class Reply:
     model: str | None = None
     format: Literal["schema", "json", "prompt"] | None = None
     truncated: bool = False
+    probe_tokens: int = 0
+
+    @property
+    def used_prompt_tokens(self) -> int | None:
+        """The prompt's tokens and those of the probes; None where none was counted."""
+        return (self.prompt_tokens or 0) + self.probe_tokens or self.prompt_tokens
