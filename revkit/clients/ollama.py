@@ -106,15 +106,15 @@ class Ollama(HttpClient):
     def repeats_itself(self, task: ModelTask) -> str | None:
         return repeats(self.options.get("temperature"), self.options.get("seed"))
 
-    def weights(self) -> str | None:
-        """The digest that the server gives for the model; None where it gives none."""
+    def facts(self) -> Mapping[str, str]:
+        """The digest that the server gives for the model, if it gives one."""
         name = self.model if ":" in self.model else f"{self.model}:latest"
         models = self.get("/api/tags").get("models")
         for model in models if isinstance(models, list) else ():
             if isinstance(model, dict) and model.get("name") == name:
                 digest = model.get("digest")
-                return digest if isinstance(digest, str) else None
-        return None
+                return {"weights": digest} if isinstance(digest, str) else {}
+        return {}
 
     def model_hint(self) -> str:
         return f"run `ollama pull {self.model}`"
