@@ -98,6 +98,7 @@ class ClaimingLookahead(Lookahead):
             plan.todo,
             store,
             sample=lambda row: plan.place(row)[1],
+            draw=None if plan.draws is None else plan.draw,
         )
         self._claims = store
         self._session = session

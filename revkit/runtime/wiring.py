@@ -78,6 +78,7 @@ class Wiring:
             plan.todo if todo is None else todo,
             store,
             sample=lambda row: plan.place(row)[1],
+            draw=None if plan.draws is None else plan.draw,
             offline=offline,
         )
 
