@@ -439,3 +439,25 @@ def test_which_models_answered_and_in_which_form_is_reported(
 def test_the_form_of_free_text_is_not_reported(tmp_path: Path) -> None:
     run = revkit.parallel_map(["a"], "{item}", model=served_by((OLD_GPT, "prompt")))
     assert "form:" not in run.report()
+
+
+# ------------------------------------------------------------------ only whole answers
+
+
+@pytest.mark.parametrize("kind", ["CutOff", "ContentFiltered", "ModelRefused", "PromptTruncated"])
+@pytest.mark.parametrize("run_on", [by_thread, by_loop])
+def test_only_replies_of_ok_rows_are_kept(run_on: Any, kind: str, tmp_path: Path) -> None:
+    store, failure = tmp_path / "s.sqlite", getattr(revkit, kind)
+
+    def answer(text: str) -> Any:
+        if text == "good":
+            return Reply("positive", finish_reason="stop")
+        raise failure("not whole", reply=Reply("positive", finish_reason="length"))
+
+    df = pd.DataFrame({"review": ["good", "cut"]})
+    run = run_on(df, model=FakeModel(answer), store=store)
+    assert run.errors["error_type"].tolist() == [kind]
+    with Store.open(store) as opened, opened.connection() as db:
+        assert db is not None
+        kept = db.execute("SELECT text, finish_reason FROM replies").fetchall()
+    assert kept == [("positive", "stop")]

@@ -7,17 +7,27 @@ there to be shown.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..task.chat import Reply
 
-__all__ = ["FIELDS", "contradict", "fields_of", "read_facts", "reply_with", "write_facts"]
+__all__ = [
+    "FIELDS",
+    "NO_FIELDS",
+    "contradict",
+    "fields_of",
+    "read_facts",
+    "with_fields",
+    "write_facts",
+]
 
 #: Fields of a reply that revkit 0.1.0 did not know, as they are kept: name -> attribute.
 FIELDS = {"served": "model", "format": "format", "thought": "thought", "truncated": "truncated"}
+NO_FIELDS = [None] * len(FIELDS)
 
 
 def contradict(kept: Mapping[str, str], now: Mapping[str, str]) -> bool:
@@ -59,7 +69,10 @@ def fields_of(reply: Reply) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def reply_with(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a reply that kept fields give."""
-    found = {FIELDS[name]: value for name, value in fields.items() if value is not None}
-    return found | ({"truncated": True} if found.get("truncated") else {})
+def with_fields(reply: Reply, values: Sequence[Any]) -> Reply:
+    """A reply with kept fields, in the order of :data:`FIELDS`; half a surrogate pair is bytes."""
+    found: dict[str, Any] = {
+        attribute: value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+        for attribute, value in zip(FIELDS.values(), values, strict=True)
+    }
+    return dataclasses.replace(reply, **found | {"truncated": bool(found["truncated"])})

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import UsageError, warn
 from ..task.chat import Reply
-from .beside import FIELDS, contradict, fields_of, read_facts, reply_with, write_facts
+from .beside import FIELDS, NO_FIELDS, contradict, read_facts, with_fields, write_facts
 from .contract import NO_FACTS, Facts
 from .file import COLUMNS, SQLITE_ERRORS, File, identity, is_damage, open_file
 
@@ -167,7 +167,8 @@ class Store:
         with self._lock:
             if not self._file.writable:
                 return False
-            self._waiting.extend(_row(key, reply, task, model, facts, now) for key, reply in items)
+            about, told = (task, model, facts.get("weights"), now), write_facts(facts)
+            self._waiting.extend(_row(key, reply, about, told) for key, reply in items)
             return len(self._waiting) >= self._try_at and self._write()
 
     @contextlib.contextmanager
@@ -360,10 +361,7 @@ def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
                 db.execute("ROLLBACK")
 
 
-def _row(
-    key: bytes, reply: Reply, task: str, model: str, facts: Facts, now: int
-) -> tuple[Any, ...]:
-    more = fields_of(reply)
+def _row(key: bytes, reply: Reply, about: tuple[Any, ...], facts: str | None) -> tuple[Any, ...]:
     return (
         key,
         _text(reply.text),
@@ -371,19 +369,19 @@ def _row(
         _count(reply.completion_tokens),
         _text(reply.finish_reason),
         _shares(reply),
-        task,
-        model,
-        facts.get("weights"),
-        now,
-        *[_text(more.get(name)) for name in FIELDS],
-        write_facts(facts),
+        *about,
+        _text(reply.model),
+        reply.format,
+        _text(reply.thought),
+        reply.truncated or None,
+        facts,
     )
 
 
-def _text(text: Any) -> Any:
+def _text(text: str | None) -> str | bytes | None:
     """Text for SQLite, which refuses half of a surrogate pair; a reply may hold one."""
-    if not isinstance(text, str):
-        return text
+    if text is None:
+        return None
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -412,19 +410,12 @@ def _count(tokens: int | None) -> int | None:
 
 def _reply(row: tuple[Any, ...], *, whole: bool) -> Reply:
     """The reply of a row, without the later fields where these are another reply's."""
-    _, text, prompt_tokens, completion_tokens, finish_reason, probabilities, _, *more, _ = row
+    _, text, prompt_tokens, completion_tokens, reason, probabilities, _, *more, _ = row
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "surrogatepass")
+    if isinstance(reason, bytes):
+        reason = reason.decode("utf-8", "surrogatepass")
     if probabilities is not None:
         probabilities = json.loads(probabilities)
-    fields = dict(zip(FIELDS, map(_untext, more), strict=True)) if whole else {}
-    return Reply(
-        _untext(text),
-        prompt_tokens,
-        completion_tokens,
-        _untext(finish_reason),
-        probabilities,
-        **reply_with(fields),
-    )
-
-
-def _untext(text: Any) -> Any:
-    return text.decode("utf-8", "surrogatepass") if isinstance(text, bytes) else text
+    reply = Reply(text, prompt_tokens, completion_tokens, reason, probabilities)
+    return with_fields(reply, more) if whole and more != NO_FIELDS else reply
