@@ -187,6 +187,6 @@ class Lookahead:
 def _facts(client: Client) -> Mapping[str, str]:
     """What the client can tell; whatever goes wrong in asking must not end the run."""
     try:
-        return client.facts()
+        return {str(name): str(value) for name, value in client.facts().items()}
     except Exception:  # noqa: BLE001 - a hook of the user's httpx client may raise anything
         return {}
