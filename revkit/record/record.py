@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from ..scheduling.events import Attempted, Decision, Failure, Hold, Source, Status, Stop, Success
 from ..task.chat import Reply
@@ -305,13 +305,16 @@ class Record:
         both.count_rows()
         return both
 
-    def counts_of(self, fact: Literal["model", "format"]) -> dict[str, int]:
-        """The ok rows by a fact of their replies, the most frequent first; the unknown left out."""
-        found = (getattr(reply, fact) for row, reply in self.replies.items() if self._is_ok(row))
-        return dict(Counter(name for name in found if name is not None).most_common())
+    def answered(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The ok rows by the model that answered, and by how the form of the reply was asked for.
 
-    def _is_ok(self, row: int) -> bool:
-        return self.status[row] is Status.OK
+        The most frequent first, without what is not known.
+        """
+        status = self.status
+        good = [reply for row, reply in self.replies.items() if status[row] is Status.OK]
+        models = Counter([reply.model for reply in good])
+        formats: Counter[str | None] = Counter([reply.format for reply in good])
+        return _known(models), _known(formats)
 
     def count_rows(self) -> None:
         """Count the settled and the failed rows by their statuses."""
@@ -356,3 +359,7 @@ class Record:
             error=self.error(row),
             source=SOURCES[self.source[row]].value,
         )
+
+
+def _known(counts: Counter[str | None]) -> dict[str, int]:
+    return {name: count for name, count in counts.most_common() if name is not None}

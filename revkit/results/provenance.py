@@ -66,11 +66,12 @@ def of_run(call: Mapping[str, Any], record: Record) -> dict[str, Any]:
     """
     model = call["model"]
     if model is not None:
+        served, formats = record.answered()
         model = model | {
             "weights": record.facts.get("weights"),
             "facts": dict(record.facts),
-            "served": record.counts_of("model"),
-            "formats": record.counts_of("format"),
+            "served": served,
+            "formats": formats,
         }
     return {
         "run_id": record.run_id,

@@ -367,21 +367,19 @@ def _row(key: bytes, reply: Reply, about: tuple[Any, ...], facts: str | None) ->
         _text(reply.text),
         _count(reply.prompt_tokens),
         _count(reply.completion_tokens),
-        _text(reply.finish_reason),
+        reply.finish_reason and _text(reply.finish_reason),
         _shares(reply),
         *about,
-        _text(reply.model),
+        reply.model and _text(reply.model),
         reply.format,
-        _text(reply.thought),
+        reply.thought and _text(reply.thought),
         reply.truncated or None,
         facts,
     )
 
 
-def _text(text: str | None) -> str | bytes | None:
+def _text(text: str) -> str | bytes:
     """Text for SQLite, which refuses half of a surrogate pair; a reply may hold one."""
-    if text is None:
-        return None
     try:
         text.encode()
     except UnicodeEncodeError:
