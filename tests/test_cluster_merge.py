@@ -219,13 +219,13 @@ def test_what_several_partitions_say_is_said_once() -> None:
     two.record.warnings.append("and slow")
     one.record.store, one.record.store_problem = "place", "it is full"
     two.record.store_problem = three.record.store_problem = "it was removed"
-    one.record.weights = "a digest"
+    one.record.facts = {"weights": "a digest"}
     whole = merged(one, two, three)
     assert whole.warnings[0].startswith("about 3 attempts were made, or running,")
     assert whole.warnings[1:] == ["the disk is full", "and slow"]
     assert whole.store == "place"
     assert whole.store_problem == "it is full; it was removed"
-    assert whole.weights == "a digest"
+    assert whole.facts == {"weights": "a digest"}
     assert merged(part(0)).store_problem is None
     assert merged(part(0, lost=1)).warnings[0].startswith("about 1 attempt was made")
 

@@ -106,7 +106,8 @@ def record_of(run: Run, part: range | None = None, *, late: float = 0.0, swap: i
     record.close(ended=clock + 60, stopped=stop)
     record.warnings = list(dict.fromkeys(run.warnings))
     record.store_problem = "; ".join(dict.fromkeys(run.problems)) or None
-    record.store = record.weights = run.store
+    record.store = run.store
+    record.facts = {} if run.store is None else {"weights": run.store}
     return record
 
 
@@ -196,7 +197,7 @@ def test_a_rerun_replaces_what_became_of_its_rows(one: Run, data: st.DataObject)
     assert both.failed == both.status.count(Status.ERROR)
     assert both.warnings == again.warnings
     assert both.store == again.store
-    assert (both.stopped, both.weights) == (again.stopped, again.weights)
+    assert (both.stopped, both.facts) == (again.stopped, again.facts)
     shift = before.ended - again.began
     due_again = [again.began if math.isnan(due) else due for due in again.due]
     assert list(both.due)[len(before.due) :] == [due + shift for due in due_again]
@@ -220,7 +221,7 @@ def test_partitions_have_what_the_last_one_knows(runs: list[Run]) -> None:
     one, two = records = [record_of(run) for run in runs]
     whole = beside(records)
     assert whole.store == (two.store or one.store)
-    assert whole.weights == (two.weights or one.weights)
+    assert whole.facts == (two.facts or one.facts)
     assert whole.tokens == one.tokens + two.tokens
     assert whole.from_store == one.from_store + two.from_store
 

@@ -151,7 +151,7 @@ def test_repeated_rows_are_combined_and_another_number_of_samples_is_another_run
     source: Path, sink: Path
 ) -> None:
     task = revkit.Signature("Sort.", inputs="n", outputs={"label": ["a", "b"]})
-    options: dict[str, Any] = {"model": FakeModel(lambda text: "b"), "chunk_rows": 4}
+    options: dict[str, Any] = {"model": FakeModel(["b"] * 30), "chunk_rows": 4}
     done = map_parquet(source, task, sink, repeat=3, **options)
     assert repr(done) == "ParquetResult: 10 rows x 3 samples, 30 ok, in sink.parquet"
     after = pd.read_parquet(sink)

@@ -180,20 +180,20 @@ def test_each_sample_has_its_own_place_in_the_store(tmp_path: Path) -> None:
     def model(*said: str) -> Keeping:
         return Keeping([{"mood": x} for x in said])
 
-    first = model("good", "bad", "bad", "mixed", "mixed", "mixed")
-    run = repeated(df, first, repeat=3, store=store)
-    assert len(first.calls) == 6
-    assert df["mood"].tolist() == ["bad", "bad", "mixed"]
-    assert run.rows["source"].tolist() == ["model"] * 3 + ["duplicate"] * 3 + ["model"] * 3
+    # The second "a" is a draw of its own, and so are its samples.
+    said = ["good", "bad", "bad", "good", "good", "bad", "mixed", "mixed", "mixed"]
+    run = repeated(df, model(*said), repeat=3, store=store)
+    assert run.rows["source"].tolist() == ["model"] * 9
+    assert df["mood"].tolist() == ["bad", "good", "mixed"]
     none = model()
     assert repeated(df, none, repeat=3, store=store).metrics.from_store == 9
     assert repeated(df, none, store=store).frame["mood"].tolist() == ["good", "good", "mixed"]
     assert none.calls == []
-    more = model("bad", "good")
+    more = model("bad", "good", "good")
     assert repeated(df, more, repeat=4, store=store).metrics.from_store == 9
-    assert len(more.calls) == 2
+    assert len(more.calls) == 3
     preview = df.llm.preview(MOOD, n=1, send=False, model=model(), repeat=5, store=store)
-    assert (preview.rows.total, preview.rows.from_store, preview.rows.to_ask) == (15, 12, 2)
+    assert (preview.rows.total, preview.rows.from_store, preview.rows.to_ask) == (15, 12, 3)
     assert preview.prompts["row"].unique().tolist() == [1]
 
 

@@ -118,7 +118,7 @@ def assert_same(read: ParallelResult, run: ParallelResult) -> None:
     assert ours.limits == [(at - began, limit) for at, limit in theirs.limits]
     stopped_at = theirs.stopped_at
     assert ours.stopped_at == (None if stopped_at is None else stopped_at - began)
-    counts = ("settled", "failed", "from_store", "tokens", "asks_model", "store", "weights")
+    counts = ("settled", "failed", "from_store", "tokens", "asks_model", "store", "facts")
     assert [getattr(ours, c) for c in counts] == [getattr(theirs, c) for c in counts]
     first, wanted = ours.first_failure, theirs.first_failure
     assert (first and (first[0], str(first[1]))) == (wanted and (wanted[0], str(wanted[1])))
@@ -572,7 +572,7 @@ def test_provenance_of_templates_and_functions() -> None:
 
 def test_the_digest_of_the_weights_is_told_where_it_was_asked_for(tmp_path: Path) -> None:
     model = fake(lambda _: {"answer": "yes"})
-    model.weights = lambda: "sha256:1234"  # type: ignore[method-assign]
+    model.facts = lambda: {"weights": "sha256:1234"}  # type: ignore[method-assign]
     run = questions(2).llm.parallel_map(ANSWER, model=model, store=tmp_path / "replies.sqlite")
     assert again(run, tmp_path).provenance["model"]["weights"] == "sha256:1234"
 

@@ -1003,6 +1003,7 @@ def test_to_parquet(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "prompt_tokens": "int64",
         "completion_tokens": "int64",
         "created": "timestamp[ms, tz=UTC]",
+        "truncated": "bool",
     }
     assert sorted(f.name for f in tmp_path.iterdir()) == ["replies.parquet", "replies.sqlite"]
 
@@ -1027,11 +1028,12 @@ def test_no_prompt_and_no_pickle_is_in_it(path: Path) -> None:
         (row,) = db.execute("SELECT * FROM replies")
         columns = [name for _, name, *_ in db.execute("PRAGMA table_info(replies)")]
     assert tuple(columns) == COLUMNS
-    assert row[:-1] == (
+    assert row[:9] == (
         *(key(1), "positive", 120, 3, "stop"),
         *('{"sentiment": {"positive": 0.75, "negative": 0.25}}', "a task", "a model", None),
     )
-    assert abs(row[-1] - time.time()) < 86_400
+    assert abs(row[9] - time.time()) < 86_400
+    assert row[10:] == (None,) * 5
 
 
 def test_the_interrupted_write_leaves_nothing_half_done(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 from ..results.result import ParallelResult
+from ..runtime.draws import PromptCounts
 from ..runtime.interrupt import noted_interrupts
 from ..runtime.options import ItemOptions, RunOptions
 from ..runtime.run import aexecute, execute
@@ -20,9 +21,11 @@ from .prepare import prepare
 __all__ = ["aparallel_map", "arun_task", "parallel_map", "run_task"]
 
 
-def run_task(source: Any, task: Any, options: RunOptions) -> ParallelResult:
-    """Run a task over a frame, a Series or a list."""
-    call = prepare(source, task, options)
+def run_task(
+    source: Any, task: Any, options: RunOptions, counts: PromptCounts | None = None
+) -> ParallelResult:
+    """Run a task over a frame, a Series or a list; for ``counts`` see :func:`prepare`."""
+    call = prepare(source, task, options, counts)
     with noted_interrupts() as interrupts:
         result = finish(call, execute(call.wiring(), interrupts))
     return unless_interrupted(result, interrupts)
@@ -70,7 +73,7 @@ def parallel_map(
             and a warning says so.
         model: a name (``"local"``, ``"ollama:llama3.2:3b"``, ``"openai:gpt-4.1-mini"``) or a
             client; None: ``revkit.use``, then ``REVKIT_MODEL``, then the embedded model.
-        store: where good replies of models are kept, so that the same prompt is never paid for
+        store: where good replies of models are kept, so that the same call is never paid for
             twice: a path; None: ``REVKIT_STORE``, else a file in the user's data directory; False:
             nowhere, and every row is asked for.
         engine: ``"auto"``: async for models and coroutine functions, threads for plain ones.

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import Interrupted, RunFailed, RunTimeout, UsageError
 from ..record.record import RowResult
 from ..results.result import ParallelResult
+from ..runtime.draws import Draws, PromptCounts
 from ..runtime.lifecycle import timed_out
 from ..runtime.options import RunOptions
 from ..scheduling.events import StopKind
 from .call import run_task
+from .prepare import prepare
 
 if TYPE_CHECKING:
     from ..display.progress import Bar
@@ -57,6 +59,7 @@ class ChunkedRun:
                 "many there are is not known; give a number of rows"
             )
         self._limit = self._failures.limit(self._total or 0)
+        self._counts = PromptCounts()
         self.settled = self._done = 0
         self.failed = self.succeeded = self.from_store = self.tokens = 0
         self._chunks = 0
@@ -75,6 +78,12 @@ class ChunkedRun:
         self.settled = self._done = before.total
         self.failed, self.succeeded = before.failed, before.succeeded
         self.from_store, self.tokens = before.from_store, before.usage.total_tokens or 0
+
+    def pass_over(self, chunk: Any) -> None:
+        """Count the prompts of a chunk that an earlier call finished; sends nothing."""
+        call = prepare(chunk, self._task, self._options, self._counts)
+        if isinstance(call.plan.draws, Draws) and call.open_store is not None:
+            call.plan.draws.number_all()
 
     def _progress_callback(self, progress: Any) -> Callable[[int, int, RowResult], object] | None:
         if callable(progress):
@@ -123,7 +132,7 @@ class ChunkedRun:
             changed["progress"] = self._callback
         stopped: RunFailed | Interrupted | None = None
         try:
-            result = run_task(chunk, self._task, self._options.replace(**changed))
+            result = run_task(chunk, self._task, self._options.replace(**changed), self._counts)
         except (RunFailed, Interrupted) as error:
             result, record = error.result, error.result._record
             # A chunk all of whose rows failed is no reason to stop: what counts is the whole.

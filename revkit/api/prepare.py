@@ -27,6 +27,7 @@ from ..tables.dtypes import snapshot
 from ..task.kinds import CallableTask, ModelTask, as_task
 
 if TYPE_CHECKING:
+    from ..runtime.draws import PromptCounts
     from ..store.contract import ReplyStore
     from ..task.tokens import Price
 
@@ -63,8 +64,14 @@ class Prepared:
         )
 
 
-def prepare(source: Any, task: Any, options: RunOptions) -> Prepared:
-    """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing."""
+def prepare(
+    source: Any, task: Any, options: RunOptions, counts: PromptCounts | None = None
+) -> Prepared:
+    """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing.
+
+    Args:
+        counts: of the prompts of rows before these, where this is one chunk of many.
+    """
     pool = options.pool
     task, inputs = _task(task, options.inputs)
     frame, binding = _bound(source, task, inputs)
@@ -107,6 +114,7 @@ def prepare(source: Any, task: Any, options: RunOptions) -> Prepared:
     )
     if inputs.repeat > 1:
         plan = plan.repeated(inputs.repeat)
+    plan = plan.with_draws(counts)
     return Prepared(
         plan=plan,
         before=snapshot(frame),

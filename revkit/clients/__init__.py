@@ -7,6 +7,7 @@ agent_file         a client out of an agent file
 http_client        what all clients of HTTP servers have in common
 http_session       what their conversations have in common
 openai             any OpenAI-compatible server
+model_facts        what a server's list of models says of one
 ollama             Ollama
 local/             the embedded model
 status             an HTTP status as an error, and the pause that it asks for

@@ -32,6 +32,7 @@ __all__ = [
     "Response",
     "Session",
     "Transport",
+    "given",
     "repeats",
 ]
 
@@ -181,15 +182,25 @@ class Client:
         raise TypeError(f"{type(self).__name__} does not implement async_transport()")
 
     def settings(self) -> dict[str, Any]:
-        """What decides the model's answers beside the prompt, as plain JSON; never a key."""
+        """What decides the model's answers beside the prompt, as plain JSON; never a key.
+
+        An option that is not set and came later than version 0.1 must not stand here: see
+        :func:`given`.
+        """
         return {"model": self.name}
 
-    def weights(self) -> str | None:
-        """What tells the model's weights from others of the same name, where that is known.
+    def key_settings(self) -> dict[str, Any]:
+        """All that decides the answers and is known before a request: what store keys hash."""
+        return self.settings()
 
-        May ask the server, and block.
+    def facts(self) -> Mapping[str, str]:
+        """What the server says of the model, to tell it from others of the same name.
+
+        A kept reply is reused unless one of these facts is known to have been another one then. So
+        name only what stays the same as long as the model does. May ask the server, and block.
+        ``"weights"`` is the digest of the model's weights.
         """
-        return None
+        return {}
 
     def context_advice(self, tokens: int) -> str | None:
         """What to do so that prompts fit that need a context of so many tokens.
@@ -211,6 +222,15 @@ class Client:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that are set: one that is None leaves the keys of kept replies as they are.
+
+    >>> given(reasoning="low", tier=None)
+    {'reasoning': 'low'}
+    """
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def repeats(temperature: Any, seed: Any) -> str | None:

@@ -29,8 +29,8 @@ import ipaddress
 import os
 import urllib.parse
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .._version import __version__
 from ..errors import BadReply, UsageError
@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Added",
     "BoundedBody",
+    "added_by",
     "display_url",
     "engines_for",
     "lower_headers",
@@ -92,6 +94,29 @@ def engines_for(http: UserHttp | None) -> tuple[str, ...]:
             f"{type(http).__name__}"
         )
     return tuple(engines)
+
+
+class Added(NamedTuple):
+    """What a user's httpx client adds to each request."""
+
+    headers: Sequence[tuple[str, str]] = ()
+    query: Sequence[tuple[str, str]] = ()
+
+
+#: httpx sends these by itself.
+_OF_HTTPX = {"accept", "accept-encoding", "connection", "user-agent"}
+
+
+def added_by(http: UserHttp | None) -> Added:
+    """The headers and the query that the user set on an httpx client."""
+    if http is None:
+        return Added()
+    import httpx
+
+    if not isinstance(http, httpx.Client | httpx.AsyncClient):
+        return Added()
+    headers = [(name, value) for name, value in http.headers.items() if name not in _OF_HTTPX]
+    return Added(headers, http.params.multi_items())
 
 
 def display_url(url: str) -> str:

@@ -20,10 +20,11 @@ from ..errors import BadReply, ModelError, UsageError
 from .body import decoded
 from .contract import AsyncTransport, Client, Finding, Request, Response, Transport
 from .error_body import error_body
-from .http import HINT, display_url, engines_for
+from .http import HINT, added_by, display_url, engines_for
 from .redact import (
     MAX_QUOTE,
     Redactor,
+    digest_of,
     is_secret,
     keys_in_fields,
     keys_in_headers,
@@ -124,9 +125,15 @@ class HttpClient(Client):
             pair = f"{parts.username}:{parts.password or ''}"
             login = base64.b64encode(urllib.parse.unquote_to_bytes(pair)).decode()
             self._headers["authorization"] = f"Basic {login}"
+        shown = []
         for key, value in (headers or {}).items():
             read = value.read() if isinstance(value, Secret) else value
             self._headers[key.lower()] = _header(key, read)
+            if not isinstance(value, Secret):
+                shown.append((key, read))
+        query = urllib.parse.parse_qsl(parts.query, keep_blank_values=True)
+        added = added_by(http)
+        self._routing = digest_of([*shown, *added.headers], [*query, *added.query])
         self._redactor = Redactor(
             {
                 *keys_in_url(parts),
@@ -135,6 +142,11 @@ class HttpClient(Client):
                 *keys_in_fields(body or {}),
             }
         )
+
+    def key_settings(self) -> dict[str, Any]:
+        """:meth:`settings`, and a digest of the user's headers and query without keys, if any."""
+        settings = self.settings()
+        return settings if self._routing is None else {"routing": self._routing, **settings}
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that make the same client in another process, by name; may hold keys."""
@@ -249,7 +261,7 @@ class HttpClient(Client):
         asking = copy.copy(self)
         asking.timeout = min(self.timeout, _SHORT_TIMEOUT)
         with contextlib.closing(asking.transport(max_workers=1)) as transport:
-            return self.decode(transport.send(self.request(path)))
+            return self.decode(self.received(transport.send(self.request(path))))
 
     def check(self) -> Finding:
         """Ask the server which models it has."""

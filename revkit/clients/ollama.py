@@ -130,14 +130,14 @@ class Ollama(HttpClient):
             return None
         return f'{own}, and longer prompts fail: pass options={{"num_ctx": {tokens}}}'
 
-    def weights(self) -> str | None:
-        """The digest that the server gives for the model; None where it gives none."""
+    def facts(self) -> Mapping[str, str]:
+        """The digest that the server gives for the model, if it gives one."""
         models = self.get("/api/tags").get("models")
         for model in models if isinstance(models, list) else ():
             if isinstance(model, dict) and model.get("name") == self.tagged_model:
                 digest = model.get("digest")
-                return digest if isinstance(digest, str) else None
-        return None
+                return {"weights": digest} if isinstance(digest, str) else {}
+        return {}
 
     def model_hint(self) -> str:
         return f"run `ollama pull {self.model}`"

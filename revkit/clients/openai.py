@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,6 +23,7 @@ from .contract import Exchange, Finding, Response, repeats
 from .error_body import error_body
 from .http_client import HttpClient
 from .http_session import HttpSession
+from .model_facts import model_facts
 from .provider import Provider
 from .redact import public
 from .secret import Secret
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["OpenAICompatible"]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+#: Hosts that say nothing of a model that its name does not.
+_SERVICES = ("api.openai.com", ".openai.azure.com")
 
 
 class OpenAICompatible(HttpClient):
@@ -130,6 +134,19 @@ class OpenAICompatible(HttpClient):
             "extra_body": public(self.extra_body),
         }
 
+    def facts(self) -> Mapping[str, str]:
+        """What vLLM and llama.cpp say of the model; OpenAI and Azure are not asked."""
+        host = urllib.parse.urlsplit(self.endpoint).hostname or ""
+        if host.endswith(_SERVICES):
+            return {}
+        return model_facts(self.get("/models").get("data"), self.model, props=self._props)
+
+    def _props(self) -> dict[str, Any]:
+        """What a llama.cpp server says of itself."""
+        root = copy.copy(self)
+        root.endpoint = self.endpoint.removesuffix("/v1")
+        return root.get("/props")
+
     def repeats_itself(self, task: ModelTask) -> str | None:
         sent = {"temperature": self.temperature, "seed": self.seed, **self.extra_body}
         return repeats(sent["temperature"], sent["seed"])
@@ -156,9 +173,7 @@ class OpenAICompatible(HttpClient):
         """Those of a llama.cpp server, which lists them. Costs nothing."""
         if self.endpoint == DEFAULT_BASE_URL:
             return None
-        root = copy.copy(self)
-        root.endpoint = self.endpoint.removesuffix("/v1")
-        slots = root.get("/props").get("total_slots")
+        slots = self._props().get("total_slots")
         if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
             return None
         return slots, "as the server itself says (llama.cpp: --parallel)"

@@ -7,6 +7,8 @@ quote. Everything that decides what is a key lives here.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_QUOTE",
     "Redactor",
+    "digest_of",
     "is_secret",
     "keys_in_fields",
     "keys_in_headers",
     "keys_in_httpx",
     "keys_in_url",
     "public",
+    "without_keys",
 ]
 
 #: Characters of a server's own message that are shown.
@@ -33,21 +37,62 @@ MAX_QUOTE = 300
 #: A key of fewer characters may be a word, such as the "ollama" that some libraries ask for: it
 #: is taken out of messages, but the model's replies are left alone.
 MIN_KEY = 16
-#: Names of headers and options whose values are secrets.
-_SECRET_NAME = re.compile(
-    r"(?i)(^|[-_])((api[-_]?)?key|auth|authorization|token|secret|password|cookie|signature|sig)$"
-)
+#: The parts of a name: ``xAuthToken``, ``X-Auth-Token`` and ``X_AUTH_TOKEN`` have the same.
+_PARTS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+#: A name that ends in one of these is a secret's.
+_SECRETS = {
+    *("key", "secret", "secrets", "password", "passwords", "passwd", "passphrase", "pwd"),
+    *("auth", "oauth", "authorization", "authentication", "bearer", "jwt", "assertion"),
+    *("credential", "credentials", "cookie", "cookies", "signature", "sig"),
+    *("sessionid", "apikey", "apikeys", "authkey", "accesskey", "secretkey", "privatekey"),
+    *("authtoken", "apitoken", "accesstoken", "refreshtoken", "bearertoken", "sessiontoken"),
+    "clientsecret",
+}
+#: Before ``keys``, ``tokens`` or ``id`` one of these says that they are secrets. Alone, and after
+#: any other word, ``tokens`` are counted.
+_SECRET_KEYS = {
+    *("api", "access", "auth", "secret", "private", "signing", "encryption", "subscription"),
+    *("virtual", "provider", "service", "client", "account", "admin", "master", "ssh"),
+}
+_SECRET_TOKENS = {
+    *("api", "access", "auth", "secret", "private", "bearer", "refresh", "session", "security"),
+    *("csrf", "xsrf", "jwt", "oauth", "personal", "service", "client"),
+}
+#: Before ``token`` one of these says that a model's vocabulary is meant.
+_VOCABULARY = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "stop", "start", "end", "max"}
 #: Keys as they are commonly written, a masked one included.
 _KEY = re.compile(r"(?i)\bbearer\s+[\w.~+/=*-]{8,}|\bsk-[\w.*-]{8,}")
 
 
 def is_secret(name: str) -> bool:
-    """Whether what goes by this name must not be shown or stored.
+    """Whether a value under this name must not be shown, stored or hashed.
 
-    >>> [is_secret(name) for name in ("X-Api-Key", "Authorization", "max_tokens")]
-    [True, True, False]
+    The last word of the name decides.
+
+    >>> [is_secret(name) for name in ("X-Api-Key", "accessToken", "api_keys", "max_tokens")]
+    [True, True, True, False]
     """
-    return _SECRET_NAME.search(name) is not None
+    found: list[str] = _PARTS.findall(name)
+    words = ["", "", *map(str.lower, found)]
+    before, last = words[-2:]
+    if last == "keys":
+        return before in _SECRET_KEYS or not before
+    if last == "tokens":
+        return before in _SECRET_TOKENS
+    if last == "id":
+        return before == "session"
+    if last == "token":
+        return before not in _VOCABULARY
+    return last in _SECRETS
+
+
+def without_keys(text: str) -> str:
+    """A text without what is commonly written as a key.
+
+    >>> without_keys("route to a, Bearer abcdefgh1234")
+    'route to a, [key]'
+    """
+    return _KEY.sub("[key]", text)
 
 
 def public(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +138,7 @@ class Redactor:
     def quote(self, text: str) -> str:
         """A server's words as they may be shown: on one line, bounded, without keys."""
         text = text[: 64 * MAX_QUOTE]  # what comes later is not shown, and may be megabytes
-        text = one_line(_KEY.sub("[key]", self._secrets.sub("[key]", text)))
+        text = one_line(without_keys(self._secrets.sub("[key]", text)))
         return text if len(text) <= MAX_QUOTE else text[:MAX_QUOTE].rstrip() + " …"
 
 
@@ -115,6 +160,25 @@ def keys_in_headers(headers: Iterable[tuple[str, str]]) -> Iterator[str]:
             yield from (value, value.rpartition(" ")[2])
 
 
+def digest_of(headers: Iterable[tuple[str, str]], query: Iterable[tuple[str, str]]) -> str | None:
+    """A digest of the headers and of the query that hold no secret; None where there are none.
+
+    A gateway may choose the model by them. Keys within a value do not count either.
+    """
+    parts = [
+        sorted(
+            (name.lower(), without_keys(value)) for name, value in headers if not is_secret(name)
+        ),
+        sorted(
+            ((name, without_keys(value)) for name, value in query if not is_secret(name)),
+            key=lambda pair: pair[0],  # of one name, the order may count
+        ),
+    ]
+    if not any(parts):
+        return None
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
 def keys_in_httpx(http: UserHttp | None) -> Iterator[str]:
     """What a client of the user's adds to each request; auth other than ``Basic`` is its own."""
     if http is None:
@@ -132,13 +196,18 @@ def keys_in_httpx(http: UserHttp | None) -> Iterator[str]:
 
 def keys_in_fields(fields: Mapping[str, Any]) -> Iterator[str]:
     """Values of the fields that are secret, at any depth."""
-    for name, value in fields.items():
+
+    def below(value: Any, secret: bool) -> Iterator[str]:
         if isinstance(value, Mapping):
-            yield from keys_in_fields(value)
+            for name, item in value.items():
+                yield from below(item, secret or is_secret(name))
         elif isinstance(value, list | tuple):
-            yield from keys_in_fields({str(place): item for place, item in enumerate(value)})
-        elif isinstance(value, str) and is_secret(name):
+            for item in value:
+                yield from below(item, secret)
+        elif isinstance(value, str) and secret:
             yield value
+
+    yield from below(fields, False)
 
 
 def _spellings(secrets: Iterable[str]) -> re.Pattern[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from ..runtime.lookahead import Lookahead, Seen
 from ..runtime.plan import Plan
 from ..runtime.prompts import Prompts
+from ..store.contract import NO_FACTS, Facts
 from ..store.shared import SharedStore
 from ..task.answer import Answers
 from ..task.chat import Reply
@@ -49,8 +50,8 @@ class ClaimingStore:
     def problem(self) -> str | None:
         return self._shared.problem
 
-    def get(self, keys: Sequence[bytes], *, weights: str | None = None) -> dict[bytes, Reply]:
-        found = self._shared.get(keys, weights=weights)
+    def get(self, keys: Sequence[bytes], *, facts: Facts = NO_FACTS) -> dict[bytes, Reply]:
+        found = self._shared.get(keys, facts=facts)
         missing = [key for key in keys if key and key not in found]
         self.taken = set()
         if missing:
@@ -61,7 +62,7 @@ class ClaimingStore:
             self._parts += len(parts)
             # A claim is released after its reply is on the disk.
             self._shared.look_into(parts)
-            arrived = self._shared.get(missing, weights=weights)
+            arrived = self._shared.get(missing, facts=facts)
             found |= arrived
             self.taken = set(reply.get("taken", ())) - set(arrived)
             self.release(arrived)
@@ -104,6 +105,7 @@ class ClaimingLookahead(Lookahead):
             store,
             answers=answers,
             sample=lambda row: plan.place(row)[1],
+            draw=None if plan.draws is None else plan.draw,
         )
         self._claims = store
         self._session = session

@@ -15,6 +15,7 @@ from ..api.finish import error_of_stop
 from ..errors import Interrupted, RunFailed
 from ..observers import ObserverSpec
 from ..record.record import Record
+from ..runtime.draws import DRAWS_OF_A_PARTITION
 from ..runtime.lifecycle import timed_out
 from ..runtime.lookahead import Lookahead
 from ..runtime.options import Limits
@@ -128,7 +129,7 @@ def run_partition(job: Job, run: RunHandle, number: int, frame: pd.DataFrame) ->
     Raises:
         RunFailed: the run was stopped, and ``collect`` does not want its partial result.
     """
-    plan = job.prepare(frame).plan
+    plan = job.prepare(frame).plan.with_draws(first=number * DRAWS_OF_A_PARTITION)
     if not plan.total:
         return Part(number, frame, empty_record(plan))
     link = link_here(job.made_in)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import pandas as pd
 
 from ..api.finish import finish
 from ..results.result import ParallelResult
+from ..runtime.draws import PartitionDraws
 from ..runtime.interrupt import noted_interrupts
 from ..scheduling.events import Stop, StopKind
 from ..task.kinds import ModelTask
@@ -73,6 +75,10 @@ def _result(job: Job, gathered: Gathered, warnings: Sequence[str]) -> ParallelRe
     frames = frames or [parts[0].frame if parts else job.source]
     whole = pd.concat(frames) if len(frames) > 1 else frames[0]
     call = job.prepare(whole, alone=True)  # as ``retry_failed`` will run it again
+    if call.plan.draws is not None:
+        sizes = [(part.number, part.record.total) for part in parts]
+        plan = dataclasses.replace(call.plan, draws=PartitionDraws(call.plan, sizes))
+        call = dataclasses.replace(call, plan=plan)
     outputs = job.task.outputs if isinstance(job.task, ModelTask) else ()
     record = merge(
         parts,

@@ -15,6 +15,7 @@ __all__ = ["html"]
 def html(result: RunFacts) -> str:
     """Counts, labels, percentiles, figures, usage, timeline, errors, and what to do next."""
     parts = [heading(facts.counts(result.metrics), result.model_name)]
+    parts += [f"<p>{escape(line)}</p>" for line in facts.answered(result)]
     parts += [f'<p class="revkit-trouble">{escape(why)}</p>' for why in facts.troubles(result)]
     for name, shares, more in facts.summaries(result):
         rows = [

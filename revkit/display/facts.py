@@ -20,6 +20,7 @@ __all__ = [
     "Line",
     "RunFacts",
     "Share",
+    "answered",
     "bottleneck",
     "counts",
     "cut_off",
@@ -142,6 +143,29 @@ def cut_off(rows: int, samples: int, max_tokens: object = None) -> str:
     what = "row" if samples == 1 else "sample"
     were = f"{what} was" if rows == 1 else f"{what}s were"
     return f"{rows:,} {were} cut off at {where}: raise max_tokens="
+
+
+#: How the form of a reply was asked for.
+_FORMS = {"schema": "JSON schema", "json": "JSON mode", "prompt": "prompt alone"}
+
+
+def answered(result: RunFacts) -> list[str]:
+    """Which models answered, if several did; and how the form was asked for, if not by schema."""
+    model, lines = result.provenance.get("model") or {}, []
+    served, formats = model.get("served") or {}, model.get("formats") or {}
+    if len(served) > 1:
+        each = [f"{harmless(name, 60)} ({plural(n, 'row')})" for name, n in served.items()]
+        more = len(each) - _GROUPS
+        each = each[:_GROUPS] + ([f"{more:,} more"] if more > 0 else [])
+        lines.append(f"{len(served)} models answered: {', '.join(each)}")
+    is_typed = (result.provenance.get("task") or {}).get("kind") != "template"
+    if is_typed and set(formats) - {"schema"}:
+        parts = [
+            f"{_FORMS.get(name) or harmless(name, 20)} {plural(n, 'row')}"
+            for name, n in formats.items()
+        ]
+        lines.append(f"form: {', '.join(parts)}")
+    return lines
 
 
 def summaries(result: RunFacts) -> Iterator[tuple[str, list[Share], str]]:

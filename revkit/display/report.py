@@ -28,8 +28,8 @@ def text(result: RunFacts) -> str:
     lines = [", ".join(facts.counts(result.metrics))]
     if result.model_name is not None:
         lines.append(f"model: {harmless(result.model_name, 80)}")
-    for trouble in facts.troubles(result):
-        lines += wrapped(trouble, indent=0)
+    for line in (*facts.answered(result), *facts.troubles(result)):
+        lines += wrapped(line, indent=0)
     for name, shares, more in facts.summaries(result):
         wide = max(columns_of(share.label) for share in shares)
         lines += ["", name]

@@ -183,7 +183,7 @@ COLUMNS: dict[str, Rule] = {
     "warnings": _plain(_messages),
     "store": _latest_known,
     "store_problem": _plain(_problems),
-    "weights": _latest_known,
+    "facts": _latest_known,
 }
 #: Attributes without a rule: the whole is made with them, or they are counted from its statuses.
 MADE_WITH = {

@@ -100,7 +100,7 @@ class Record:
         warnings: what the user is told when the run is over.
         store: path of the store that the run used, None where there was none.
         store_problem: what the store could not do, else None.
-        weights: digest of the model's weights, where it was asked for and is known.
+        facts: what the server said of the model, where it was asked.
         places: host and process of each worker, by its number, of a run on a cluster; a place that
             is None is this process. None: all of them.
         ended_by: the exception that ended it (an interrupt, a fault of revkit), else None.
@@ -143,7 +143,7 @@ class Record:
         self.warnings: list[str] = []
         self.store: str | None = None
         self.store_problem: str | None = None
-        self.weights: str | None = None
+        self.facts: Mapping[str, str] = {}
         self.places: Sequence[tuple[str, str] | None] | None = None
         self.ended_by: BaseException | None = None
         self.workers = 0
@@ -286,7 +286,7 @@ class Record:
         both.began = self.began
         join(both, self, Position(range(self.total)))
         # The user knows them from the first run; those of the second are not known yet.
-        both.warnings, both.store, both.store_problem, both.weights = [], None, None, None
+        both.warnings, both.store, both.store_problem, both.facts = [], None, None, {}
         shift, lanes = self.ended - again.began, 0
         if self.places is not None:  # on a cluster: the second run is on other workers
             lanes = len(self.places)
@@ -304,6 +304,17 @@ class Record:
         )
         both.count_rows()
         return both
+
+    def answered(self) -> tuple[dict[str, int], dict[str, int]]:
+        """The ok rows by the model that answered, and by how the form of the reply was asked for.
+
+        The most frequent first, without what is not known.
+        """
+        status = self.status
+        good = [reply for row, reply in self.replies.items() if status[row] is Status.OK]
+        models = Counter([reply.model for reply in good])
+        formats: Counter[str | None] = Counter([reply.format for reply in good])
+        return _known(models), _known(formats)
 
     def count_rows(self) -> None:
         """Count the settled and the failed rows by their statuses."""
@@ -348,3 +359,7 @@ class Record:
             error=self.error(row),
             source=SOURCES[self.source[row]].value,
         )
+
+
+def _known(counts: Counter[str | None]) -> dict[str, int]:
+    return {name: count for name, count in counts.most_common() if name is not None}

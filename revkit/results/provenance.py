@@ -38,7 +38,7 @@ def of_call(plan: Plan, *, inputs: Iterable[Hashable]) -> dict[str, Any]:
         else {
             "name": client.name,
             "provider": client.provider,
-            "settings": _plain(client.settings()),
+            "settings": _plain(client.key_settings()),
             "weights": None,
         },
         "options": {
@@ -60,13 +60,25 @@ def of_call(plan: Plan, *, inputs: Iterable[Hashable]) -> dict[str, Any]:
 
 
 def of_run(call: Mapping[str, Any], record: Record) -> dict[str, Any]:
-    """The same with what only the run could tell: its name and start, its store, the weights."""
+    """The same with what only the run could tell: its name and start, its store, its model.
+
+    ``facts`` is what the server said of the model; ``served`` and ``formats`` count the ok rows by
+    the model that answered, as the server names it, and by how the reply's form was asked for.
+    """
     model = call["model"]
+    if model is not None:
+        served, formats = record.answered()
+        model = model | {
+            "weights": record.facts.get("weights"),
+            "facts": dict(record.facts),
+            "served": served,
+            "formats": formats,
+        }
     return {
         "run_id": record.run_id,
         "started_at": record.started_at.isoformat(),
         **call,
-        "model": None if model is None else model | {"weights": record.weights},
+        "model": model,
         "options": call["options"] | {"store": record.store},
     }
 

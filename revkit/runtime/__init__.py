@@ -6,6 +6,7 @@ wiring     makes the parts of one run from its plan
 prompts    the rendered prompts of one run
 state      what each worker of a function works with, and no other worker
 work       what a worker does in one attempt
+draws      which of its prompt's replies a row gets, where a model may vary
 lookahead  ahead of the workers: which rows need the model at all
 engines/   threads and event loops: thin ways to run workers
 drain      takes what workers report, and causes every effect

@@ -2,7 +2,8 @@
 
 Rows are rendered, keyed and looked up in the store in batches, a bounded number of rows before the
 workers come to them. What is kept settles without a worker. A row whose twin (the same prompt, so
-the same key) is running or waiting follows it, and shares its outcome.
+the same key) is running or waiting follows it, and shares its outcome. Where the model does not
+repeat itself rows have no twins: each is a draw of its own (``draws.py``).
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Lookahead:
         answers: reads the replies that are kept.
         store: closed by :meth:`close`.
         sample: number of the sample of a row.
-        offline: do not ask the server for its model's weights; any reply that is kept will do.
+        draw: number of the draw of a row, by its key as the first one; None: rows with one prompt
+            share its reply.
+        offline: do not ask the server for facts of its model; any reply that is kept will do.
     """
 
     def __init__(
@@ -67,17 +70,18 @@ class Lookahead:
         *,
         answers: Answers,
         sample: Callable[[int], int] = lambda row: 0,
+        draw: Callable[[int, bytes], int] | None = None,
         offline: bool = False,
     ):
         self._task = task
         self._client = client
-        self._keys = ReplyKeys(task, client.settings())
-        #: digest of the model's weights, where it is known
-        self.weights: str | None = None
-        self._asks_weights = not offline
+        self._keys = ReplyKeys(task, client.key_settings())
+        #: what the server says of the model
+        self.facts: Mapping[str, str] = {}
+        self._asks_facts = not offline
         self._answers = answers
         self._prompts = prompts
-        self._sample = sample
+        self._sample, self._draw = sample, draw
         self._todo = iter(todo)
         self._store = store
         #: key -> the first row of this run that asks the model for it
@@ -105,19 +109,21 @@ class Lookahead:
         keyed: list[tuple[int, bytes, list[Message]]] = []
         batch = list(islice(self._todo, _BATCH))
         seen.more = len(batch) == _BATCH
-        if batch and self._asks_weights:
-            self._asks_weights = False
-            self.weights = _weights(self._client)
+        if batch and self._asks_facts:
+            self._asks_facts = False
+            self.facts = _facts(self._client)
         for row in batch:
             try:
                 messages = self._prompts.render(row)
                 key = self._keys.key(messages, self._sample(row))
+                if self._draw is not None and (draw := self._draw(row, key)):
+                    key = self._keys.key(messages, self._sample(row), draw)
             except Exception:  # noqa: BLE001 - the attempt fails with it, as that row's error
                 key, messages = b"", []
             keyed.append((row, key, messages))
         first = self._first
         wanted = list({key for _, key, _ in keyed if key not in first})
-        found = self._store.get(wanted, weights=self.weights)
+        found = self._store.get(wanted, facts=self.facts)
         for row, key, messages in keyed:
             twin = first.get(key) if key else None
             if twin is not None:
@@ -160,7 +166,7 @@ class Lookahead:
             self._store.forget(unfit)
         self._unwritten += len(items)
         if not self._store.put(
-            items, task=self._task.fingerprint, model=self._client.name, weights=self.weights
+            items, task=self._task.fingerprint, model=self._client.name, facts=self.facts
         ):
             return 0
         written, self._unwritten = self._unwritten, 0
@@ -186,9 +192,9 @@ class Lookahead:
         self._prompts.drop(row)
 
 
-def _weights(client: Client) -> str | None:
+def _facts(client: Client) -> Mapping[str, str]:
     """What the client can tell; whatever goes wrong in asking must not end the run."""
     try:
-        return client.weights()
+        return {str(name): str(value) for name, value in client.facts().items()}
     except Exception:  # noqa: BLE001 - a hook of the user's httpx client may raise anything
-        return None
+        return {}

@@ -14,10 +14,13 @@ from ..scheduling.events import Failure
 from ..tables.rows import Rows
 from ..task.kinds import CallableTask, ModelTask
 from ..task.tokens import Price
+from .draws import Draws
 from .options import RunOptions
 
 if TYPE_CHECKING:
     import asyncio
+
+    from .draws import PartitionDraws, PromptCounts
 
 __all__ = ["Plan", "available_cpus", "choose_engine"]
 
@@ -33,6 +36,7 @@ class Plan:
         samples: of each of the caller's rows; each is a row here (``record/samples.py``).
         positions: which of all rows they are, where the run has not all of them.
         price: of the model's tokens, for a budget in dollars.
+        draws: numbers the rows that have one prompt; None: they share its reply.
     """
 
     task: ModelTask | CallableTask
@@ -46,6 +50,7 @@ class Plan:
     samples: int = 1
     positions: Sequence[int] | None = None
     price: Price | None = None
+    draws: Draws | PartitionDraws | None = None
 
     @property
     def todo(self) -> Iterable[int]:
@@ -82,7 +87,26 @@ class Plan:
             },
             total=self.total * samples,
             samples=samples,
+            draws=None,
         )
+
+    def with_draws(self, counts: PromptCounts | None = None, *, first: int = 0) -> Plan:
+        """The same plan; its rows are draws of their own where the model does not repeat itself.
+
+        Args:
+            counts: of the rows before these.
+            first: number of the first draw.
+        """
+        client, task = self.client, self.task
+        if client is None or isinstance(task, CallableTask) or client.repeats_itself(task):
+            return self
+        return dataclasses.replace(self, draws=Draws(self, counts=counts, first=first))
+
+    def draw(self, row: int, key: bytes) -> int:
+        """The number of a row's draw; ``key`` is its key as the first one."""
+        if self.draws is None:
+            return 0
+        return self.draws.number(row if self.positions is None else self.positions[row], key)
 
     def name(self, row: int) -> str:
         """What the caller calls a row: ``row 3``, or ``row 3, sample 0`` with ``repeat=``."""

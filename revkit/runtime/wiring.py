@@ -91,6 +91,7 @@ class Wiring:
             store,
             answers=self.answers,
             sample=lambda row: plan.place(row)[1],
+            draw=None if plan.draws is None else plan.draw,
             offline=offline,
         )
 

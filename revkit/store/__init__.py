@@ -2,9 +2,11 @@
 
 The response cache, resuming after a crash or an interrupt, and asking twins once are all this one
 thing: a prompt whose key is in the file is not sent. No prompt and no key of a service is in it.
+``docs/store.md`` says what decides whether a reply is reused.
 
     keys      the key of a reply
     contract  ReplyStore: what a run asks of a store
+    beside    what stands beside a reply: facts of the model, its thought, its format
     replies   Store: replies in one SQLite file
     file      opens that file, and sets a damaged one aside
     shared    SharedStore: replies in a directory that the workers of a cluster share

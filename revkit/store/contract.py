@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from ..task.chat import Reply
 
-__all__ = ["ReplyStore"]
+__all__ = ["NO_FACTS", "Facts", "ReplyStore"]
+
+#: What a server says of a model: :meth:`~revkit.Client.facts`.
+Facts = Mapping[str, str]
+NO_FACTS: Facts = {}
 
 
 class ReplyStore(Protocol):
@@ -26,12 +30,12 @@ class ReplyStore(Protocol):
     def problem(self) -> str | None:
         """What the store could not do, None where all is well."""
 
-    def get(self, keys: Sequence[bytes], *, weights: str | None = None) -> dict[bytes, Reply]:
+    def get(self, keys: Sequence[bytes], *, facts: Facts = NO_FACTS) -> dict[bytes, Reply]:
         """Find the replies to keys; keys without a reply are left out.
 
         Args:
-            weights: digest of the model's weights today. Replies of other weights are left out;
-                None, not known: any reply will do.
+            facts: what is known of the model now. A reply is left out where one of them was known
+                to be another when it was kept.
         """
 
     def put(
@@ -40,15 +44,15 @@ class ReplyStore(Protocol):
         *,
         task: str,
         model: str,
-        weights: str | None = None,
+        facts: Facts = NO_FACTS,
     ) -> bool:
-        """Keep replies, in one commit.
+        """Keep replies, in one commit; one whose facts differ takes the place of another.
 
         Args:
             items: keys and replies.
             task: fingerprint of the task.
             model: name of the model.
-            weights: digest of the model's weights, where it is known.
+            facts: what is known of the model.
 
         Returns:
             Whether they are on the disk: from then on no end of the process loses them. Replies

@@ -36,7 +36,9 @@ __all__ = [
 SCHEMA = 1
 #: "rvkt": says that a file is a store of ours.
 APPLICATION = 0x72766B74
-COLUMNS = (
+#: The columns that revkit 0.1.0 knew. It names them in all that it writes, so it can still use a
+#: file that has more.
+_FIRST = (
     "key",
     "text",
     "prompt_tokens",
@@ -48,6 +50,15 @@ COLUMNS = (
     "weights",
     "created",
 )
+#: Those that came later, each of which may be NULL: a file gets them when it is first written.
+_LATER = {
+    "served": "TEXT",  # name of the model that answered, as the server gives it
+    "format": "TEXT",  # how the reply's form was asked for
+    "thought": "TEXT",  # what the model thought before it answered
+    "truncated": "INTEGER",  # 1: the text was cut, and kept
+    "facts": "TEXT",  # JSON: what the server said of the model
+}
+COLUMNS = (*_FIRST, *_LATER)
 _TABLE = """
 CREATE TABLE replies (
     key BLOB PRIMARY KEY,       -- see keys.py
@@ -96,6 +107,7 @@ class File(NamedTuple):
         identity: which file it is, whatever stands at its path later.
         journal: ``"wal"``, or ``"delete"`` on a network file system.
         is_new: it was begun by this call.
+        columns: those of :data:`COLUMNS` that it has.
     """
 
     db: sqlite3.Connection | None = None
@@ -104,6 +116,7 @@ class File(NamedTuple):
     identity: Identity | None = None
     journal: str = ""
     is_new: bool = False
+    columns: tuple[str, ...] = COLUMNS
 
     def close(self) -> None:
         # The last one to be closed moves the log into the file, which takes one that can write.
@@ -205,13 +218,15 @@ def _open(path: Path, warn: Warn) -> File:
                 db.execute(f"PRAGMA journal_mode={journal}")
             if version is None:
                 _begin(db)
+            _add_columns(db)
         else:
             reason = "cannot be written: replies are read from it, and new ones are not kept"
             warn("readonly", f"the store {path} {reason}")
         _check(db)
         (journal,) = db.execute("PRAGMA journal_mode").fetchone()
         reader = _connect(path, "mode=ro") if writable and journal == "wal" else None
-        return File(db, reader, writable, identity(path), journal, is_new or version is None)
+        is_new = is_new or version is None
+        return File(db, reader, writable, identity(path), journal, is_new, _columns(db))
     except BaseException:
         db.close()
         raise
@@ -275,9 +290,32 @@ def _begin(db: sqlite3.Connection) -> None:
             db.execute("ROLLBACK")
 
 
+def _columns(db: sqlite3.Connection) -> tuple[str, ...]:
+    """The columns that the file has, of those that we know."""
+    there = {name for _, name, *_ in db.execute("PRAGMA table_info(replies)")}
+    return tuple(name for name in COLUMNS if name in there)
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    """Add the columns that a file of an earlier revkit lacks; without them it is used as it is."""
+    if len(_columns(db)) == len(COLUMNS):
+        return
+    with contextlib.suppress(sqlite3.OperationalError):  # it is in use, or there is no room
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            there = _columns(db)  # another process may have been faster
+            for name, kind in _LATER.items():
+                if name not in there:
+                    db.execute(f"ALTER TABLE replies ADD COLUMN {name} {kind}")
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+
+
 def _check(db: sqlite3.Connection) -> None:
     try:
-        db.execute(f"SELECT {', '.join(COLUMNS)} FROM replies LIMIT 0").fetchone()
+        db.execute(f"SELECT {', '.join(_FIRST)} FROM replies LIMIT 0").fetchone()
     except sqlite3.OperationalError as error:
         if _name(error) == "SQLITE_ERROR":  # no such table, no such column
             raise sqlite3.DatabaseError(f"malformed: {error}") from None

@@ -2,11 +2,11 @@
 lives here.
 
 A key is a hash of all that decides the answer: what the task asks for, the model with its
-options and endpoint (:meth:`Client.settings`), the messages that the row was rendered
-into, and the number of the sample. What does not decide it stands in no key: workers, API keys,
-timeouts, the names of columns. A difference that is none costs a call; a sameness that is none
-would give a row the answer to another question: so in doubt, more is hashed. The digest of the
-weights is kept beside a reply, and not hashed: it may be that nobody can be asked for it.
+options and endpoint (:meth:`Client.key_settings`), the messages that the row was rendered into, and
+the numbers of the sample and of the draw. What does not decide it stands in no key: workers, API
+keys, timeouts, the names of columns. A difference that is none costs a call; a sameness that is
+none would give a row the answer to another question: so in doubt, more is hashed. What only the
+server says of the model is kept beside a reply, and not hashed: it may be that nobody can be asked.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ReplyKeys:
     Args:
         task: what is asked of each row.
         settings: what decides the model's answers beside the prompt: the client's
-            :meth:`~revkit.Client.settings`.
+            :meth:`~revkit.Client.key_settings`.
 
     >>> from revkit import Ollama
     >>> from revkit.task.kinds import Template
@@ -58,12 +58,13 @@ class ReplyKeys:
         self._begun = self._bare.copy()
         self._begun.update(b"".join(map(_turn, self._prefix)))
 
-    def key(self, messages: Sequence[Message], sample: int = 0) -> bytes:
+    def key(self, messages: Sequence[Message], sample: int = 0, draw: int = 0) -> bytes:
         """The key of one prompt: :data:`KEY_BYTES` bytes, the same in every process.
 
         Args:
             messages: the chat turns of the row, as :meth:`ModelTask.messages` gives them.
             sample: number of the sample, where a row is asked more than once.
+            draw: number of the draw, where several rows have the prompt (``runtime/draws.py``).
         """
         shared = len(self._prefix)
         # The prefix is the same object in each row of a run, which makes this comparison cheap.
@@ -73,6 +74,8 @@ class ReplyKeys:
         else:
             hashed = self._bare.copy()
         hashed.update(b"%bs%d" % (b"".join(map(_turn, messages)), sample))
+        if draw:
+            hashed.update(b"d%d" % draw)
         return hashed.digest()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RevkitError, UsageError
+from .beside import FIELDS, read_facts
 from .file import COLUMNS, SQLITE_ERRORS, network_file_system
 from .files import replacing
 from .replies import Store, default_path, locate
@@ -227,8 +228,10 @@ def to_parquet(path: StorePath, *, store: StorePath | None = None) -> None:
 
     The columns are ``key`` (40 hex digits), ``text``, ``prompt_tokens``, ``completion_tokens``,
     ``finish_reason``, ``probabilities`` (JSON), ``task`` (a fingerprint), ``model``,
-    ``weights`` (a digest) and ``created`` (a timestamp in UTC). All but the counts and the
-    timestamp are strings.
+    ``weights`` (a digest), ``created`` (a timestamp in UTC), ``served`` (the model that answered,
+    as the server names it), ``format`` (``schema``, ``json`` or ``prompt``), ``thought``,
+    ``truncated`` (a boolean: the text was cut, and kept) and ``facts`` (JSON: what the server said
+    of the model). The others are strings, but for the counts.
 
     Raises:
         UsageError: there is something at ``store`` that is not a store, or there is no directory
@@ -242,13 +245,14 @@ def to_parquet(path: StorePath, *, store: StorePath | None = None) -> None:
         "prompt_tokens": pa.int64(),
         "completion_tokens": pa.int64(),
         "created": pa.timestamp("s", tz="UTC"),
+        "truncated": pa.bool_(),
     }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     place = _own_place(store)
     try:
         with replacing(path) as (_, unfinished), pq.ParquetWriter(unfinished, schema) as writer:
             for rows in _batches(place):
-                columns = zip(*([_plain(x) for x in row] for row in rows), strict=True)
+                columns = zip(*map(_exported, rows), strict=True)
                 arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
                 writer.write_batch(pa.record_batch(arrays, schema=schema))
     except SQLITE_ERRORS as error:
@@ -261,11 +265,22 @@ def _batches(place: Path) -> Iterator[list[tuple[Any, ...]]]:
     with Store(place) as store, store.connection() as db:
         if db is None:
             raise RevkitError(f"the store {place} cannot be read: {store.problem}")
-        names = ", ".join(["lower(hex(key))", *COLUMNS[1:]])
+        there = store.columns
+        known = [name if name in there else "NULL" for name in COLUMNS[1:]]
+        names = ", ".join(["lower(hex(key))", *known])
         cursor = db.execute(f"SELECT {names} FROM replies ORDER BY created, rowid")
         with contextlib.closing(cursor):
             while rows := cursor.fetchmany(_BATCH):
                 yield rows
+
+
+def _exported(row: tuple[Any, ...]) -> list[Any]:
+    fields = dict(zip(COLUMNS, map(_plain, row), strict=True))
+    if not read_facts(fields["facts"], fields["weights"])[1]:
+        fields |= dict.fromkeys((*FIELDS, "facts"))  # those of the reply that was replaced
+    if fields["truncated"] is not None:
+        fields["truncated"] = bool(fields["truncated"])
+    return list(fields.values())
 
 
 def _plain(value: Any) -> Any:

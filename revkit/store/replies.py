@@ -16,6 +16,8 @@ from typing import Any
 
 from ..errors import UsageError, warn
 from ..task.chat import Reply
+from .beside import FIELDS, NO_FIELDS, contradict, read_facts, with_fields, write_facts
+from .contract import NO_FACTS, Facts
 from .file import COLUMNS, SQLITE_ERRORS, File, identity, is_damage, open_file
 
 __all__ = ["Store", "StoreWarning", "default_path", "locate"]
@@ -107,6 +109,11 @@ class Store:
         return self._file.writable
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the file has: all, unless an earlier revkit's could not be written."""
+        return self._file.columns
+
+    @property
     def is_new(self) -> bool:
         """Whether the file was begun when this store was opened."""
         return self._file.is_new
@@ -116,7 +123,7 @@ class Store:
         """``"wal"``; ``"delete"`` on a network file system; empty where the store is off."""
         return self._file.journal
 
-    def get(self, keys: Sequence[bytes], *, weights: str | None = None) -> dict[bytes, Reply]:
+    def get(self, keys: Sequence[bytes], *, facts: Facts = NO_FACTS) -> dict[bytes, Reply]:
         found: dict[bytes, Reply] = {}
         try:
             with self._reading() as db:
@@ -125,12 +132,12 @@ class Store:
                 for start in range(0, len(keys), _LOOKUP):
                     some: list[Any] = list(keys[start : start + _LOOKUP])
                     marks = ", ".join("?" * len(some))
-                    query = f"SELECT {', '.join(COLUMNS[:6])} FROM replies WHERE key IN ({marks})"
-                    if weights is not None:
-                        query += " AND (weights IS NULL OR weights = ?)"
-                        some.append(weights)
-                    rows = db.execute(query, some).fetchall()
-                    found.update((row[0], _reply(row)) for row in rows)
+                    names = ", ".join(_read_columns(self._file.columns))
+                    query = f"SELECT {names} FROM replies WHERE key IN ({marks})"
+                    for row in db.execute(query, some).fetchall():
+                        kept, whole = read_facts(row[-1], row[6])
+                        if not contradict(kept, facts):
+                            found[row[0]] = _reply(row, whole=whole)
         except (sqlite3.Error, ValueError) as error:
             with self._lock:
                 if db in (self._file.db, self._file.reader):  # nobody has seen to it meanwhile
@@ -153,16 +160,15 @@ class Store:
         *,
         task: str,
         model: str,
-        weights: str | None = None,
+        facts: Facts = NO_FACTS,
     ) -> bool:
-        """Keep replies, in one transaction; a key's first reply stands while its weights do."""
+        """Keep replies, in one transaction; a key's first reply stands while its facts do."""
         now = int(time.time())
         with self._lock:
             if not self._file.writable:
                 return False
-            self._waiting.extend(
-                _row(key, reply, task, model, weights, now) for key, reply in items
-            )
+            about, told = (task, model, facts.get("weights"), now), write_facts(facts)
+            self._waiting.extend(_row(key, reply, about, told) for key, reply in items)
             return len(self._waiting) >= self._try_at and self._write()
 
     @contextlib.contextmanager
@@ -202,7 +208,7 @@ class Store:
                 self._waiting.clear()
                 return False
             try:
-                _insert(self._file.db, self._waiting)
+                _insert(self._file.db, self._file.columns, self._waiting)
             except SQLITE_ERRORS as error:
                 if not self._trouble(error):
                     return False
@@ -281,26 +287,65 @@ class Store:
         return f"Store({str(self.path)!r})"
 
 
-def _insert(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+def _insert(db: sqlite3.Connection, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """All or nothing."""
-    if len(rows) <= _INSERTED:  # a statement is a transaction
-        db.execute(_insertion(len(rows)), list(itertools.chain.from_iterable(rows)))
+    outdated = _outdated(db, columns, rows)
+    if not outdated and len(rows) <= _INSERTED:  # a statement is a transaction
+        _insert_some(db, columns, rows)
         return
     with _transaction(db):
+        db.executemany("DELETE FROM replies WHERE key = ?", [(key,) for key in outdated])
         for start in range(0, len(rows), _INSERTED):
-            some = rows[start : start + _INSERTED]
-            db.execute(_insertion(len(some)), list(itertools.chain.from_iterable(some)))
+            _insert_some(db, columns, rows[start : start + _INSERTED])
+
+
+def _insert_some(
+    db: sqlite3.Connection, columns: tuple[str, ...], rows: list[tuple[Any, ...]]
+) -> None:
+    if len(columns) < len(COLUMNS):  # of a file that could not get the later ones
+        rows = [row[: len(columns)] for row in rows]
+    db.execute(_insertion(columns, len(rows)), list(itertools.chain.from_iterable(rows)))
 
 
 @functools.cache
-def _insertion(rows: int) -> str:
-    row = f"({', '.join('?' * len(COLUMNS))})"
+def _insertion(columns: tuple[str, ...], rows: int) -> str:
+    row = f"({', '.join('?' * len(columns))})"
     return (
-        f"INSERT INTO replies ({', '.join(COLUMNS)}) VALUES {', '.join([row] * rows)} "
-        "ON CONFLICT (key) DO UPDATE SET "
-        + ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])
-        + " WHERE excluded.weights IS NOT NULL AND weights IS NOT excluded.weights"
+        f"INSERT INTO replies ({', '.join(columns)}) VALUES {', '.join([row] * rows)} "
+        "ON CONFLICT (key) DO NOTHING"
     )
+
+
+def _outdated(
+    db: sqlite3.Connection, columns: tuple[str, ...], rows: list[tuple[Any, ...]]
+) -> list[bytes]:
+    """The keys whose kept reply has other facts than the new one."""
+    new = {row[0]: read_facts(row[-1], row[_WEIGHTS])[0] for row in rows if row[-1] is not None}
+    keys, outdated = list(new), []
+    facts = "facts" if "facts" in columns else "NULL"
+    for start in range(0, len(keys), _LOOKUP):
+        some = keys[start : start + _LOOKUP]
+        marks = ", ".join("?" * len(some))
+        query = f"SELECT key, weights, {facts} FROM replies WHERE key IN ({marks})"
+        for key, weights, text in db.execute(query, some):
+            try:
+                is_outdated = contradict(read_facts(text, weights)[0], new[key])
+            except ValueError:  # no JSON
+                is_outdated = True
+            if is_outdated:
+                outdated.append(key)
+    return outdated
+
+
+#: Where the digest of the weights stands in a row.
+_WEIGHTS = COLUMNS.index("weights")
+
+
+@functools.cache
+def _read_columns(columns: tuple[str, ...]) -> list[str]:
+    """What is read of a row: NULL for what the file does not have."""
+    wanted = (*COLUMNS[:6], "weights", *FIELDS, "facts")
+    return [name if name in columns else "NULL" for name in wanted]
 
 
 @contextlib.contextmanager
@@ -316,20 +361,20 @@ def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
                 db.execute("ROLLBACK")
 
 
-def _row(
-    key: bytes, reply: Reply, task: str, model: str, weights: str | None, now: int
-) -> tuple[Any, ...]:
+def _row(key: bytes, reply: Reply, about: tuple[Any, ...], facts: str | None) -> tuple[Any, ...]:
     return (
         key,
         _text(reply.text),
         _count(reply.prompt_tokens),
         _count(reply.completion_tokens),
-        None if reply.finish_reason is None else _text(reply.finish_reason),
+        reply.finish_reason and _text(reply.finish_reason),
         _shares(reply),
-        task,
-        model,
-        weights,
-        now,
+        *about,
+        reply.model and _text(reply.model),
+        reply.format,
+        reply.thought and _text(reply.thought),
+        reply.truncated or None,
+        facts,
     )
 
 
@@ -361,12 +406,14 @@ def _count(tokens: int | None) -> int | None:
     return int(tokens) if tokens is not None and -(2**63) <= tokens < 2**63 else None
 
 
-def _reply(row: tuple[Any, ...]) -> Reply:
-    _, text, prompt_tokens, completion_tokens, finish_reason, probabilities = row
+def _reply(row: tuple[Any, ...], *, whole: bool) -> Reply:
+    """The reply of a row, without the later fields where these are another reply's."""
+    _, text, prompt_tokens, completion_tokens, reason, probabilities, _, *more, _ = row
     if isinstance(text, bytes):
         text = text.decode("utf-8", "surrogatepass")
-    if isinstance(finish_reason, bytes):
-        finish_reason = finish_reason.decode("utf-8", "surrogatepass")
+    if isinstance(reason, bytes):
+        reason = reason.decode("utf-8", "surrogatepass")
     if probabilities is not None:
         probabilities = json.loads(probabilities)
-    return Reply(text, prompt_tokens, completion_tokens, finish_reason, probabilities)
+    reply = Reply(text, prompt_tokens, completion_tokens, reason, probabilities)
+    return with_fields(reply, more) if whole and more != NO_FIELDS else reply

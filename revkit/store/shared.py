@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 
 from ..errors import UsageError, warn
 from ..task.chat import Reply
+from .beside import FIELDS, contradict, fields_of, read_facts, with_fields, write_facts
+from .contract import NO_FACTS, Facts
 from .file import Identity, identity
 from .files import replacing
 from .replies import StoreWarning
@@ -51,7 +53,7 @@ class _Place(NamedTuple):
     part: str
     start: int
     length: int
-    weights: str | None
+    facts: Facts
     created: float
 
 
@@ -89,7 +91,7 @@ class SharedStore:
         #: the part, open from the first write on, and which file that is
         self._file: io.FileIO | None = None
         self._identity: Identity | None = None
-        self._waiting: list[tuple[bytes, bytes, str | None, float]] = []
+        self._waiting: list[tuple[bytes, bytes, Facts, float]] = []
         self._refreshed = float("-inf")
         self.open()
 
@@ -132,7 +134,7 @@ class SharedStore:
                 return
             raise UsageError(f"the store {self.path} cannot be written: {error}") from None
 
-    def get(self, keys: Sequence[bytes], *, weights: str | None = None) -> dict[bytes, Reply]:
+    def get(self, keys: Sequence[bytes], *, facts: Facts = NO_FACTS) -> dict[bytes, Reply]:
         with self._lock:
             stale = time.monotonic() - self._refreshed > _FRESH
             if stale and any(key not in self._index for key in keys):
@@ -142,9 +144,7 @@ class SharedStore:
                 files = {} if self._file is None else {self.part: self._file}
                 for key in keys:
                     place = self._index.get(key)
-                    if place is None or (
-                        weights is not None and place.weights not in (None, weights)
-                    ):
+                    if place is None or contradict(place.facts, facts):
                         continue
                     try:
                         if place.part not in files:
@@ -177,15 +177,15 @@ class SharedStore:
         *,
         task: str,
         model: str,
-        weights: str | None = None,
+        facts: Facts = NO_FACTS,
     ) -> bool:
         now = time.time()
         with self._lock:
             for key, reply in items:
                 known = self._index.get(key)
-                if known is None or (weights is not None and known.weights != weights):
-                    line = _line(key, reply, task=task, model=model, weights=weights, created=now)
-                    self._waiting.append((key, line, weights, now))
+                if known is None or contradict(known.facts, facts):
+                    line = _line(key, reply, task=task, model=model, facts=facts, created=now)
+                    self._waiting.append((key, line, facts, now))
             return self._write()
 
     def forget(self, keys: Iterable[bytes]) -> None:
@@ -234,8 +234,8 @@ class SharedStore:
                 break
         else:
             return self._unwritten("its files are removed again and again")
-        for key, line, weights, created in self._waiting:
-            self._index[key] = _Place(self.part, start, len(line), weights, created)
+        for key, line, facts, created in self._waiting:
+            self._index[key] = _Place(self.part, start, len(line), facts, created)
             start += len(line)
         self._waiting.clear()
         self._troubles.pop("unwritten", None)
@@ -315,6 +315,7 @@ class SharedStore:
             try:
                 fields = json.loads(line)
                 key, created = bytes.fromhex(fields["key"]), float(fields["created"])
+                facts, _ = read_facts(fields.get("facts"), fields.get("weights"))
             except (ValueError, KeyError, TypeError):
                 if b"\0" in line:  # a page that has not arrived yet; what follows is read with it
                     break
@@ -325,7 +326,7 @@ class SharedStore:
                 continue
             known = self._index.get(key)
             if known is None or known.created <= created:
-                self._index[key] = _Place(part, start, len(line), fields.get("weights"), created)
+                self._index[key] = _Place(part, start, len(line), facts, created)
             start += len(line)
         return start
 
@@ -390,7 +391,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _line(
-    key: bytes, reply: Reply, *, task: str, model: str, weights: str | None, created: float
+    key: bytes, reply: Reply, *, task: str, model: str, facts: Facts, created: float
 ) -> bytes:
     fields = {
         "key": key.hex(),
@@ -401,8 +402,10 @@ def _line(
         "probabilities": reply.probabilities,
         "task": task,
         "model": model,
-        "weights": weights,
+        "weights": facts.get("weights"),
         "created": created,
+        **fields_of(reply),
+        "facts": write_facts(facts),
     }
     # In ASCII, so that half of a surrogate pair, which a reply may hold, can be written.
     return (
@@ -413,13 +416,14 @@ def _line(
 def _reply(key: bytes, fields: dict[str, Any]) -> Reply:
     if fields["key"] != key.hex():
         raise ValueError("the reply to another key")
-    return Reply(
+    reply = Reply(
         fields["text"],
         fields.get("prompt_tokens"),
         fields.get("completion_tokens"),
         fields.get("finish_reason"),
         fields.get("probabilities"),
     )
+    return with_fields(reply, [fields.get(name) for name in FIELDS])
 
 
 #: Kept while the process lives: what was read of a directory is not read again.

@@ -40,7 +40,8 @@ class FakeModel(Client):
         answers: a function of the row's text (the last chat turn) that gives an answer; or a
             list of answers, given out in the order of the requests, which is the order of the
             rows. An answer is a text, a mapping of outputs, a :class:`~revkit.Reply`, or an
-            exception, which is raised: a fault.
+            exception, which is raised: a fault. In a run with a store, rows with one text share the
+            answer of a function, and each takes its own from a list.
         latency: seconds that each reply takes, or a function of the row's text that gives them.
         clock: ``"real"``, or ``"virtual"``: waiting takes no real time, and the figures of the
             run are those of the virtual clock. The virtual clock is for ``parallel_map``. It
@@ -96,6 +97,11 @@ class FakeModel(Client):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy has calls of its own from here on."""
         self.__dict__.update(state, _lock=threading.Lock())
+
+    def repeats_itself(self, task: ModelTask) -> str | None:
+        if callable(self._answers):
+            return "its rule sees only the row's text (a list of answers may vary)"
+        return None
 
     def session(self, task: ModelTask) -> _Session:
         return _Session()

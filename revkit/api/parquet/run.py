@@ -181,6 +181,9 @@ def map_parquet(
         try:
             # A source without rows is one empty chunk, so that the sink has its columns.
             any_rows = read.rows or kept.parts
+            if call.plan.draws is not None:
+                for table in read.tables(rows, end=kept.rows):
+                    run.pass_over(frame_of(table, 0))
             tables = read.tables(rows, start=kept.rows) if any_rows else [read.schema.empty_table()]
             for table in tables:
                 start = kept.rows

@@ -70,10 +70,15 @@ class Source:
         stats = [(file, file.stat()) for file in self._files]
         return [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
-    def tables(self, rows: int, start: int = 0) -> Iterator[pa.Table]:
-        """The rows from ``start`` on, as tables of so many rows; the last one may have fewer."""
+    def tables(self, rows: int, start: int = 0, end: int | None = None) -> Iterator[pa.Table]:
+        """The rows from ``start`` to ``end``, as tables of so many; the last one may have fewer."""
         pending = self.schema.empty_table()
+        left = self.rows - start if end is None else end - start
         for batch in self._batches(rows, start):
+            if left <= 0:
+                break
+            batch = batch.slice(0, left)
+            left -= len(batch)
             pending = pa.concat_tables([pending, pa.Table.from_batches([batch])])
             while len(pending) >= rows:
                 yield pending.slice(0, rows)

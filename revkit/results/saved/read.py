@@ -190,7 +190,8 @@ def _record(table: pa.Table, kept: dict[str, Any], values: dict[Any, pd.Series])
     if run["first_refused"] is not None:
         record.first_refused = run["first_refused"], record.failures[run["first_refused"]]
     record.store, record.store_problem = run["store"], run["store_problem"]
-    record.weights = run["weights"]
+    weights = run["weights"]  # revkit 0.1.0 knew no other fact
+    record.facts = dict(run.get("facts", {} if weights is None else {"weights": weights}))
     if (places := run.get("places")) is not None:  # files of before there was a cluster have none
         record.places = [None if place is None else (place[0], place[1]) for place in places]
         if len(places) <= max(record.worker, default=-1):

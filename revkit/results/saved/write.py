@@ -107,7 +107,8 @@ def _run_facts(result: ParallelResult) -> dict[str, Any]:
             "first_refused": None if record.first_refused is None else record.first_refused[0],
             "store": record.store,
             "store_problem": record.store_problem,
-            "weights": record.weights,
+            "weights": record.facts.get("weights"),  # all that revkit 0.1.0 reads of them
+            "facts": dict(record.facts),
             "places": record.places,
         },
         "model_name": result.model_name,

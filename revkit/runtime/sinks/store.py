@@ -136,7 +136,7 @@ class StoreSink:
         """The run is over: gives the rows that share the outcome of one that was to run again."""
         record, lookahead = self._record, self._lookahead
         record.store, record.store_problem = lookahead.path, lookahead.problem
-        record.weights = lookahead.weights
+        record.facts = lookahead.facts
         return [
             follower
             for row, followers in self._followers.items()
