@@ -242,7 +242,8 @@ def test_it_goes_through_every_door(tmp_path: Path) -> None:
     found = list(revkit.map_chunks(chunks, SUMMARISE, model=fake, truncated="keep"))
     assert [chunk.metrics.truncated for chunk in found] == [1, 1]
 
-    run = df.llm.parallel_map(SUMMARISE, model=fake, truncated="keep", repeat=2)
+    twice = FakeModel([cut("It was")] * 2)
+    run = frame(1).llm.parallel_map(SUMMARISE, model=twice, truncated="keep", repeat=2)
     assert run.metrics.truncated == 2
 
 

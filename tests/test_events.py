@@ -157,7 +157,7 @@ OUTCOMES = {
     "ok": "positive",
     "unfit": "nonsense",
     "broken": revkit.ConnectionFailed("gone"),
-    "refused": revkit.BadReply("no reply"),
+    "refused": revkit.ModelError("no reply"),
     "pause": revkit.ServerError("slow down", status=429, pause=0.002),
     "denied": revkit.AccessDenied("no"),
 }
@@ -340,7 +340,7 @@ def test_a_rate_limit_says_which_row_it_holds() -> None:
 
 
 def test_rows_that_are_tried_again_keep_their_number() -> None:
-    answers = iter(["positive", revkit.BadReply("no"), "positive", revkit.BadReply("no")])
+    answers = iter(["positive", revkit.ModelError("no"), "positive", revkit.ModelError("no")])
     ear, numbers = Ear(), []
     run = reviews(*"abcd").llm.parallel_map(
         model=FakeModel(lambda text: next(answers, "positive")),
@@ -467,7 +467,7 @@ def test_a_run_ends_when_its_last_worker_does(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_result_that_was_retried_goes_by_the_name_of_its_last_run() -> None:
-    answers = iter([revkit.BadReply("no")])
+    answers = iter([revkit.ModelError("no")])
     ear = Ear()
     run = reviews("a", "b").llm.parallel_map(
         model=FakeModel(lambda text: next(answers, "positive")), max_workers=1, observer=ear

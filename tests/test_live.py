@@ -29,7 +29,7 @@ import revkit.plot
 import revkit.testing
 from revkit.display.live import INTERVAL_S, SHARE, Live, Pace, live
 from revkit.display.progress import Bar
-from revkit.errors import BadReply, ConnectionFailed
+from revkit.errors import ConnectionFailed, ModelError
 from revkit.record.record import DECISIONS, Record
 from revkit.scheduling.events import Attempt, Attempted, Decision, Failure, Hold, HoldKind, Success
 from revkit.testing import FakeModel
@@ -225,7 +225,7 @@ def test_a_run_is_one_output_whose_last_state_says_all(cell: Cell) -> None:
 def test_the_picture_gets_all_attempts_in_seconds_of_the_run(
     cell: Cell, pictures: list[SimpleNamespace]
 ) -> None:
-    said = [BadReply("no"), "a", "b", ConnectionFailed("broke"), "c"]
+    said = [ModelError("no"), "a", "b", ConnectionFailed("broke"), "c"]
     run = reviews(4).llm.parallel_map(
         "{review}", progress="live", max_workers=2, retry=revkit.Retry(initial=1e-6),
         model=FakeModel(said, latency=2.0, clock="virtual"),
@@ -379,7 +379,7 @@ def test_an_empty_frame_shows_that_it_is_empty(cell: Cell) -> None:
 
 @pytest.mark.usefixtures("pictures")
 def test_rows_that_are_tried_again_are_a_run_of_their_own(cell: Cell) -> None:
-    model = FakeModel(["a", BadReply("no"), "c", "now"], latency=1.0, clock="virtual")
+    model = FakeModel(["a", ModelError("no"), "c", "now"], latency=1.0, clock="virtual")
     run = reviews(3).llm.parallel_map("{review}", model=model, max_workers=1, progress="live")
     assert cell.plain.startswith("3 of 3 rows, 1 failed")
     cell.outputs.clear()
@@ -434,14 +434,14 @@ def test_a_cancelled_await_leaves_the_last_state(cell: Cell) -> None:
 
 @pytest.mark.usefixtures("pictures")
 def test_a_stop_says_why_and_counts_every_row(cell: Cell) -> None:
-    model = FakeModel([BadReply("no")], latency=1.0, clock="virtual")
+    model = FakeModel([ModelError("no")], latency=1.0, clock="virtual")
     with pytest.raises(revkit.RunFailed):
         reviews(9).llm.parallel_map(
             "{review}", model=model, max_workers=1, progress="live", fail_fast=True
         )
     assert cell.plain.startswith("1 of 9 rows, 1 failed, 8 not started")
     assert "stopped: a row failed, and fail_fast=True" in cell.page.text
-    assert "1 × BadReply: no" in cell.page.text
+    assert "1 × ModelError: no" in cell.page.text
 
 
 def test_closing_twice_and_updating_after_it_do_no_harm(cell: Cell) -> None:

@@ -14,9 +14,9 @@ from records import empty_record
 
 import revkit
 from revkit import (
-    BadReply,
     Budget,
     ConnectionFailed,
+    ModelError,
     RateLimit,
     Retry,
     RunFailed,
@@ -75,7 +75,7 @@ def mixed() -> revkit.ParallelResult:
 
     def answer(text: str) -> Any:
         if text in broken:
-            return BadReply("no")
+            return ModelError("no")
         if text in unlucky:
             unlucky.remove(text)
             return ConnectionFailed("once")
@@ -360,7 +360,7 @@ def test_a_reply_that_is_corrected_is_due_at_once() -> None:
 
 
 def test_a_row_that_was_given_up_waits_for_the_second_run() -> None:
-    fault = once(BadReply("no"), "r0")
+    fault = once(ModelError("no"), "r0")
     run = reviews(3).llm.parallel_map("{review}", model=virtual(fault), max_workers=1)
     both = run.retry_failed()
     # r0 fails at 1; the first run ends at 3, and the second one starts it again
@@ -374,7 +374,7 @@ def test_rows_of_a_stopped_run_that_were_never_tried_have_no_wait() -> None:
     with pytest.raises(RunFailed) as failed:
         reviews(5).llm.parallel_map(
             "{review}",
-            model=virtual(once(BadReply("no"))),
+            model=virtual(once(ModelError("no"))),
             max_workers=1,
             fail_fast=True,
         )
@@ -386,7 +386,7 @@ def test_rows_of_a_stopped_run_that_were_never_tried_have_no_wait() -> None:
 def test_a_row_that_the_first_run_never_tried_queues_through_both() -> None:
     with pytest.raises(RunFailed) as failed:
         reviews(3).llm.parallel_map(
-            "{review}", model=virtual(once(BadReply("no"))), max_workers=1, fail_fast=True
+            "{review}", model=virtual(once(ModelError("no"))), max_workers=1, fail_fast=True
         )
     both = failed.value.result.retry_failed()
     # r1 fails at 2, and is tried again at once by the second run; r2 comes after it

@@ -495,7 +495,7 @@ def virtual_run(labels: Any = ("positive", "negative"), rows: int = 12) -> revki
 
     def answer(text: str) -> Any:
         row = int(text.split("#")[1].split()[0])
-        return revkit.BadReply("no") if row == 5 else {"label": labels[row % 3 == 0]}
+        return revkit.ModelError("no") if row == 5 else {"label": labels[row % 3 == 0]}
 
     model = FakeModel(
         answer, latency=lambda text: (int(text.split("#")[1].split()[0]) + 1) / 10, clock="virtual"
@@ -545,7 +545,7 @@ def test_the_panel_has_timeline_latency_labels_and_errors() -> None:
     assert [bar.get_width() for bar in labels.patches] == [7, 4]
     assert [text.get_text() for text in labels.texts] == ["7  64%", "4  36%"]
     assert errors.get_title("left") == "Failed rows by error"
-    assert [name.get_text() for name in errors.get_yticklabels()] == ["BadReply"]
+    assert [name.get_text() for name in errors.get_yticklabels()] == ["ModelError"]
     png, size = panel._repr_png_()
     assert Image.open(io.BytesIO(png)).size[0] == 1296
     assert size["width"] == 900

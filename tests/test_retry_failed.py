@@ -20,7 +20,7 @@ def reviews(rows: int = 6) -> pd.DataFrame:
 def odd_ones_are_down(down: list[bool]) -> FakeModel:
     def answer(text: str) -> Any:
         if down[0] and int(text.split()[1]) % 2:
-            return revkit.BadReply("garbage")
+            return revkit.ModelError("garbage")
         return {"sentiment": "positive" if down[0] else "negative"}
 
     return FakeModel(answer, latency=1.0, clock="virtual")

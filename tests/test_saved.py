@@ -191,7 +191,7 @@ def nested() -> ParallelResult:
 
 
 def retried() -> ParallelResult:
-    replies = iter(["nothing", revkit.BadReply("garbage"), {"answer": "ä\n\U0001f600"}] * 50)
+    replies = iter(["nothing", revkit.ModelError("garbage"), {"answer": "ä\n\U0001f600"}] * 50)
     faults = iter([revkit.ServerError("busy", status=503, pause=5.0), None] * 50)
 
     def answer(text: str) -> Any:
@@ -215,7 +215,7 @@ def failed_fast() -> ParallelResult:
     return partial(
         lambda: questions(9).llm.parallel_map(
             ANSWER,
-            model=fake(lambda text: {"answer": "a"} if "0" in text else revkit.BadReply("no"),
+            model=fake(lambda text: {"answer": "a"} if "0" in text else revkit.ModelError("no"),
                        latency=lambda text: 1.0 + int(text.split()[-1])),
             max_workers=3, fail_fast=True,
         )
@@ -299,7 +299,7 @@ def retry_of_failed() -> ParallelResult:
     down = [True]
 
     def answer(text: str) -> Any:
-        return revkit.BadReply("down") if down[0] and "2" in text else {"answer": "yes"}
+        return revkit.ModelError("down") if down[0] and "2" in text else {"answer": "yes"}
 
     run = questions().llm.parallel_map(ANSWER, model=fake(answer), max_workers=2)
     down[0] = False

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from records import empty_record
 
 import revkit
-from revkit import BadReply, ConnectionFailed, ParallelResult, Retry, RunFailed
+from revkit import ConnectionFailed, ModelError, ParallelResult, Retry, RunFailed
 from revkit.results.trace import write_trace
 from revkit.scheduling.events import Attempt, Attempted, Decision, Failure, Hold, HoldKind, Success
 from revkit.testing import FakeModel
@@ -141,7 +141,7 @@ def small_run() -> ParallelResult:
     def answer(text: str) -> Any:
         if text == "again":
             return next(broken)
-        return BadReply("no reply, but secret text") if text == "never" else "positive"
+        return ModelError("no reply, but secret text") if text == "never" else "positive"
 
     model = FakeModel(answer, latency=lambda t: 1.5 if t == "long" else 1.0, clock="virtual")
     frame = pd.DataFrame({"review": ["long", "again", "never", "fine"]})

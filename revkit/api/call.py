@@ -52,8 +52,10 @@ def parallel_map(
             as well, and not written to.
         task: a :class:`~revkit.Signature`; a template such as ``"Summarise: {review}"``; a
             pydantic model class (with ``instructions=`` and ``on=``); or a function, plain or
-            ``async``, that takes a row (a mapping of its columns) and returns a scalar or a
-            mapping of outputs. A parameter named ``context`` gets a :class:`~revkit.Context`.
+            ``async``, that takes a row (a mapping of its columns) and returns one value, or several
+            by name: a mapping, a pydantic object, a dataclass's, a named tuple. What no column can
+            hold (an iterator, an open file, a function) is that row's error. A parameter named
+            ``context`` gets a :class:`~revkit.Context`.
         on: which columns are the inputs: a column for the only input, or a mapping of input to
             column. What is not bound binds by name. For a function: the columns it gets (None:
             all). A row with NA in an input fails with ``MissingInput``; nothing is sent. A

@@ -231,6 +231,8 @@ class Dialect(NamedTuple):
 _FORMATS: tuple[Literal["prompt", "json", "schema"], ...] = ("prompt", "json", "schema")
 #: Fields of a message that hold a thought.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+#: All that may stand beside a message's content.
+_OTHERS = (*_THOUGHTS, "reasoning_details", "refusal")
 _BAD_GATEWAY = 502
 #: Statuses of errors that come with a 200 and have a name only.
 _STATUSES = {
@@ -386,8 +388,10 @@ class OpenAISession(HttpSession):
 
 def _said(message: Mapping[str, Any]) -> tuple[str, str, str]:
     """The text, the thought and the refusal of a message."""
-    texts, thoughts, refusals = [], [], []
     content = message.get("content")
+    if isinstance(content, str) and not any(map(message.get, _OTHERS)):
+        return content, "", ""
+    texts, thoughts, refusals = [], [], []
     parts = content if isinstance(content, list) else [{"text": content}]
     for part in parts:
         if not isinstance(part, dict):

@@ -6,7 +6,8 @@ By position throughout, never by label: duplicate, multi-level and unsorted inde
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, get_args, get_origin
+from enum import Enum
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import pandas as pd
 from ..errors import ColumnExists, UsageError
 from ..scheduling.events import Status
 from ..tables.dtypes import ATTRS, STRING, strings
+from ..task.annotations import list_item
 from ..task.kinds import CallableTask, ModelTask
 from ..task.outputs import Field
 from .record import Record
@@ -168,19 +170,37 @@ def _array(values: list[Any], field: Field | None) -> Any:
 def _typed(values: list[Any], field: Field | None) -> Any:
     if field is None:
         return _inferred(values)
-    if field.labels is not None:
-        return pd.Categorical(
-            [getattr(v, "value", v) for v in values], field.labels, ordered=field.ordered
-        )
-    tp = field.scalar
-    if tp in _DTYPES:
-        return pd.array(values, dtype=_DTYPES[tp])
-    if get_origin(tp) is list and get_args(tp) and get_args(tp)[0] in _ARROW:
+    labels = field.labels
+    if labels is not None:
+        values = [v.value if isinstance(v, Enum) else v for v in values]
+        if any(v is not None and v not in labels for v in values):
+            raise ValueError("a validator made another value of a label")
+        return pd.Categorical(values, labels, ordered=field.ordered)
+    dtype = _of_type(field.scalar, _DTYPES)
+    if dtype is not None:
+        return pd.array(values, dtype=dtype)
+    item = _of_type(list_item(field.scalar), _ARROW)
+    if item is not None:
         import pyarrow as pa
 
-        dtype = pd.ArrowDtype(pa.list_(pa.type_for_alias(_ARROW[get_args(tp)[0]])))
-        return pd.array(pa.array(values, type=dtype.pyarrow_dtype), dtype=dtype)
-    return _objects(values)
+        arrow = pd.ArrowDtype(pa.list_(pa.type_for_alias(item)))
+        return pd.array(pa.array(values, type=arrow.pyarrow_dtype), dtype=arrow)
+    return _objects(list(map(_without_members, values)))
+
+
+def _without_members(value: Any) -> Any:
+    """A value with the values of an Enum's members in their place, as in a column of labels."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_members, value))
+    if isinstance(value, dict):
+        return {key: _without_members(item) for key, item in value.items()}
+    return value
+
+
+def _of_type(tp: Any, dtypes: Mapping[type, Any]) -> Any:
+    return dtypes.get(tp) if isinstance(tp, type) else None
 
 
 _DTYPES = {str: STRING, int: "Int64", float: "Float64", bool: "boolean"}

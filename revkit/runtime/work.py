@@ -6,7 +6,6 @@ an attempt leaves it as an exception: it becomes the outcome.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
@@ -28,12 +27,13 @@ from ..clients.contract import (
     Response,
     Transport,
 )
-from ..errors import BadOutput, RowFailure, one_line
+from ..errors import RowFailure, one_line
 from ..scheduling.events import CANCELLED, Attempt, Failure, Outcome, Success
 from ..tables.rows import Rows
 from ..task.answer import Answers
 from ..task.chat import Message, Reply
 from ..task.kinds import CallableTask, ModelTask
+from ..task.returned import values_of
 from .cancel import CancelToken, is_done_to_the_worker
 from .prompts import Prompts
 from .state import States
@@ -144,10 +144,6 @@ class Failures:
         return Failure(type(error).__name__, message, reply=unfit, text=text, cause=error)
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and value != value
-
-
 def _message(error: BaseException) -> str:
     """What an exception says, on one line that any column can hold; its class may be anyone's."""
     try:
@@ -234,23 +230,7 @@ class CallableWork:
     def _values(self, value: Any) -> Mapping[str, Any]:
         if type(value) in _PLAIN and value == value:  # nearly always, and the rest costs more
             return {self._task.output: value}
-        if isinstance(value, Mapping):
-            if not value:
-                raise BadOutput(f"{self._task.name} returned an empty mapping: it has no outputs")
-            return value
-        if value is None or type(value).__name__ in ("NAType", "NaTType") or _is_nan(value):
-            raise BadOutput(
-                f"{self._task.name} returned {value}: return a value, or "
-                f"{{{self._task.output!r}: None}} where there is none to give"
-            )
-        if inspect.isawaitable(value):
-            if inspect.iscoroutine(value):
-                value.close()
-            raise BadOutput(
-                f"{self._task.name} returned an awaitable: pass a function that is declared "
-                "with `async def`"
-            )
-        return {self._task.output: value}
+        return values_of(value, self._task.output, self._task.name)
 
 
 class ModelWork:

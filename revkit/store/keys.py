@@ -88,10 +88,10 @@ def _asked(task: ModelTask, settings: Mapping[str, Any]) -> bytes:
         # Renaming a template's column changes no prompt; where a name is shown, it stands in it.
         task.user_text({name: f"\0{place}\0" for place, name in enumerate(task.inputs)}),
         [
-            [[example.get(name) for name in names] for names in (task.inputs, task.outputs)]
+            [[example.get(name) for name in names] for names in (task.inputs, task.outputs.asked)]
             for example in task.examples
         ],
-        list(task.outputs),
+        list(task.outputs.asked),
         # With descriptions; the order of its properties is the order of the reply's.
         task.outputs.json_schema,
     ]

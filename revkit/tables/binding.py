@@ -11,7 +11,8 @@ import pandas as pd
 
 from ..errors import MissingColumn, UsageError, nearest, one_line
 from ..scheduling.events import Failure
-from ..task.kinds import CallableTask, ModelTask
+from ..task.braces import doubled, is_text
+from ..task.kinds import CallableTask, ModelTask, Template
 from .rows import Rows
 
 __all__ = ["Binding", "bind_frame", "bind_items", "bind_series"]
@@ -50,7 +51,7 @@ def bind_frame(frame: pd.DataFrame, task: Task, on: Any) -> Binding:
         checked = bound if on is not None else {}
     else:
         bound = checked = _inputs_to_columns(list(task.inputs), on)
-    _check_columns(frame, bound)
+    _check_columns(frame, bound, task)
     columns = [frame[column] for column in bound.values()]
     rows = Rows(list(bound), [column.tolist() for column in columns])
     missing = {name: frame[column].isna().to_numpy() for name, column in checked.items()}
@@ -98,7 +99,7 @@ def _inputs_to_columns(inputs: list[str], on: Any) -> dict[Any, Hashable]:
     return {inputs[0]: on}
 
 
-def _check_columns(frame: pd.DataFrame, bound: Mapping[Any, Hashable]) -> None:
+def _check_columns(frame: pd.DataFrame, bound: Mapping[Any, Hashable], task: Task) -> None:
     for name, column in bound.items():
         try:
             found = column in frame.columns
@@ -114,6 +115,9 @@ def _check_columns(frame: pd.DataFrame, bound: Mapping[Any, Hashable]) -> None:
             what = f'no column "{one_line(str(column))}"'
             if name != column:
                 what += f' for the input "{one_line(str(name))}"'
+            near = close.startswith("did you mean")
+            if isinstance(task, Template) and twin is None and (is_text(str(name)) or not near):
+                hint += f"; braces that are text are doubled: {doubled(f'{{{name}}}')}"
             raise MissingColumn(f"there is {what}; {close.rstrip('.')}{hint}", column=column)
         if isinstance(frame[column], pd.DataFrame):
             raise UsageError(
@@ -183,7 +187,7 @@ def bind_items(items: Sequence[Any], task: Task, on: Any) -> tuple[Binding, pd.D
     else:
         bound = checked = _inputs_to_columns(list(task.inputs), on)
     if items:
-        _check_columns(frame, bound)
+        _check_columns(frame, bound, task)
     # The values themselves, not the frame's: pandas would turn an int beside a gap into a float.
     columns = {name: [item.get(column) for item in items] for name, column in bound.items()}
     missing = {

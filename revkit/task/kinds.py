@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError, nearest
+from ..errors import UsageError, nearest, one_line
+from .braces import doubled, is_text, piece
+from .cells import text_of
+from .output_models import is_model
 from .outputs import Field, Outputs, as_fields
 
 if TYPE_CHECKING:
@@ -68,7 +71,7 @@ class ModelTask:
             self.prefix,
             self.user_text({name: f"\0{name}\0" for name in self.inputs}),
             fields,
-            list(self.outputs),
+            list(self.outputs.asked),
             self.outputs.json_schema,
         ]
         return _digest(json.dumps(asked, default=str).encode())
@@ -86,17 +89,21 @@ class Signature(ModelTask):
     Args:
         instructions: what to do, in a sentence or a few.
         inputs: a name, a list of names, or a mapping of name to description, type or
-            :class:`~revkit.Field`.
+            :class:`~revkit.Field`. Each row's value is put into the prompt whole: text, numbers
+            and dates as ``str`` writes them, an Enum's member as its value, and what holds other
+            values (lists, arrays, mappings, objects with fields) as JSON.
         outputs: a mapping of name to type (``str``, ``int``, ``float``, ``bool``,
             ``Literal[...]``, ``list[T]``, …), to a list of labels (a class output), to a pair of
             one of these and a description, or to a :class:`~revkit.Field`; or a pydantic model
-            class, whose fields become the outputs.
+            class, whose fields become the outputs, by the key that it reads them by. Constraints
+            (``Annotated[int, pydantic.Field(ge=1, le=5)]``) are told to the model and checked.
         examples: mappings that hold every input and every output; each is shown to the model as
             a pair of chat turns before the row.
 
     Raises:
         UsageError: no input or output, labels that are fewer than two or repeated, a name that
-            is both input and output, or an example that lacks one or has an unknown label.
+            is both input and output, a type that JSON cannot hold, or an example that lacks one
+            or has an unknown label.
 
     >>> topic = Signature(
     ...     "Say what the customer's ticket is about.",
@@ -128,7 +135,7 @@ class Signature(ModelTask):
             self._check(number, example)
 
     def _check(self, number: int, example: Mapping[str, Any]) -> None:
-        wanted = [*self.inputs, *self.outputs]
+        wanted = [*self.inputs, *self.outputs.asked]
         lacking = [name for name in wanted if name not in example]
         if lacking:
             raise UsageError(f'example {number} has no "{lacking[0]}"')
@@ -137,18 +144,19 @@ class Signature(ModelTask):
             raise UsageError(
                 f'example {number} has an unknown "{unknown[0]}"; {nearest(unknown[0], wanted)}'
             )
-        for name, field in self.outputs.items():
-            if field.labels is not None and example[name] not in field.labels:
+        for name, field in self.outputs.asked.items():
+            if not field.takes_label(example[name]):
                 raise UsageError(
                     f"example {number}: {name}={example[name]!r} is not a label; "
-                    f"{nearest(str(example[name]), map(str, field.labels))}"
+                    f"{nearest(str(example[name]), map(str, field.labels or ()))}"
                 )
 
     def user_text(self, row: Mapping[str, Any]) -> str:
         if len(self.inputs) == 1:
             (name,) = self.inputs
-            return str(row[name])
-        return "\n".join(f"{name}: {row[name]}" for name in self.inputs)
+            value = row[name]
+            return value if type(value) is str else text_of(value, name)  # a call for each row
+        return "\n".join(f"{name}: {text_of(row[name], name)}" for name in self.inputs)
 
     @cached_property
     def prefix(self) -> list[Message]:
@@ -172,8 +180,8 @@ class Template(ModelTask):
 
     Args:
         text: the prompt; ``{name}`` is the value of a column (whatever its name: spaces and dots
-            are part of it), ``{{`` and ``}}`` are braces. A value is put in as it is: braces in
-            it mean nothing.
+            are part of it), ``{{`` and ``}}`` are braces. A value is put in whole, as
+            :mod:`revkit.task.cells` says: braces in it mean nothing.
         output: name of the output.
 
     Raises:
@@ -202,10 +210,16 @@ class Template(ModelTask):
                     "or write {{}} for braces"
                 )
             if spec or conversion:
+                given = piece(name or "", spec, conversion)
+                if is_text(name or "", spec):
+                    raise UsageError(
+                        f"the template has {one_line(given)[:80]}, which is no column's name; "
+                        f"double the braces that are text: {doubled(given)}"
+                    )
                 raise UsageError(
-                    f"the template has {{{name}{'!' + conversion if conversion else ''}"
-                    f"{':' + spec if spec else ''}}}: format specs and conversions are not "
-                    "supported; format the column first, or bind a name to it with on="
+                    f"the template has {given}: format specs and conversions are not supported; "
+                    "format the column first, or bind a name to it with on=; braces that are text "
+                    f"are doubled: {doubled(given)}"
                 )
             self._pieces.append((literal, name))
         names = [name for _, name in self._pieces if name is not None]
@@ -215,7 +229,8 @@ class Template(ModelTask):
 
     def user_text(self, row: Mapping[str, Any]) -> str:
         return "".join(
-            literal if name is None else f"{literal}{row[name]}" for literal, name in self._pieces
+            literal if name is None else f"{literal}{text_of(row[name], name)}"
+            for literal, name in self._pieces
         )
 
     def __repr__(self) -> str:
@@ -332,13 +347,7 @@ def as_task(
     Raises:
         UsageError: it is none of these, or an argument does not go with it.
     """
-    import sys
-
-    pydantic = sys.modules.get("pydantic")  # a model class cannot exist without it
-    is_model = (
-        pydantic is not None and isinstance(task, type) and issubclass(task, pydantic.BaseModel)
-    )
-    if instructions is not None and not is_model:
+    if instructions is not None and not is_model(task):
         raise UsageError(
             "instructions= goes with a pydantic model class; a Signature has its own, and a "
             "template is its own"
@@ -351,7 +360,7 @@ def as_task(
         return task
     if isinstance(task, str):
         return Template(task, output="response" if output is None else output)
-    if is_model:
+    if is_model(task):
         if not instructions:
             raise UsageError(
                 f"a pydantic model says what to reply, not what to do: "

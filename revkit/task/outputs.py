@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from ..errors import BadOutput, UsageError
 from . import lenient
+from .annotations import allows_none, is_type, labels_of, one_type, scalar_of, shown
 from .candidates import candidates
+from .cells import to_json
+from .output_models import OutputModel, is_model, read_model, refused_types
 
 if TYPE_CHECKING:
     import pydantic
@@ -59,7 +62,7 @@ class Field:
                     f"the labels {list(self.type)!r} are not all different; name each once"
                 )
             object.__setattr__(self, "type", Literal[tuple(self.type)] if self.type else Literal)
-        labels = self.labels
+        labels = labels_of(one_type(self.type))
         if labels is not None:
             shown = ", ".join(repr(label) for label in labels)
             if len(labels) < 2:
@@ -72,50 +75,56 @@ class Field:
                 raise UsageError(f"the labels [{shown}] are not all different; name each once")
             if any(isinstance(x, str) and not x.strip() for x in labels):
                 raise UsageError(f"the labels [{shown}] hold an empty one; give it a name")
-        elif self.ordered:
+        elif self.ordered and self.labels is None:
             raise UsageError("ordered=True is for class outputs, and this field has no labels")
 
     @property
     def labels(self) -> tuple[Any, ...] | None:
         """The labels of a class output in declared order, else None."""
-        scalar = self.scalar
-        if scalar is Literal:
-            return ()
-        if get_origin(scalar) is Literal:
-            return get_args(scalar)  # repeated ones are gone here
-        if isinstance(scalar, type) and issubclass(scalar, enum.Enum):
-            return tuple(member.value for member in scalar)
-        return None
+        labels = labels_of(self.scalar)
+        return labels and tuple(label for label in labels if label is not None)
+
+    def takes_label(self, value: Any) -> bool:
+        """Whether an example may have ``value``: a label, an Enum's member, None in an optional
+        one; anything where there are no labels.
+        """
+        labels = self.labels
+        if labels is None or (value is None and allows_none(self.type)):
+            return True
+        return (value.value if isinstance(value, enum.Enum) else value) in labels
 
     @property
     def scalar(self) -> Any:
-        """The plain type in an optional one (``int`` of ``int | None``), else the type itself."""
-        if get_origin(self.type) in (Union, types.UnionType):
-            inner = [t for t in get_args(self.type) if t is not type(None)]
-            if len(inner) == 1:
-                return inner[0]
-        return self.type
+        """The type itself, without its constraints (``Annotated``), its names (``NewType``,
+        ``type X = …``), and None: ``int`` of ``Annotated[int, Field(ge=1)] | None``.
+        """
+        return scalar_of(self.type)
 
     @property
     def is_plain(self) -> bool:
-        """Whether its values are labels, or of a plain type that nobody can change."""
-        return self.labels is not None or self.scalar in _WORDS
+        """Whether its values are labels, or of a plain type, that nobody can change or refuse."""
+        tp = one_type(self.type)
+        return labels_of(tp) is not None or _is_word(tp)
 
     def words(self) -> str:
         """What the field may hold, in words for a prompt."""
-        labels = self.labels
+        labels = labels_of(one_type(self.type))
         if labels is not None:
             return "one of " + ", ".join(json.dumps(label) for label in labels)
         return _words(self.type)
 
 
+def _is_word(tp: Any) -> bool:
+    return isinstance(tp, type) and tp in _WORDS
+
+
 def _words(tp: Any) -> str:
-    if tp in _WORDS:
+    if _is_word(tp):
         return _WORDS[tp]
     if get_origin(tp) is list:
         inner = get_args(tp)
         return "a list, each item " + (Field(inner[0]).words() if inner else "of any kind")
-    if get_origin(tp) in (Union, types.UnionType):
+    if get_origin(tp) in (Union, UnionType):
         return " or ".join("null" if t is type(None) else Field(t).words() for t in get_args(tp))
     return "as in the JSON schema " + json.dumps(_tidy(_adapter_schema(tp)), ensure_ascii=False)
 
@@ -123,7 +132,8 @@ def _words(tp: Any) -> str:
 def _adapter_schema(tp: Any) -> dict[str, Any]:
     import pydantic
 
-    return pydantic.TypeAdapter(tp).json_schema()
+    with refused_types(f"the type {shown(tp)}"):
+        return pydantic.TypeAdapter(tp).json_schema()
 
 
 def as_field(name: str, given: Any, *, described: bool) -> Field:
@@ -138,7 +148,11 @@ def as_field(name: str, given: Any, *, described: bool) -> Field:
             if not described:
                 raise UsageError("give a type, a list of labels, or a revkit.Field")
             return Field(str, given)
-        if isinstance(given, tuple) and len(given) == 2 and _is_type(given[0]):
+        if (
+            isinstance(given, tuple)
+            and len(given) == 2
+            and (isinstance(given[0], list) or is_type(given[0]))
+        ):
             return Field(given[0], str(given[1]))
         if isinstance(given, list | tuple):
             if not all(isinstance(x, str | int | bool) for x in given):
@@ -149,14 +163,16 @@ def as_field(name: str, given: Any, *, described: bool) -> Field:
         raise UsageError(f'"{name}": {error}') from None
 
 
-def _is_type(x: Any) -> bool:
-    return isinstance(x, type | list | types.UnionType) or get_origin(x) is not None
-
-
 def as_fields(given: Any, *, what: str) -> dict[str, Field]:
     """Read ``inputs=`` or ``outputs=`` in any of the ways to write it."""
     if isinstance(given, str):
         given = [given]
+    if is_type(given):  # that of a list can be iterated, too
+        raise UsageError(
+            f'{what}= takes a mapping of name to type, such as {{"answer": {shown(given)}}}'
+            + (", or a pydantic model class" if what == "outputs" else "")
+            + f"; got {'the class ' if isinstance(given, type) else ''}{shown(given)}"
+        )
     if isinstance(given, Mapping):
         fields = {str(k): as_field(str(k), v, described=True) for k, v in given.items()}
     elif isinstance(given, Iterable):
@@ -183,22 +199,13 @@ class Outputs(Mapping[str, Field]):
     """
 
     def __init__(self, given: Any, *, free_text: bool = False):
-        self._user_model: type[pydantic.BaseModel] | None = None
-        if isinstance(given, type):
-            import pydantic
-
-            if not issubclass(given, pydantic.BaseModel):
-                raise UsageError(
-                    "outputs= takes a mapping of name to type, or a pydantic model class; "
-                    f"got the class {given.__name__}"
-                )
-            self._user_model = given
+        self._user_model: OutputModel | None = None
+        if is_model(given):
+            self._user_model = read_model(given)
             self._fields = {
-                (info.alias or name): Field(info.annotation, info.description or "")
-                for name, info in given.model_fields.items()
+                name: Field(source.type, source.description)
+                for name, source in self._user_model.sources.items()
             }
-            if not self._fields:
-                raise UsageError(f"the pydantic model {given.__name__} has no fields")
         else:
             self._fields = as_fields(given, what="outputs")
         self.free_text = free_text
@@ -228,13 +235,19 @@ class Outputs(Mapping[str, Field]):
         state = {name: self.__dict__[name] for name in ("_user_model", "_fields", "free_text")}
         return state | {"_known": None if self._known is None else {}}
 
+    @property
+    def asked(self) -> dict[str, Field]:
+        """The outputs that the model is asked for: all but those that a pydantic class computes."""
+        computed = () if self._user_model is None else self._user_model.computed
+        return {name: field for name, field in self.items() if name not in computed}
+
     @cached_property
     def model(self) -> type[pydantic.BaseModel]:
         """The pydantic model that validates a reply."""
         import pydantic
 
         if self._user_model is not None:
-            return self._user_model
+            return self._user_model.cls
         # Fields go by position and carry their names as aliases, so that an output may have any
         # name: with spaces, with a leading underscore, or one that pydantic keeps for itself.
         fields: dict[str, Any] = {
@@ -247,7 +260,8 @@ class Outputs(Mapping[str, Field]):
         config = pydantic.ConfigDict(
             coerce_numbers_to_str=True, allow_inf_nan=False, str_strip_whitespace=True
         )
-        return pydantic.create_model("Outputs", __config__=config, **fields)
+        with refused_types("the outputs"):
+            return pydantic.create_model("Outputs", __config__=config, **fields)
 
     @cached_property
     def json_schema(self) -> dict[str, Any] | None:
@@ -257,15 +271,20 @@ class Outputs(Mapping[str, Field]):
         """
         if self.free_text:
             return None
-        schema: dict[str, Any] = _tidy(self.model.model_json_schema(by_alias=True))
-        return schema
+        with refused_types("the outputs"):
+            if self._user_model is not None:
+                schema = self._user_model.json_schema()
+            else:
+                schema = self.model.model_json_schema(by_alias=True)
+        tidy: dict[str, Any] = _tidy(schema)
+        return tidy
 
     def describe(self) -> str:
         """What to reply with, in words for a prompt; empty for free text."""
         if self.free_text:
             return ""
         lines = ["Reply with one JSON object that has these keys and no others:"]
-        for name, field in self.items():
+        for name, field in self.asked.items():
             end = f" ({field.description})" if field.description else ""
             lines.append(f"- {json.dumps(name, ensure_ascii=False)}: {field.words()}{end}")
         return "\n".join(lines)
@@ -274,8 +293,7 @@ class Outputs(Mapping[str, Field]):
         """A reply that holds ``values``, as the model should have written it."""
         if self.free_text:
             return str(values[next(iter(self))])
-        plain = {name: getattr(values[name], "value", values[name]) for name in self}
-        return json.dumps(plain, ensure_ascii=False, default=str)
+        return to_json({name: values[name] for name in self.asked}, "an example")
 
     def parse(self, text: str, *, whole: bool = False) -> dict[str, Any]:
         """Read a reply's text.
@@ -372,11 +390,14 @@ class Outputs(Mapping[str, Field]):
     @cached_property
     def _form(self) -> lenient.Form:
         """What may be read that is not written as it was asked for."""
-        types_ = {name: field.type for name, field in self.items()}
-        form = lenient.Form.of(types_, {name: field.labels for name, field in self.items()})
-        return form if self._user_model is None else lenient.form_of_model(form, self._user_model)
+        types_ = {name: field.type for name, field in self.asked.items()}
+        form = lenient.Form.of(types_, {name: field.labels for name, field in self.asked.items()})
+        model = self._user_model
+        return form if model is None else lenient.form_of_model(form, model.cls)
 
     def _values(self, parsed: pydantic.BaseModel) -> dict[str, Any]:
+        if self._user_model is not None:
+            return self._user_model.values(parsed)
         return parsed.model_dump(by_alias=True)
 
 
