@@ -5,6 +5,8 @@ Each line is tried on both engines with each client. The rules are in ``docs/ans
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -256,3 +258,17 @@ def test_kept_replies_pass_the_same_checks(tmp_path: Path, name: str) -> None:
         assert row["source"] == "store"
         agrees(case, row | {"attempts": 1})
         assert not model.calls
+
+
+def test_the_page_on_answers_shows_what_happens() -> None:
+    """Each block of its code runs, and gives what stands below it."""
+    page = (Path(__file__).parent.parent / "docs" / "answers.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page, flags=re.DOTALL)
+    assert len(shown) == page.count("```python")
+    names: dict[str, Any] = {}
+    for code, output in shown:
+        *lines, last = ast.parse(code).body
+        exec(compile(ast.Module(lines, []), "answers.md", "exec"), names)
+        assert isinstance(last, ast.Expr)
+        found = eval(compile(ast.Expression(last.value), "answers.md", "eval"), names)
+        assert found.to_string().replace("<NA>", " NaN").split() == output.split()
