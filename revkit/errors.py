@@ -250,9 +250,13 @@ class ModelMissing(ServerError):
 
 
 class AccessDenied(ServerError):
-    """The server did not accept the key (401) or its rights (403)."""
+    """The server did not accept the key (401), or denied it this request (403)."""
 
     ends_run = True
+
+    def __init__(self, message: str, *, status: int | None = None, pause: float | None = None):
+        super().__init__(message, status=status, pause=pause)
+        self.denied = status == 403
 
 
 class QuotaUsedUp(ServerError):

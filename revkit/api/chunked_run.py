@@ -17,6 +17,7 @@ from .call import run_task
 if TYPE_CHECKING:
     from ..display.progress import Bar
     from ..record.totals import Totals
+    from ..scheduling.events import Away
 
 __all__ = ["CHUNK_ROWS", "LEAVE_OUT", "ChunkedRun", "check_chunk_rows"]
 
@@ -59,6 +60,9 @@ class ChunkedRun:
         self._limit = self._failures.limit(self._total or 0)
         self.settled = self._done = 0
         self.failed = self.succeeded = self.from_store = self.tokens = 0
+        # The bar moves when a row is settled, and none is while the server is away.
+        self.ended = 0.0
+        self.away: Away | None = None
         self._chunks = 0
         self._wall_s = 0.0
         self._last: ParallelResult | None = None

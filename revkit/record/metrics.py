@@ -78,6 +78,8 @@ class Metrics:
         limit: how many of them were allowed to work at the end of an adaptive run, else None.
         engine: ``"thread"`` or ``"async"``.
         samples: of each row; 1 where rows are not repeated.
+        outages: times that the server was away in the middle of the run.
+        away_s: seconds that they lasted.
     """
 
     total: int
@@ -102,6 +104,8 @@ class Metrics:
     limit: int | None
     engine: str
     samples: int = 1
+    outages: int = 0
+    away_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +241,9 @@ def metrics(record: Record) -> Metrics:
     concurrency = busy / wall if known else float("nan")
     done = record.total - counts[Status.NOT_STARTED] - counts[Status.CANCELLED]
     pauses = [hold for hold in record.holds if hold.kind is HoldKind.PAUSE]
-    limits = [hold for hold in record.holds if hold.kind is not HoldKind.PAUSE]
+    outages = [hold for hold in record.holds if hold.kind is HoldKind.OUTAGE]
+    others = (HoldKind.PAUSE, HoldKind.OUTAGE)
+    limits = [hold for hold in record.holds if hold.kind not in others]
     return Metrics(
         total=record.total,
         succeeded=counts[Status.OK],
@@ -266,6 +272,8 @@ def metrics(record: Record) -> Metrics:
         limit=record.limits[-1][1] if record.limits else None,
         engine=record.engine,
         samples=record.samples,
+        outages=len(outages),
+        away_s=math.fsum(hold.end - hold.start for hold in outages),
     )
 
 

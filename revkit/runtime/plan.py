@@ -33,6 +33,7 @@ class Plan:
         samples: of each of the caller's rows; each is a row here (``record/samples.py``).
         positions: which of all rows they are, where the run has not all of them.
         price: of the model's tokens, for a budget in dollars.
+        answered: the model has replied to other rows of the call, in an earlier run.
     """
 
     task: ModelTask | CallableTask
@@ -46,6 +47,7 @@ class Plan:
     samples: int = 1
     positions: Sequence[int] | None = None
     price: Price | None = None
+    answered: bool = False
 
     @property
     def todo(self) -> Iterable[int]:
