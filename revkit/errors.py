@@ -252,10 +252,7 @@ class ModelMissing(ServerError):
 
 
 class AccessDenied(ServerError):
-    """The server did not accept the key (401) or its rights (403).
-
-    A 403 may be about one row's text, so ``denied`` is set, and the run decides.
-    """
+    """The server did not accept the key (401), or denied it this request (403)."""
 
     ends_run = True
 

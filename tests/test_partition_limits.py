@@ -41,7 +41,9 @@ def limits(report_now: Reports | None = None, **given: Any) -> PartitionLimits:
 
 
 def end(limits: PartitionLimits, row: int, outcome: Outcome, *, at: float) -> None:
-    limits.settled(Attempt(row, 1, 0), outcome, start=at - 1, end=at, running=1)
+    limits.settled(Attempt(row, 1, 0), outcome, end=at)
+    if outcome is not CANCELLED:
+        limits.learn(outcome, start=at - 1, end=at, running=1)
 
 
 def test_nothing_starts_without_a_share_or_above_max_workers() -> None:

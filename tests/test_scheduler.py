@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from examples import examples
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -49,8 +49,16 @@ OUTCOMES: list[Any] = [
 ]
 
 
+def is_trouble(outcome: Any) -> bool:
+    asks = outcome.status == 429 and bool(outcome.pause)
+    return outcome.transient and not asks and outcome.status not in (409,)
+
+
 class Histories(RuleBasedStateMachine):
-    """Workers take and settle in any order while time passes; the oracle says what must happen."""
+    """Workers take and settle in any order while time passes; the oracle says what must happen.
+
+    The server is never away here: ``test_outage.py`` has histories of that.
+    """
 
     @initialize(
         rows=st.lists(st.integers(0, 30), unique=True, max_size=12),
@@ -87,8 +95,11 @@ class Histories(RuleBasedStateMachine):
             max_failures=self.max_failures,
             fail_fast=fail_fast,
             chance=lambda: chance,
+            decided=lambda fact: self.decided.append(fact.fact),
         )
         self.now = 100.0
+        # what the scheduler says of rows that were parked
+        self.decided: list[Any] = []
         self.rows, self.max_workers = list(rows), max_workers
         # batches that are added later, with row numbers of their own
         self.later = [[100 + 10 * i + row for row in set(some)] for i, some in enumerate(later)]
@@ -98,6 +109,12 @@ class Histories(RuleBasedStateMachine):
         self.again: dict[int, tuple[float, int, Failure]] = {}
         self.running: dict[int, Attempt] = {}
         self.settled: dict[int, Decision] = {}
+        # rows whose last attempt is undecided, and when it ended
+        self.parked: dict[int, float] = {}
+        # when what runs has started, and what shows that the server may be away
+        self.started: dict[int, float] = {}
+        self.alive = False
+        self.troubled: set[int] = set()
         # what a row has behind it
         self.began: dict[int, float] = {}
         self.failures: Counter[int] = Counter()
@@ -138,6 +155,7 @@ class Histories(RuleBasedStateMachine):
             else:
                 assert step == Attempt(self.waiting.pop(0), 1, worker)
             self.running[step.row] = step
+            self.started[step.row] = self.now
         elif isinstance(step, float):
             assert self.now < step == when
         elif step is WAIT:
@@ -157,6 +175,7 @@ class Histories(RuleBasedStateMachine):
         self.rows += rows
         self.waiting += rows
         self.scheduler.add(rows, more=bool(self.later))
+        self.decide_the_rest()
 
     @precondition(lambda self: self.uncommitted)
     @rule(data=st.data())
@@ -173,6 +192,8 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=st.sampled_from(OUTCOMES))
     def settle(self, data: st.DataObject, outcome: Any) -> None:
         row = data.draw(st.sampled_from(sorted(self.running)))
+        if isinstance(outcome, Failure) and is_trouble(outcome) and self.alive:
+            assume(len({*self.troubled, row}) < max(3, len(self.running) + self.uncommitted))
         attempt = self.running.pop(row)
         decision = self.scheduler.settle(attempt, outcome, self.now)
         if outcome is GOOD or outcome is CANCELLED:
@@ -180,7 +201,12 @@ class Histories(RuleBasedStateMachine):
             self.uncommitted += self.commits and outcome is GOOD
             self.doubtful.discard(row)
             self.settled[row] = decision
+            if outcome is GOOD:
+                self.life(row)
+            self.decide_the_rest()
             return
+        if outcome.status in (401, 409):
+            self.life(row)
         if outcome.ends_run:
             self.note_stop(StopKind.FATAL, cancels=True)
         asks = outcome.status in (429, 503) and bool(outcome.pause)
@@ -188,7 +214,17 @@ class Histories(RuleBasedStateMachine):
             self.paused_until = max(self.paused_until, self.now + outcome.pause)
             if outcome.pause > self.retry.max_pause:
                 self.note_stop(StopKind.PAUSE, cancels=False)
-        when = None if self.stopped is not None else self.next_try(row, outcome, asks)
+        was_stopped = self.stopped is not None
+        when = None if was_stopped else self.next_try(row, outcome, asks)
+        if is_trouble(outcome) and self.alive and not was_stopped:
+            used_up = when is None
+            if outcome.status != 429 or used_up:
+                self.troubled.add(row)
+            if used_up and (self.waiting or self.again or self.running or self.later):
+                assert decision is Decision.PARK
+                self.doubtful.discard(row)
+                self.parked[row] = self.now
+                return
         if when is not None:
             assert decision is Decision.RETRY
             self.doubtful.add(row)
@@ -196,7 +232,30 @@ class Histories(RuleBasedStateMachine):
             return
         assert decision is Decision.FAIL
         self.doubtful.discard(row)
-        self.settled[row] = decision
+        self.fail(row)
+        self.decide_the_rest()
+
+    def life(self, row: int) -> None:
+        """The server has answered: what began after a parked row's last attempt decides it."""
+        self.alive = True
+        self.troubled.clear()
+        for one in [one for one, end in self.parked.items() if end <= self.started[row]]:
+            self.give_up(one)
+
+    def decide_the_rest(self) -> None:
+        if self.all_done():
+            for row in list(self.parked):
+                self.give_up(row)
+        assert not self.decided
+
+    def give_up(self, row: int) -> None:
+        del self.parked[row]
+        fact = self.decided.pop(0)
+        assert (fact.attempt.row, fact.decision) == (row, Decision.FAIL)
+        self.fail(row)
+
+    def fail(self, row: int) -> None:
+        self.settled[row] = Decision.FAIL
         self.failed += 1
         if self.max_failures is not None and self.failed > self.max_failures:
             self.note_stop(StopKind.FAILURES, cancels=self.fail_fast)
@@ -240,7 +299,7 @@ class Histories(RuleBasedStateMachine):
         if not hasattr(self, "rows"):
             return
         assert {one.attempt.row for one in self.scheduler.running} == set(self.running)
-        places = [*self.waiting, *self.again, *self.running, *self.settled]
+        places = [*self.waiting, *self.again, *self.running, *self.parked, *self.settled]
         assert sorted(places) == sorted(self.rows)
         assert len(self.running) <= self.max_workers
         stopped = self.scheduler.stopped
@@ -287,6 +346,7 @@ class Histories(RuleBasedStateMachine):
             self.uncommitted += self.commits
         else:
             raise AssertionError("the scheduler never says that it is done")
+        self.settled |= {fact.attempt.row: fact.decision for fact in self.decided}
         if self.stopped is None:
             assert not self.running
             assert sorted(self.settled) == sorted(self.rows)

@@ -19,6 +19,7 @@ from .prepare import prepare
 if TYPE_CHECKING:
     from ..display.progress import Bar
     from ..record.totals import Totals
+    from ..scheduling.events import Away
 
 __all__ = ["CHUNK_ROWS", "LEAVE_OUT", "ChunkedRun", "check_chunk_rows"]
 
@@ -62,6 +63,9 @@ class ChunkedRun:
         self._counts = PromptCounts()
         self.settled = self._done = 0
         self.failed = self.succeeded = self.from_store = self.tokens = 0
+        # The bar moves when a row is settled, and none is while the server is away.
+        self.ended = 0.0
+        self.away: Away | None = None
         self._chunks = 0
         self._wall_s = 0.0
         self._last: ParallelResult | None = None

@@ -182,7 +182,8 @@ def _what_is_left(call: Prepared, record: Record) -> tuple[Plan, list[int]]:
         for row, status in enumerate(record.status)
         if status is not Status.OK and row not in plan.refused
     ]
-    again = plan.only(rows)
+    answered = Status.OK in record.status
+    again = dataclasses.replace(plan.only(rows), answered=answered)
     cancel = again.options.limits.cancel
     if cancel is not None and cancel.cancelled:  # it has done what it was for
         again = dataclasses.replace(again, options=again.options.replace(cancel=None))

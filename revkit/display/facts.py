@@ -247,6 +247,9 @@ def latency(result: RunFacts) -> list[Line]:
 def time_on_hold(metrics: Metrics) -> str:
     """For how long nothing could be started, and why; empty where that never happened."""
     parts = []
+    if metrics.outages:
+        times = "" if metrics.outages == 1 else f" {metrics.outages} times"
+        parts.append(f"server away{times}, {duration(metrics.away_s)}")
     if metrics.pauses:
         pauses = plural(metrics.pauses, "pause")
         parts.append(f"{pauses} of the server, {duration(metrics.paused_s)}")

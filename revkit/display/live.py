@@ -26,6 +26,7 @@ from ..record.record import DECISIONS
 from ..scheduling.events import Decision, Status
 from . import duration, harmless
 from .progress import bar, in_kernel, is_disabled
+from .words import outage
 
 if TYPE_CHECKING:
     from ..record.record import Record
@@ -161,6 +162,8 @@ class Live:
             share = rows[status] / max(1, self._total)
             parts.append(f'<div class="revkit-{status}" style="width:{share:.2%}"></div>')
         parts.append("</div>")
+        if record.away is not None and record.stopped is None:
+            parts.append(f"<p>{outage(record.away, record.ended)}</p>")
         if record.stopped is not None:
             parts.append(f"<p>stopped: {escape(harmless(record.stopped.reason, 500))}</p>")
         parts += [f"<p>{escape(line)}</p>" for line in _errors(record)]

@@ -20,7 +20,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .words import outage
+
+if TYPE_CHECKING:
+    from ..scheduling.events import Away
 
 __all__ = ["Bar", "bar", "in_kernel", "is_disabled"]
 
@@ -34,6 +39,8 @@ class HowFar(Protocol):
     failed: int
     from_store: int
     tokens: int
+    ended: float
+    away: Away | None
 
 
 class Bar:
@@ -77,6 +84,7 @@ class Bar:
         parts = [f"{record.failed:,} failed"]
         parts += [f"{record.from_store:,} from the store"] if record.from_store else []
         parts += [f"{record.tokens:,} tokens"] if record.tokens else []
+        parts += [outage(record.away, record.ended)] if record.away is not None else []
         self._drawn.set_postfix_str(", ".join(parts), refresh=False)
 
 

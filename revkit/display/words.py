@@ -6,8 +6,12 @@ import math
 import sys
 import textwrap
 import unicodedata
+from typing import TYPE_CHECKING
 
 from ..errors import one_line
+
+if TYPE_CHECKING:
+    from ..scheduling.events import Away
 
 __all__ = [
     "COLUMNS",
@@ -17,6 +21,7 @@ __all__ = [
     "duration",
     "harmless",
     "number",
+    "outage",
     "plural",
     "printable",
     "rows_of",
@@ -52,6 +57,22 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours:,} h {minutes:02d} min"
+
+
+def outage(away: Away, now: float) -> str:
+    """That the server is away, since when, and when it is probed again.
+
+    >>> from revkit.scheduling.events import Away
+    >>> outage(Away(since=10.0, next_probe=26.0), now=22.0)
+    'server away for 12 s, next try in 4 s'
+    >>> outage(Away(since=10.0, next_probe=26.0), now=26.1)
+    'server away for 16 s, trying now'
+    """
+    left = away.next_probe - now
+    then = f"next try in {math.ceil(left)} s" if left > 0 else "trying now"
+    since = max(0, math.floor(now - away.since))
+    shown = f"{since} s" if since < 60 else duration(since)
+    return f"server away for {shown}, {then}"
 
 
 def dollars(usd: float) -> str:

@@ -12,7 +12,16 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..record.record import DECISIONS, SOURCES, Record
-from ..scheduling.events import CANCELLED, Attempted, Decision, Failure, Held, Started, Status
+from ..scheduling.events import (
+    CANCELLED,
+    Attempted,
+    Decided,
+    Decision,
+    Failure,
+    Held,
+    Started,
+    Status,
+)
 
 __all__ = ["Data", "EventStream", "Send", "SendAll"]
 
@@ -59,12 +68,15 @@ class EventStream:
         """The run starts; ``facts`` are what is known of it."""
         self._send("parallel.start", at, {"item_count": self._record.total, **facts})
 
-    def take(self, fact: Started | Held | Attempted) -> None:
+    def take(self, fact: Started | Held | Attempted | Decided) -> None:
         """Something happened to an attempt."""
         if isinstance(fact, Started):
             self._send("worker.start", fact.start, partial(self._of, fact))
         elif isinstance(fact, Held):
             self._send("worker.limited", fact.start, partial(self._held, fact))
+        elif isinstance(fact, Decided):
+            if (again := fact.fact.again) is not None:
+                self._send("worker.retry", again, partial(self._retried, fact.fact, again))
         else:
             self._attempts[fact.attempt.row] = fact.attempt.number
             self._send("worker.complete", fact.end, partial(self._ended, fact))

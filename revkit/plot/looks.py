@@ -33,6 +33,7 @@ HOLDS = {
     "pause": Look("#cc6a1f", "\\\\\\", "paused by the server"),
     "rate_limit": Look("#7d64c8", "---", "rate limit"),
     "budget": Look("#777777", "xxx", "budget"),
+    "outage": Look("#b03a5b", "++", "server away"),
 }
 
 

@@ -82,6 +82,8 @@ class Metrics:
         samples: of each row; 1 where rows are not repeated.
         cut_off: rows that failed because their reply was cut off at a limit of tokens.
         truncated: rows whose text was cut there, and kept (``truncated="keep"``).
+        outages: times that the server was away in the middle of the run.
+        away_s: seconds that they lasted.
     """
 
     total: int
@@ -108,6 +110,8 @@ class Metrics:
     samples: int = 1
     cut_off: int = 0
     truncated: int = 0
+    outages: int = 0
+    away_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +247,9 @@ def metrics(record: Record) -> Metrics:
     concurrency = busy / wall if known else float("nan")
     done = record.total - counts[Status.NOT_STARTED] - counts[Status.CANCELLED]
     pauses = [hold for hold in record.holds if hold.kind is HoldKind.PAUSE]
-    limits = [hold for hold in record.holds if hold.kind is not HoldKind.PAUSE]
+    outages = [hold for hold in record.holds if hold.kind is HoldKind.OUTAGE]
+    others = (HoldKind.PAUSE, HoldKind.OUTAGE)
+    limits = [hold for hold in record.holds if hold.kind not in others]
     return Metrics(
         total=record.total,
         succeeded=counts[Status.OK],
@@ -272,6 +278,8 @@ def metrics(record: Record) -> Metrics:
         limit=record.limits[-1][1] if record.limits else None,
         engine=record.engine,
         samples=record.samples,
+        outages=len(outages),
+        away_s=math.fsum(hold.end - hold.start for hold in outages),
         cut_off=cut_off(record),
         truncated=sum(
             reply.truncated and record.status[row] is Status.OK

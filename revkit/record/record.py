@@ -14,14 +14,24 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ..scheduling.events import Attempted, Decision, Failure, Hold, Source, Status, Stop, Success
+from ..scheduling.events import (
+    Attempted,
+    Away,
+    Decision,
+    Failure,
+    Hold,
+    Source,
+    Status,
+    Stop,
+    Success,
+)
 from ..task.chat import Reply
 from .join import Position, join
 
 __all__ = ["DECISIONS", "SOURCES", "Record", "RowResult"]
 
 #: A decision is kept as its place in this list.
-DECISIONS = list(Decision)
+DECISIONS: list[Decision] = [decision for decision in Decision if decision is not Decision.PARK]
 _CODE = {decision: code for code, decision in enumerate(DECISIONS)}
 #: A source is kept as its place in this list; 0 is none.
 SOURCES = list(Source)
@@ -95,6 +105,8 @@ class Record:
         stopped: why the run was stopped before its end, else None.
         stopped_at: when that was, on the same clock.
         holds: when no attempt might start, in order of time, on the same clock.
+        away: since when the server is away, on the same clock; None where it is not, and when the
+            run is over.
         visits: when rows were settled without an attempt, and how many; on the same clock.
         limits: how many attempts were allowed to run from when on; empty where that never changed.
         warnings: what the user is told when the run is over.
@@ -138,6 +150,9 @@ class Record:
         self.stopped: Stop | None = None
         self.stopped_at: float | None = None
         self.holds: list[Hold] = []
+        self.away: Away | None = None
+        #: row whose last attempt is undecided -> the place of that attempt
+        self._parked: dict[int, int] = {}
         self.visits: list[tuple[float, int]] = []
         self.limits: list[tuple[float, int]] = []
         self.warnings: list[str] = []
@@ -160,6 +175,9 @@ class Record:
         self.start.append(start)
         self.end.append(end)
         self.due.append(_NAN if attempt.due is None else attempt.due)
+        if decision is Decision.PARK:  # retried, unless :meth:`decided` says otherwise
+            self._parked[row] = len(self.decision)
+            decision = Decision.RETRY
         self.decision.append(_CODE[decision])
         if isinstance(outcome, Success):
             self.status[row] = Status.OK
@@ -186,6 +204,18 @@ class Record:
         if decision is not Decision.OK:
             self.failed += decision is Decision.FAIL
             self.status[row] = _STATUS[decision]
+        return True
+
+    def decided(self, fact: Attempted) -> bool:
+        """Write down what became of a row that was parked; says whether it is settled by it."""
+        row = fact.attempt.row
+        place = self._parked.pop(row)
+        if fact.decision is not Decision.FAIL:
+            return False
+        self.decision[place] = _CODE[Decision.FAIL]
+        self.status[row] = Status.ERROR
+        self.settled += 1
+        self.failed += 1
         return True
 
     def _keep(self, row: int, values: Mapping[str, Any]) -> None:
@@ -238,8 +268,13 @@ class Record:
                 return self.row[at], failure
         return None
 
-    def close(self, *, ended: float, stopped: Stop | None) -> None:
-        """End the record: a row that was to be tried again has failed."""
+    def close(self, *, ended: float, stopped: Stop | None, away: bool = False) -> None:
+        """End the record: a row that was to be tried again has failed.
+
+        Args:
+            away: the server was away in the end. Rows that waited for it count as not started.
+        """
+        self.away = None
         self.ended = ended
         self.stopped = stopped
         if stopped is not None:
@@ -247,8 +282,11 @@ class Record:
         self.holds = [
             hold._replace(end=min(hold.end, ended)) for hold in self.holds if hold.start < ended
         ]
-        for row in self.failures:  # it was to be tried again when the run was stopped
-            if self.status[row] is Status.NOT_STARTED:
+        waiting = [row for row in self.failures if self.status[row] is Status.NOT_STARTED]
+        for row in waiting:  # it was to be tried again when the run was stopped
+            if away:
+                del self.failures[row]
+            else:
                 self.status[row] = Status.ERROR
 
     def name(self, row: int) -> str:

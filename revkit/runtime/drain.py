@@ -17,6 +17,7 @@ from ..record.record import Record, RowResult
 from ..scheduling.events import (
     CANCELLED,
     Attempted,
+    Decided,
     Decision,
     Held,
     Started,
@@ -79,8 +80,9 @@ class Drain:
         self._scheduler = scheduler
         self._clock: Callable[[], float] = time.monotonic
         record.began = self._clock()
-        self._facts: deque[Started | Held | Attempted | Ended] = deque()
+        self._facts: deque[Started | Held | Attempted | Decided | Ended] = deque()
         self.emit = self._facts.append
+        scheduler.decided = self.emit
         #: what was collected and is to be reported
         self._settled: list[Attempted] = []
         self._is_closed = False
@@ -168,6 +170,8 @@ class Drain:
                 break
             if events is not None and heard:
                 events.take(fact)
+            if isinstance(fact, Decided) and record.decided(fact.fact) and reports:
+                self._settled.append(fact.fact)
             if not isinstance(fact, Attempted):
                 continue
             if record.attempted(fact) and reports:
@@ -187,7 +191,9 @@ class Drain:
         record, store, events = self.record, self._store, self._events
         record.stopped = self._scheduler.stopped  # a cancelled row says why
         if events is not None:
-            events.report(settles=store is None)  # with a store: when it is committed
+            events.report(
+                self._clock(), settles=store is None
+            )  # with a store: when it is committed
             if store is not None and (committed := store.committed()) is not None:
                 events.stored(self._clock(), replies=committed[0], seconds=committed[1])
             if not events.is_heard:
@@ -246,6 +252,7 @@ class Drain:
         if self._is_closed or not self._progress.is_shown:
             return
         record.holds, record.limits = self._scheduler.holds, self._scheduler.limits
+        record.away = self._scheduler.away
         record.ended = self._clock()  # so far
         self._progress.show()
 
@@ -271,7 +278,8 @@ class Drain:
         if crash is not None and (scheduler.stopped is None or isinstance(crash, Exception)):
             record.ended_by = crash
         self._is_closed = True
-        record.close(ended=ended, stopped=scheduler.stopped)
+        away = scheduler.away is not None
+        record.close(ended=ended, stopped=scheduler.stopped, away=away)
         if self._store is not None:
             self._store.close()
             self._settle(self._store.end(), [])

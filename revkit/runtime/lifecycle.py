@@ -116,6 +116,7 @@ class Run:
                 max_failures=failures.limit(plan.total),
                 fail_fast=failures.fail_fast,
                 failed=len(plan.refused),
+                answered=plan.answered,
                 throttle=wiring.throttle(),
             )
             self.drain = Drain(wiring, self.scheduler, wake, ahead, may_wait=may_wait)

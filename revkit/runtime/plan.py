@@ -37,6 +37,7 @@ class Plan:
         positions: which of all rows they are, where the run has not all of them.
         price: of the model's tokens, for a budget in dollars.
         draws: numbers the rows that have one prompt; None: they share its reply.
+        answered: the model has replied to other rows of the call, in an earlier run.
     """
 
     task: ModelTask | CallableTask
@@ -51,6 +52,7 @@ class Plan:
     positions: Sequence[int] | None = None
     price: Price | None = None
     draws: Draws | PartitionDraws | None = None
+    answered: bool = False
 
     @property
     def todo(self) -> Iterable[int]:

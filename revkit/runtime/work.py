@@ -138,6 +138,7 @@ class Failures:
                 pause=error.pause,
                 sent=error.sent,
                 ends_run=error.ends_run,
+                denied=error.denied,
                 cause=error,
             )
         text = None if unfit is None else unfit.text

@@ -7,5 +7,9 @@ accounts   the arithmetic of budgets
 limits     RateLimit and Budget, which runs share
 adaptive   finds how many attempts may run, by their effect on the server's throughput
 throttle   the limits of one run: whether an attempt may start now
+holds      when nothing might start, and why
+access     whether a 403 is one row's error or ends the run
+outage     whether the server is away, and how it is probed
+unsettled  rows that have failed so far: to be tried again, or parked
 scheduler  hands out attempts, and decides about their outcomes
 """

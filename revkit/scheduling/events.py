@@ -20,7 +20,9 @@ __all__ = [
     "OVERLOADED",
     "Attempt",
     "Attempted",
+    "Away",
     "Cancelled",
+    "Decided",
     "Decision",
     "Failure",
     "Held",
@@ -59,12 +61,17 @@ class Source(StrEnum):
 
 
 class Decision(StrEnum):
-    """The scheduler's decision about an attempt; its values are those of ``run.attempts``."""
+    """The scheduler's decision about an attempt; its values are those of ``run.attempts``.
+
+    There is no :attr:`PARK` there: each such attempt is retried or failed in the end.
+    """
 
     OK = "ok"
     RETRY = "retried"
     FAIL = "failed"
     CANCEL = "cancelled"
+    #: undecided: whether the row has failed depends on whether the server is away
+    PARK = "parked"
 
 
 class Attempt(NamedTuple):
@@ -98,6 +105,7 @@ class Failure(NamedTuple):
         pause: seconds after which the server lets this request be repeated, or None.
         sent: a request went out, which may have been billed.
         ends_run: every other row must fail in the same way.
+        denied: the server denied access (403), which may be about this row's text alone.
         cause: the exception, without its traceback but for the first one of a run.
     """
 
@@ -111,6 +119,7 @@ class Failure(NamedTuple):
     pause: float | None = None
     sent: bool = True
     ends_run: bool = False
+    denied: bool = False
     cause: BaseException | None = None
 
     def __str__(self) -> str:
@@ -139,6 +148,7 @@ class StopKind(StrEnum):
     FAILURES = "failures"  #: ``fail_fast`` or ``max_failures``
     FATAL = "fatal"  #: a failure that every other row would share
     PAUSE = "pause"  #: the server asked for a longer pause than ``Retry.max_pause``
+    OUTAGE = "outage"  #: the server was away for longer than ``Retry.max_outage``
     BUDGET = "budget"  #: the budget has no room for another attempt
     TIMEOUT = "timeout"
     CANCELLED = "cancelled"  #: by a CancelToken
@@ -185,9 +195,24 @@ class Attempted(NamedTuple):
     again: float | None = None  #: when the row is due to be tried again, if it is
 
 
+class Decided(NamedTuple):
+    """What became of a row that was parked."""
+
+    #: its last attempt, now with the decision: it is retried, or it has failed
+    fact: Attempted
+
+
+class Away(NamedTuple):
+    """The server is away. Times are on the engine's clock."""
+
+    since: float
+    next_probe: float
+
+
 class HoldKind(StrEnum):
     """The reason of a hold."""
 
+    OUTAGE = "outage"  #: the server is away
     PAUSE = "pause"  #: the server asked for it
     RATE_LIMIT = "rate_limit"
     BUDGET = "budget"  #: attempts in flight have reserved the rest

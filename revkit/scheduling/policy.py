@@ -19,12 +19,17 @@ class Retry:
     that does not fit the task is retried once, and the model is shown the error. A 429 or 503 that
     asks for a pause makes *all* workers pause. The last two do not use up an attempt.
 
+    When the server is away in the middle of a run, the run waits: it probes the server with single
+    requests, and no row uses up an attempt.
+
     Args:
         attempts: most attempts at one row, the first included; 1 never retries.
         initial: upper limit of the first wait, in seconds; it doubles with each attempt.
         maximum: upper limit of every wait, in seconds.
         max_pause: longest pause that a server may ask for, in seconds; a longer one ends the run.
-        max_elapsed: seconds after its first attempt in which a row may be retried.
+        max_elapsed: seconds after its first attempt in which a row may be retried; the time in
+            which the server was away does not count.
+        max_outage: seconds for which the server may be away; after them the run is stopped.
 
     Raises:
         UsageError: a number that is impossible.
@@ -38,10 +43,11 @@ class Retry:
     maximum: float = 30.0
     max_pause: float = 60.0
     max_elapsed: float = 600.0
+    max_outage: float = 600.0
 
     def __post_init__(self) -> None:
         check_count(self.attempts, f"Retry(attempts={self.attempts!r})")
-        for name in ("initial", "maximum", "max_pause", "max_elapsed"):
+        for name in ("initial", "maximum", "max_pause", "max_elapsed", "max_outage"):
             seconds = getattr(self, name)
             number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
             if not (number and seconds >= 0):

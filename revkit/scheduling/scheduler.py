@@ -6,12 +6,15 @@ time to ask again, :data:`WAIT` or :data:`DONE`; :meth:`Scheduler.settle` decide
 argument, in seconds. An engine calls it from one place at a time: under a lock, or on its loop's
 thread.
 
-A row is in exactly one of four places:
+A row is in exactly one of five places:
 
     waiting to be started -> running -> settled
-                               ^  |
-                               |  v
-                             to be tried again
+                               ^  |        ^
+                               |  v        |
+                  to be tried again <- parked
+
+A row is parked whose last attempt failed in a way that may be the server's fault: if the server
+turns out to be away (:mod:`revkit.scheduling.outage`) the row is tried again, else it has failed.
 
 With a store, a good reply holds its place among the running until it is committed. So a kill of the
 process loses at most ``max_workers`` calls.
@@ -20,17 +23,20 @@ process loses at most ``max_workers`` calls.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
+from .access import Access
 from .events import (
     CANCELLED,
     Attempt,
     Attempted,
+    Away,
+    Decided,
     Decision,
     Failure,
     Held,
@@ -40,9 +46,11 @@ from .events import (
     Started,
     Stop,
     StopKind,
-    Success,
 )
+from .holds import Holds
+from .outage import Outage, Sign, is_timeout, sign_of
 from .policy import Retry, failure_stop
+from .unsettled import Trouble, Unsettled
 
 if TYPE_CHECKING:
     from .throttle import Throttle
@@ -60,20 +68,7 @@ WAIT: Final = _Word.WAIT
 #: Nothing to take any more.
 DONE: Final = _Word.DONE
 
-#: Seconds: a worker that asks again is a little late.
-_SAME_HOLD = 0.02
-
 Step = Attempt | float | Literal[_Word.WAIT, _Word.DONE]
-
-
-@dataclass(slots=True)
-class _Trouble:
-    """The history of a row that has failed."""
-
-    began: float  #: when its first attempt ended
-    failures: int = 0  #: those that count against ``Retry.attempts``
-    again: float | None = None  #: when it is due to be retried
-    correction: Failure | None = None  #: shown to the model in the next attempt
 
 
 class Scheduler:
@@ -88,13 +83,14 @@ class Scheduler:
         max_failures: the run is stopped when more rows than this have failed; None: never.
         fail_fast: a stop for failures cancels what is running.
         failed: rows that have failed before any was started.
+        answered: the model has replied to rows like these, in an earlier run.
         throttle: limits that may have a row wait; None: there are none but ``max_workers``.
         listener: receives each attempt that starts, and each row that is held; None: nobody does.
+        decided: receives what became of each row that was parked.
         chance: random numbers, uniform in [0, 1).
 
     Attributes:
         stopped: why the run was stopped, None while it goes on.
-        holds: when no attempt might start though there was a place for it, in order of time.
     """
 
     def __init__(
@@ -108,8 +104,10 @@ class Scheduler:
         max_failures: int | None = None,
         fail_fast: bool = False,
         failed: int = 0,
+        answered: bool = False,
         throttle: Throttle | None = None,
         listener: Callable[[Started | Held], None] | None = None,
+        decided: Callable[[Decided], object] = lambda fact: None,
         chance: Callable[[], float] = random.random,
     ):
         #: what is left of the rows to be started, batch after batch
@@ -123,21 +121,19 @@ class Scheduler:
         self._retry = Retry() if retry is None else retry
         self._max_failures = max_failures
         self._fail_fast = fail_fast
-        self._failed = failed
+        self._failures = failed
         self._throttle = throttle
         self.listener = listener
+        self.decided = decided
         self._chance = chance
-        #: (when, row, number of the next attempt, why the last one did not do), earliest first
-        self._again: list[tuple[float, int, int, Failure]] = []
-        #: only rows that are to be tried again, or are running once more
-        self._trouble: dict[int, _Trouble] = {}
+        self._unsettled = Unsettled(self._retry.attempts)
         #: by row, what is running and since when; ``len`` never exceeds ``max_workers``
         self._running: dict[int, tuple[Attempt, float]] = {}
         #: nothing is started before this time, because the server asked for a pause
-        self._paused_until = float("-inf")
-        self.holds: list[Hold] = []
-        #: the row that is held now, and the kind of the hold
-        self._held: tuple[int, HoldKind] | None = None
+        self._paused_until = -math.inf
+        self._holds = Holds()
+        self._outage = Outage(self._retry)
+        self._access = Access(max_workers, answered=answered)
         self.stopped: Stop | None = None
         self._count_failures(0)
 
@@ -148,35 +144,46 @@ class Scheduler:
             An attempt; the time at which there may be one, if no other change comes first; or
             :data:`WAIT` or :data:`DONE`.
         """
+        outage = self._outage
+        if outage.is_away and now >= outage.deadline and self.stopped is None:
+            self.stopped = outage.stop()
         if self.stopped is not None:
             return DONE
         if self.room <= 0:
-            return WAIT
-        again = bool(self._again) and self._again[0][0] <= now
+            return outage.deadline if outage.deadline < math.inf else WAIT
+        again = bool(self._unsettled.again) and self._unsettled.again[0][0] <= now
+        if again and outage.is_away and len(self._unsettled.again) == 1 and self._may_start():
+            again = not outage.was_probed(self._unsettled.again[0][1])  # another row each time
         if not again and not self._may_start():
-            if self._again:
-                return max(self._again[0][0], self._paused_until)
-            return WAIT if self._running or self._more or self._has_next() else DONE
-        row = self._again[0][1] if again else self._next
+            if self._unsettled.again:
+                return min(max(self._unsettled.again[0][0], self._not_before), outage.deadline)
+            if not (self._running or self._more or self._has_next()):
+                return DONE
+            return outage.deadline if outage.deadline < math.inf else WAIT
+        row = self._unsettled.again[0][1] if again else self._next
         assert row is not None
-        if now < self._paused_until:
-            return self._hold(HoldKind.PAUSE, row, worker, now, self._paused_until)
+        if now < self._paused_until or now < outage.next_probe:
+            kind = HoldKind.OUTAGE if outage.is_away else HoldKind.PAUSE
+            return self._hold(kind, row, worker, now, self._not_before)
         if self._throttle is not None:
-            refused = self._throttle.admit(row, self._again[0][3] if again else None, now)
+            refused = self._throttle.admit(row, self._unsettled.again[0][3] if again else None, now)
             if isinstance(refused, Stop):
                 self.stopped = refused.after(self.stopped)
                 return DONE
             if refused is not None:
-                return self._hold(refused.why, row, worker, now, refused.until)
-        if self._held is not None:
-            self._end_hold(now)
+                kind = HoldKind.OUTAGE if outage.is_away else refused.why
+                return self._hold(kind, row, worker, now, min(refused.until, outage.deadline))
+        if self._holds.is_on:
+            self._holds.release(now)
         if again:
-            due, _, number, failure = heapq.heappop(self._again)
+            due, _, number, failure = heapq.heappop(self._unsettled.again)
             attempt = Attempt(row, number, worker, failure, due)
         else:
             self._next = None
             attempt = Attempt(row, 1, worker)
         self._running[row] = attempt, now
+        if outage.is_narrow:
+            outage.started(row)
         if self.listener is not None:
             self.listener(Started(attempt, now))
         return attempt
@@ -186,6 +193,7 @@ class Scheduler:
         self._batches.append(iter(rows))
         self._more = more
         self._has_next()
+        self._decide_the_rest()
 
     def committed(self, replies: int) -> None:
         """So many good replies cannot be lost any more."""
@@ -194,6 +202,10 @@ class Scheduler:
     def failed_without(self, rows: int) -> None:
         """So many rows have failed without an attempt of their own."""
         self._count_failures(rows)
+
+    def answered(self) -> None:
+        """The store holds a reply to a row of this run."""
+        self._access.know()
 
     def settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Decision:
         """Decide what the outcome of a running attempt means.
@@ -205,38 +217,80 @@ class Scheduler:
     def account(self, attempt: Attempt, start: float, outcome: Outcome, now: float) -> Attempted:
         """:meth:`settle`, as the fact that a worker reports; ``start``: when it began its work."""
         decision = self._settle(attempt, outcome, now)
-        again = self._trouble[attempt.row].again if decision is Decision.RETRY else None
-        return Attempted(attempt, start, now, outcome, decision, again)
+        again = self._unsettled.trouble[attempt.row].again if decision is Decision.RETRY else None
+        fact = Attempted(attempt, start, now, outcome, decision, again)
+        if decision is Decision.PARK:
+            self._unsettled.parked[attempt.row] = fact
+        elif self._unsettled.parked:
+            self._decide_the_rest()
+        return fact
 
     def _settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Decision:
-        row = attempt.row
-        if self._throttle is not None:
-            self._throttle.settled(
-                attempt,
-                outcome,
-                start=self._running[row][1],
-                end=now,
-                running=len(self._running) + self._uncommitted,
-            )
+        row, outage, throttle = attempt.row, self._outage, self._throttle
+        start, running = self._running[row][1], len(self._running) + self._uncommitted
+        if throttle is not None:
+            throttle.settled(attempt, outcome, end=now)
         del self._running[row]
         self._has_next()  # so that a stop, which looks at no row, finds all done where it is
-        if isinstance(outcome, Success) or outcome is CANCELLED:
-            if self._trouble:
-                self._trouble.pop(row, None)
-            if outcome is CANCELLED:
-                return Decision.CANCEL
-            self._uncommitted += self._commits
-            return Decision.OK
-        if outcome.ends_run:
-            self.stopped = Stop(StopKind.FATAL, str(outcome), cancels=True).after(self.stopped)
-        when = self._next_try(attempt, outcome, now)
+        if outcome is CANCELLED:
+            self._unsettled.trouble.pop(row, None)
+            outage.ended(row)
+            return Decision.CANCEL
+        if isinstance(outcome, Failure):
+            return self._failed(attempt, outcome, start, now, running)
+        if self._unsettled.trouble:
+            self._unsettled.trouble.pop(row, None)
+        self._uncommitted += self._commits
+        if not self._access.is_granted:
+            self._access.reply()
+        if not outage.is_calm or self._unsettled.parked:
+            self._see_life(row, start, now)
+        if throttle is not None and not outage.is_narrow:
+            throttle.learn(outcome, start=start, end=now, running=running)
+        return Decision.OK
+
+    def _failed(
+        self, attempt: Attempt, failure: Failure, start: float, now: float, running: int
+    ) -> Decision:
+        """Decide what becomes of a row whose attempt has failed."""
+        row, outage, sign = attempt.row, self._outage, sign_of(failure)
+        if failure.reply is not None:
+            self._access.reply()
+        if sign is Sign.LIFE:
+            self._see_life(row, start, now)
+        if failure.denied:
+            if self._access.deny():
+                self._end(self._access.reason(str(failure)))
+        elif failure.ends_run:
+            self._end(str(failure))
+        can_park = False
+        if failure.transient and sign is not Sign.LIFE and outage.covers(start):
+            outage.lasts(row, failure, now)
+            when = self._hold_over(row, failure, now)
+        else:
+            before = self._unsettled.trouble[row].failures if row in self._unsettled.trouble else 0
+            when = self._next_try(attempt, failure, now)
+            if sign is not Sign.TROUBLE or self.stopped is not None:
+                outage.ended(row)
+            else:
+                trouble = self._unsettled.trouble[row]
+                if not is_timeout(failure):
+                    trouble.forgivable += trouble.failures - before
+                if trouble.epoch is None:
+                    trouble.epoch = outage.epoch
+                can_park = outage.is_alive
+                if outage.trouble(
+                    row, failure, now, epoch=trouble.epoch, running=running, last=when is None
+                ):
+                    when, can_park = self._suspend(row, when, failure, now), False
+            self._learn(row, failure, start, now, running)
         if when is not None:
-            trouble = self._trouble[row]
-            trouble.again = when
-            previous = trouble.correction or outcome
-            heapq.heappush(self._again, (when, row, attempt.number + 1, previous))
+            self._unsettled.trouble[row].again = when if self.stopped is None else None
+            self._unsettled.retry(attempt, failure, when)
             return Decision.RETRY
-        self._trouble.pop(row, None)
+        if can_park and not self._is_rest():
+            return Decision.PARK
+        self._unsettled.trouble.pop(row, None)
         self._count_failures(1)
         return Decision.FAIL
 
@@ -255,14 +309,15 @@ class Scheduler:
         change. A limit may still have it wait on.
         """
         if self.stopped is not None:
-            return float("-inf")
+            return -math.inf
+        deadline = self._outage.deadline
         if self.room <= 0:
-            return float("inf")
+            return deadline
         if self._may_start():
-            return self._paused_until
-        if self._again:
-            return max(self._again[0][0], self._paused_until)
-        return float("-inf") if self._is_done() else float("inf")
+            return min(self._not_before, deadline)
+        if self._unsettled.again:
+            return min(max(self._unsettled.again[0][0], self._not_before), deadline)
+        return -math.inf if self._is_done() else deadline
 
     def close(self) -> None:
         """The run is over, whatever is still running."""
@@ -280,10 +335,29 @@ class Scheduler:
         return [Started(attempt, start) for attempt, start in list(self._running.values())]
 
     @property
+    def holds(self) -> list[Hold]:
+        """When no attempt might start though there was a place for it, in order of time."""
+        return self._holds.spans
+
+    @property
+    def away(self) -> Away | None:
+        """Since when the server is away; None while it is not."""
+        return self._outage.away
+
+    @property
     def room(self) -> int:
         """How many attempts more might run, 0 or fewer where there is no place for another one."""
-        limit = self._max_workers if self._throttle is None else self._throttle.limit
-        return limit - len(self._running) - self._uncommitted
+        room = self._limit - len(self._running) - self._uncommitted
+        return min(room, self._outage.room) if self._outage.is_narrow else room
+
+    @property
+    def _limit(self) -> int:
+        return self._max_workers if self._throttle is None else self._throttle.limit
+
+    @property
+    def _not_before(self) -> float:
+        """Nothing starts before this time: the server pauses, or is away."""
+        return max(self._paused_until, self._outage.next_probe)
 
     def _has_next(self) -> bool:
         """Whether there is a row that was never started; looks at it."""
@@ -297,9 +371,10 @@ class Scheduler:
         """Whether a row may be started that never was.
 
         None is while so many rows have failed, or have failed so far and are tried again, that
-        the run might have to stop for them: else most rows would have failed by then.
+        the run might have to stop for them: else most rows would have failed by then. Parked rows
+        do not count: only other rows can show whether they have failed.
         """
-        doubtful = self._failed + len(self._trouble)
+        doubtful = self._failures + len(self._unsettled.trouble) - len(self._unsettled.parked)
         if self._max_failures is not None and doubtful > self._max_failures:
             return False
         return self._has_next()
@@ -307,7 +382,80 @@ class Scheduler:
     def _is_done(self) -> bool:
         # Looks at no row: ``stop`` comes from any thread.
         started = self._next is None and not self._batches
-        return started and not (self._running or self._again or self._more)
+        return started and not (self._running or self._unsettled.again or self._more)
+
+    def _is_rest(self) -> bool:
+        """Whether nothing is left but rows that are parked."""
+        return not (self._running or self._unsettled.again or self._more or self._has_next())
+
+    def _end(self, reason: str) -> None:
+        """Stop the run, for every other row would fail in the same way."""
+        self.stopped = Stop(StopKind.FATAL, reason, cancels=True).after(self.stopped)
+
+    def _hold_over(self, row: int, failure: Failure, now: float) -> float | None:
+        """When a row is tried again whose attempt failed because the server is away."""
+        if failure.run_pause:
+            self._pause(failure, now)
+        trouble = self._unsettled.trouble.setdefault(row, Trouble(began=now))
+        if is_timeout(failure):
+            trouble.failures += 1
+        return now if trouble.failures < self._retry.attempts else None
+
+    def _suspend(self, row: int, when: float | None, failure: Failure, now: float) -> float | None:
+        """The server is away: all rows wait for it, and may have their attempts back.
+
+        Args:
+            row: whose attempt showed it.
+            when: it would be tried again otherwise; None: it would not.
+
+        Returns:
+            When it is tried again, None if it is not.
+        """
+        outage = self._outage
+        forgives = outage.forgives
+        outage.begin(failure, now)
+        self._holds.begin_outage(now)
+        if self._throttle is not None:
+            self._throttle.forget()
+        self._decide(self._unsettled.suspend(outage.rows, now, forgives=forgives))
+        back = forgives and self._unsettled.has_attempts(row)
+        return now if when is not None or back else None
+
+    def _see_life(self, row: int, start: float, now: float) -> None:
+        """The server has answered an attempt, which began at ``start``."""
+        outage = self._outage
+        since = outage.since
+        if outage.life(row, now, workers=self._limit):
+            self._holds.end_outage(now)
+            self._unsettled.skip(since, now)
+        if outage.is_away:
+            return
+        if self._unsettled.parked:
+            self._decide(self._unsettled.take_parked(start))
+        if self._throttle is not None:
+            self._throttle.believe(now)
+
+    def _learn(self, row: int, failure: Failure, start: float, now: float, running: int) -> None:
+        """Take a failure as a sign of load, at once or when it is sure that it was one."""
+        if self._throttle is None or self._outage.is_away:
+            return
+        if row in self._outage.rows:
+            self._throttle.doubt(failure, start=start, running=running)
+        elif not self._outage.is_narrow:
+            self._throttle.learn(failure, start=start, end=now, running=running)
+
+    def _decide_the_rest(self) -> None:
+        """With nothing else left to show that the server is away, parked rows have failed."""
+        if self._unsettled.parked and self._is_rest():
+            self._decide(self._unsettled.take_parked(math.inf))
+
+    def _decide(self, facts: list[Decided]) -> None:
+        """Rows are parked no more."""
+        for fact in facts:
+            self.decided(fact)
+            if fact.fact.decision is Decision.FAIL:
+                del self._unsettled.trouble[fact.fact.attempt.row]
+                self._count_failures(1)
 
     def _next_try(self, attempt: Attempt, failure: Failure, now: float) -> float | None:
         """When the row is tried again, None if it is not."""
@@ -316,7 +464,7 @@ class Scheduler:
             self._pause(failure, now)
         if self.stopped is not None:
             return None
-        trouble = self._trouble.setdefault(attempt.row, _Trouble(began=now))
+        trouble = self._unsettled.trouble.setdefault(attempt.row, Trouble(began=now))
         if failure.correctable:
             if trouble.correction is not None or self._retry.attempts == 1:
                 return None
@@ -336,26 +484,9 @@ class Scheduler:
 
     def _hold(self, kind: HoldKind, row: int, worker: int, now: float, until: float) -> float:
         """Write down that a row has to wait; gives the time until which it has to."""
-        held = (row, kind)
-        if self._held == held:
-            self.holds[-1] = self.holds[-1]._replace(end=until)
-            return until
-        if self._held is not None:
-            self._end_hold(now)
-        self._held = held
-        last = self.holds[-1] if self.holds else None
-        if last is not None and last.kind is kind and now - last.end < _SAME_HOLD:
-            self.holds[-1] = last._replace(end=until)  # the next row waits for the same reason
-        else:
-            self.holds.append(Hold(kind, now, until))
-        if self.listener is not None:
+        if self._holds.hold(kind, row, now, until) and self.listener is not None:
             self.listener(Held(kind, row, worker, now, until))
         return until
-
-    def _end_hold(self, now: float) -> None:
-        self._held = None
-        last = self.holds[-1]
-        self.holds[-1] = last._replace(end=min(last.end, now))
 
     def _pause(self, failure: Failure, now: float) -> None:
         """Let all workers pause, because the server asked one of them to."""
@@ -370,6 +501,6 @@ class Scheduler:
         self._paused_until = max(self._paused_until, now + pause)
 
     def _count_failures(self, more: int) -> None:
-        self._failed += more
-        if stop := failure_stop(self._failed, self._max_failures, fail_fast=self._fail_fast):
+        self._failures += more
+        if stop := failure_stop(self._failures, self._max_failures, fail_fast=self._fail_fast):
             self.stopped = stop.after(self.stopped)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from ..task.tokens import Price, TokenEstimate
 from .accounts import Refusal, Reservation
-from .events import CANCELLED, OVERLOADED, Attempt, Failure, HoldKind, Outcome, Stop
+from .events import CANCELLED, OVERLOADED, Attempt, Failure, HoldKind, Outcome, Stop, Success
 
 if TYPE_CHECKING:
     from .adaptive import AdaptiveLimit
@@ -79,6 +79,8 @@ class Throttle:
         self._estimate = TokenEstimate()
         #: by row, while an attempt at it is running
         self._reserved: dict[int, _Reserved] = {}
+        #: failures that are no sign of load if the server is away: (failure, start, running)
+        self._doubtful: list[tuple[Failure, float, int]] = []
 
     @property
     def limit(self) -> int:
@@ -133,14 +135,8 @@ class Throttle:
         self._reserved[row] = _Reserved(size, tokens, reservation)
         return None
 
-    def settled(
-        self, attempt: Attempt, outcome: Outcome, *, start: float, end: float, running: int
-    ) -> None:
-        """Count what an attempt has used.
-
-        Args:
-            running: attempts that were running when it ended, itself included.
-        """
+    def settled(self, attempt: Attempt, outcome: Outcome, *, end: float) -> None:
+        """Count what an attempt has used."""
         reserved = self._reserved.pop(attempt.row, None)
         if reserved is None:  # it ended after the run was closed
             return
@@ -157,13 +153,29 @@ class Throttle:
             else:
                 self._budget.settle(reservation, used, completion)
         self._estimate.observe(size, prompt, completion)
-        if self._adaptive is not None and outcome is not CANCELLED:
-            self._adaptive.settled(
-                start=start,
-                end=end,
-                running=running,
-                outcome=as_load(outcome),
-            )
+
+    def learn(self, outcome: Success | Failure, *, start: float, end: float, running: int) -> None:
+        """Take an outcome as a sign of the server's load.
+
+        Args:
+            running: attempts that were running when it ended, itself included.
+        """
+        if self._adaptive is not None:
+            self._adaptive.settled(start=start, end=end, running=running, outcome=as_load(outcome))
+
+    def doubt(self, failure: Failure, *, start: float, running: int) -> None:
+        """Keep a failure for :meth:`believe`: the server may be away, which is no sign of load."""
+        self._doubtful.append((failure, start, running))
+
+    def believe(self, now: float) -> None:
+        """The server is not away: learn from the failures that were kept."""
+        for failure, start, running in self._doubtful:
+            self.learn(failure, start=start, end=now, running=running)
+        self._doubtful.clear()
+
+    def forget(self) -> None:
+        """The server is away: the failures that were kept say nothing of load."""
+        self._doubtful.clear()
 
     def close(self) -> None:
         """Count all that attempts hold which have not ended: they may have been billed."""

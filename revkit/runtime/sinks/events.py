@@ -10,12 +10,14 @@ from typing import Any
 from ...observers import Event, Observers
 from ...observers.stream import Data, EventStream
 from ...record.record import Record
-from ...scheduling.events import Attempted, Decision, Held, Started
+from ...scheduling.events import Attempted, Decided, Decision, Held, Started
 from ...task.kinds import CallableTask, ModelTask
 from ..wiring import Wiring
 
 __all__ = ["EventSink"]
 
+#: Decisions that leave a row unsettled.
+_UNSETTLED = (Decision.RETRY, Decision.PARK)
 #: The ``source`` of every event.
 SOURCE = "revkit.parallel_map"
 #: Seconds that observers have for their backlog when the run is over; after an interrupt, fewer.
@@ -38,7 +40,7 @@ class EventSink:
             Observers(wiring.observers) if may_wait else Observers(wiring.observers, patience=0)
         )
         self._stream = EventStream(self._send, self._send_all, record, wiring.plan.place)
-        self._facts: list[Started | Held | Attempted] = []
+        self._facts: list[Started | Held | Attempted | Decided] = []
         self._is_closed = False
         #: takes a fact that was collected
         self.take = self._facts.append
@@ -55,17 +57,22 @@ class EventSink:
     def begin(self, at: float) -> None:
         self._stream.begin(at, **_facts_of(self._wiring))
 
-    def report(self, *, settles: bool) -> None:
+    def report(self, at: float, *, settles: bool) -> None:
         """Send the facts that were collected.
 
         Args:
+            at: now.
             settles: a row is settled when its last attempt ends; else :meth:`settled` says when.
         """
         facts = self._facts[:]
         self._facts.clear()
         for fact in facts:
             self._stream.take(fact)
-            if settles and isinstance(fact, Attempted) and fact.decision is not Decision.RETRY:
+            if not settles:
+                continue
+            if isinstance(fact, Decided) and fact.fact.decision is Decision.FAIL:
+                self._stream.settled(fact.fact.attempt.row, at)
+            elif isinstance(fact, Attempted) and fact.decision not in _UNSETTLED:
                 self._stream.settled(fact.attempt.row, fact.end)
 
     def settled(self, row: int, at: float) -> None:

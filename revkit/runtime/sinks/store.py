@@ -114,6 +114,7 @@ class StoreSink:
             Whether more rows can be looked up at once.
         """
         rows = [] if self._seen is None else self._seen.run
+        kept = self._seen is not None and bool(self._seen.kept)
         committed, more, scheduler = len(self._good), self._more, self._scheduler
         self._good, self._seen = [], None
         self.found_work = self.found_work or bool(rows)
@@ -121,6 +122,8 @@ class StoreSink:
             return False
 
         def change() -> None:
+            if kept:
+                scheduler.answered()
             scheduler.committed(committed)
             scheduler.failed_without(failed)
             scheduler.add(rows, more=more)

@@ -1,0 +1,96 @@
+"""The rows that have failed so far: they are to be tried again, or are parked."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .events import Attempt, Attempted, Decided, Decision, Failure
+
+__all__ = ["Trouble", "Unsettled"]
+
+
+@dataclass(slots=True)
+class Trouble:
+    """The history of a row that has failed."""
+
+    began: float  #: when its first attempt ended
+    failures: int = 0  #: those that count against ``Retry.attempts``
+    forgivable: int = 0  #: those of them that do not where the server turns out to be away
+    epoch: int | None = None  #: of the outage rule, when it had trouble for the first time
+    again: float | None = None  #: when it is due to be retried
+    correction: Failure | None = None  #: shown to the model in the next attempt
+
+
+class Unsettled:
+    """Rows that have failed, and may succeed yet.
+
+    A row is parked whose last attempt failed in a way that may be the server's fault.
+
+    Args:
+        attempts: most attempts at one row.
+
+    Attributes:
+        again: (when, row, number of the next attempt, why the last one did not do), a heap with
+            the earliest first.
+        trouble: only of rows that are to be tried again, are running once more, or are parked.
+        parked: the last attempts of rows that are parked, in order of time.
+    """
+
+    def __init__(self, attempts: int):
+        self._attempts = attempts
+        self.again: list[tuple[float, int, int, Failure]] = []
+        self.trouble: dict[int, Trouble] = {}
+        self.parked: dict[int, Attempted] = {}
+
+    def retry(self, attempt: Attempt, failure: Failure, when: float) -> None:
+        """Try the row again at that time."""
+        previous = self.trouble[attempt.row].correction or failure
+        heapq.heappush(self.again, (when, attempt.row, attempt.number + 1, previous))
+
+    def has_attempts(self, row: int) -> bool:
+        """Whether the row has not used up its attempts."""
+        return self.trouble[row].failures < self._attempts
+
+    def suspend(self, rows: Iterable[int], now: float, *, forgives: bool) -> list[Decided]:
+        """The server is away: all rows wait for nothing else, and none stays parked.
+
+        Args:
+            rows: which had trouble; they and parked ones get the attempts back that this took
+                where it ``forgives``.
+
+        Returns:
+            What became of parked rows.
+        """
+        parked, self.parked = self.parked, {}
+        for row in {*rows, *parked} if forgives else ():
+            if (trouble := self.trouble.get(row)) is not None:
+                trouble.failures -= trouble.forgivable
+                trouble.forgivable, trouble.epoch = 0, None
+        self.again = sorted((min(when, now), *rest) for when, *rest in self.again)  # type: ignore[misc]
+        decided = []
+        for row, fact in parked.items():
+            assert isinstance(fact.outcome, Failure)
+            back = forgives and self.has_attempts(row)
+            if back:
+                self.trouble[row].again = now
+                self.retry(fact.attempt, fact.outcome, now)
+                decided.append(Decided(fact._replace(decision=Decision.RETRY, again=now)))
+            else:
+                decided.append(_failed(fact))
+        return decided
+
+    def take_parked(self, before: float) -> list[Decided]:
+        """Parked rows whose last attempt had ended by then have failed."""
+        rows = [row for row, fact in self.parked.items() if fact.end <= before]
+        return [_failed(self.parked.pop(row)) for row in rows]
+
+    def skip(self, since: float, now: float) -> None:
+        """The time that has passed since then does not count against ``Retry.max_elapsed``."""
+        for trouble in self.trouble.values():
+            trouble.began += now - max(trouble.began, since)
+
+
+def _failed(fact: Attempted) -> Decided:
+    return Decided(fact._replace(decision=Decision.FAIL))
