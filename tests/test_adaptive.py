@@ -146,6 +146,27 @@ def test_where_all_is_overloaded_it_goes_down_and_comes_up_again() -> None:
     assert control.limit > 200
 
 
+@pytest.mark.parametrize("refused", [1, 3])
+def test_a_server_that_refuses_at_random_does_not_hold_the_limit_down(refused: int) -> None:
+    control = AdaptiveLimit(Adaptive())
+    for _ in range(4_000):
+        feed(control, refused, outcome="overloaded")
+        feed(control, 1)
+    assert min(limit for _, limit in control.path) == 1  # it looked whether fewer are refused there
+    assert control.limit > 200
+
+
+def test_a_server_that_refuses_at_random_no_more_is_watched_again() -> None:
+    control = AdaptiveLimit(Adaptive())
+    for _ in range(500):
+        feed(control, 1, outcome="overloaded")
+        feed(control, 1)
+    feed(control, 2_000)
+    before = control.limit
+    feed(control, 9, outcome="overloaded")
+    assert control.limit < before
+
+
 def test_failures_of_rows_do_not_rule_a_limit_out() -> None:
     control = AdaptiveLimit(Adaptive())
     feed(control, 1000, outcome="other")

@@ -19,7 +19,7 @@ _SAMPLE: Final = 40  #: fewest answers in a sample
 _MEMORY: Final = 3  #: samples that a score is the mean of; older ones fade
 _THROUGHPUT: Final = 3.0  #: weight of throughput against latency: the exponent a of power
 _BURST: Final = 8.0  #: overloaded attempts in the bucket that rule a limit out
-_LEAK: Final = 1 / 3  #: overloaded attempts that an answer takes out of the bucket
+_LEAK: Final = 1 / 3  #: overloaded attempts that an answer takes out of the bucket, at least
 _RULED_OUT: Final = -1e3  #: score of such a limit
 _PROBES: Final = (0, 0, 0, 0, 2, 0, 0, 0, 0, -1, 0, 0, 0, 0, 1)  #: steps away from the best limit
 _SURPRISE: Final = 3.5  #: standard errors between two samples of one server
@@ -73,6 +73,7 @@ class _Sample:
     under_way: int  #: answers to come before it begins: to what was running when the limit was set
     answers: int = 0
     failed: int = 0
+    good: int = 0  #: all answers since it began
     burst: float = 0.0  #: a leaky bucket of overloaded attempts
     sum: float = 0.0  #: of log latencies
     squares: float = 0.0
@@ -101,7 +102,9 @@ class AdaptiveLimit:
     A score unlike the one remembered means that the server has changed: all else is forgotten,
     and the search starts anew from there. A limit is ruled out at once by a burst of overloaded
     attempts: more than one to three answers, in a leaky bucket. Fewer lower the score of all
-    limits alike, so that 429s at random change nothing, where AIMD would halve at each.
+    limits alike, so that 429s at random change nothing, where AIMD would halve at each. A burst at
+    the lowest limit is none of concurrency: so many are refused whatever runs. They then do not
+    count, and the search begins anew.
 
     The score is the logarithm of Kleinrock's power, throughput^a / latency ("Power and
     deterministic rules of thumb for probabilistic problems in computer communications", 1979),
@@ -141,6 +144,7 @@ class AdaptiveLimit:
             self._limits.append(min(adaptive.maximum, max(last + 1, round(last * _STEP))))
         self._scores: dict[int, _Score] = {}  #: of the limits tried, by their place in ``_limits``
         self._probes = itertools.cycle(_PROBES)
+        self._leak = _LEAK
         self.path: list[tuple[float, int]] = []
         self._set(self._place(_START), now)
 
@@ -156,15 +160,26 @@ class AdaptiveLimit:
         """
         sample = self._sample
         if outcome == "ok":
-            sample.burst = max(0.0, sample.burst - _LEAK)
+            sample.burst = max(0.0, sample.burst - self._leak)
+            sample.good += 1
             if 0.9 * self.limit <= running <= self.limit:  # else the limit was not what decided
                 self._answered(math.log(max(end - start, _SHORTEST)), end)
         elif start >= self._since:
             sample.failed += 1
             if outcome == "overloaded":
                 sample.burst += 1
-                if sample.burst > _BURST:
-                    self._learn(_RULED_OUT, 0.0, end)
+                if sample.burst > _BURST * self._leak / _LEAK:
+                    self._burst(end)
+
+    def _burst(self, now: float) -> None:
+        """Many attempts were overloaded under this limit."""
+        sample = self._sample
+        if self._at or not sample.good:
+            self._learn(_RULED_OUT, 0.0, now)
+            return
+        self._leak = max(self._leak, 2 * sample.failed / sample.good)
+        self._scores.clear()
+        self._set(self._place(_START), now)
 
     def _answered(self, log_latency: float, now: float) -> None:
         sample = self._sample
@@ -175,7 +190,10 @@ class AdaptiveLimit:
         sample.sum += log_latency
         sample.squares += log_latency * log_latency
         if sample.answers == sample.size:
-            goodput = self.limit * sample.size / (sample.size + sample.failed)
+            if sample.failed < sample.good / 4:
+                self._leak = _LEAK
+            failed = sample.failed if self._leak == _LEAK else 0  # else they fail at any limit
+            goodput = self.limit * sample.size / (sample.size + failed)
             score = _THROUGHPUT / (_THROUGHPUT + 1) * math.log(goodput) - sample.mean
             self._learn(score, sample.variance, now)
 
