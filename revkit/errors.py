@@ -128,6 +128,7 @@ class RowFailure(RevkitError):
         reply: the whole reply that was of no use, tokens and all, or None.
         transient: True where the same attempt may go well a little later.
         pause: seconds for which the server asked not to be asked again, or None.
+        reset: seconds after which the server is certain to accept requests again, or None.
         sent: False where no request went out, so that nothing can have been billed.
         ends_run: True where every other row must fail in the same way, so that going on
             would only cost time or money.
@@ -137,6 +138,7 @@ class RowFailure(RevkitError):
 
     transient = False
     pause: float | None = None
+    reset: float | None = None
     sent = True
     ends_run = False
     denied = False
@@ -230,6 +232,8 @@ class ServerError(ModelError):
 
     Args:
         pause: seconds for which it asked not to be asked again (``Retry-After``), or None.
+        reset: seconds until the limit that was reached is full again, or None: an upper bound.
+        retry: what it says about trying again (``x-should-retry``); None: its status decides.
     """
 
     def __init__(
@@ -238,10 +242,14 @@ class ServerError(ModelError):
         *,
         status: int | None = None,
         pause: float | None = None,
+        reset: float | None = None,
+        retry: bool | None = None,
     ):
         super().__init__(message, status=status)
-        self.pause = pause
-        if status is not None:
+        self.pause, self.reset = pause, reset
+        if retry is not None:
+            self.transient = retry
+        elif status is not None:
             self.transient = status in _TRANSIENT or status >= 500
 
 

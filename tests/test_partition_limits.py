@@ -97,14 +97,12 @@ def test_how_attempts_ended_is_reported_once_and_not_for_those_that_were_cancell
 def test_a_pause_is_reported_at_once_and_for_the_time_that_is_left() -> None:
     reports = Reports()
     one = limits(reports, reports_load=False)
-    for row, status in enumerate((500, 429, 429)):
-        one.admit(row, None, 0.0)
-        end(one, row, Failure("ServerError", "busy", status=status, pause=5.0), at=float(row))
-        assert reports.requested == row
+    one.paused(5.0, 1.0)
+    assert reports.requested == 1
+    one.paused(5.0, 2.0)
     assert one.report(4.0) == {"pause": 3.0}
     assert one.report(4.0) == {}
-    one.admit(3, None, 0.0)
-    end(one, 3, Failure("ServerError", "busy", status=429, pause=5.0), at=4.0)
+    one.paused(5.0, 4.0)
     assert one.report(9.0) == {}  # it is over
 
 

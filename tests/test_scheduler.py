@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
@@ -19,7 +19,9 @@ from hypothesis.stateful import (
 )
 
 from revkit.scheduling.events import CANCELLED, Attempt, Decision, Failure, Stop, StopKind, Success
+from revkit.scheduling.pacing import Pacer
 from revkit.scheduling.policy import Retry
+from revkit.scheduling.refusals import Refusals, RowRefusals
 from revkit.scheduling.scheduler import DONE, WAIT, Scheduler
 
 GOOD = Success({"response": 1})
@@ -120,6 +122,9 @@ class Histories(RuleBasedStateMachine):
         self.failures: Counter[int] = Counter()
         self.shown: dict[int, Failure] = {}
         self.doubtful: set[int] = set()
+        # what a refusal means is tested beside the module
+        self.refusals = Refusals(self.retry, Pacer(), lambda: chance)
+        self.refused: defaultdict[int, RowRefusals] = defaultdict(RowRefusals)
         # the run
         self.paused_until = -math.inf
         self.failed = 0
@@ -202,6 +207,7 @@ class Histories(RuleBasedStateMachine):
             self.doubtful.discard(row)
             self.settled[row] = decision
             if outcome is GOOD:
+                self.refusals.succeeded(self.now)
                 self.life(row)
             self.decide_the_rest()
             return
@@ -209,13 +215,21 @@ class Histories(RuleBasedStateMachine):
             self.life(row)
         if outcome.ends_run:
             self.note_stop(StopKind.FATAL, cancels=True)
-        asks = outcome.status in (429, 503) and bool(outcome.pause)
-        if asks:
-            self.paused_until = max(self.paused_until, self.now + outcome.pause)
+        oldest = min((self.started[one] for one in self.running), default=self.now)
+        pause, wait, counts = self.refusals.judge(
+            row,
+            self.refused[row],
+            outcome,
+            start=self.started[row],
+            now=self.now,
+            oldest=oldest,
+        )
+        if pause:
+            self.paused_until = max(self.paused_until, self.now + pause)
             if outcome.pause > self.retry.max_pause:
                 self.note_stop(StopKind.PAUSE, cancels=False)
         was_stopped = self.stopped is not None
-        when = None if was_stopped else self.next_try(row, outcome, asks)
+        when = None if was_stopped else self.next_try(row, outcome, wait, counts)
         if is_trouble(outcome) and self.alive and not was_stopped:
             used_up = when is None
             if outcome.status != 429 or used_up:
@@ -260,7 +274,7 @@ class Histories(RuleBasedStateMachine):
         if self.max_failures is not None and self.failed > self.max_failures:
             self.note_stop(StopKind.FAILURES, cancels=self.fail_fast)
 
-    def next_try(self, row: int, outcome: Failure, asks: bool) -> float | None:
+    def next_try(self, row: int, outcome: Failure, wait: float, counts: bool) -> float | None:
         began = self.began.setdefault(row, self.now)
         if outcome.correctable:
             if row in self.shown or self.retry.attempts == 1:
@@ -269,14 +283,14 @@ class Histories(RuleBasedStateMachine):
             return self.now
         if not outcome.transient:
             return None
-        if asks:
-            when = self.now + outcome.pause  # type: ignore[operator]
+        if not counts:
+            when = self.now + wait
         else:
             self.failures[row] += 1
             if self.failures[row] == self.retry.attempts:
                 return None
             backoff = self.chance * min(30.0, 0.5 * 2 ** (self.failures[row] - 1))
-            when = self.now + max(backoff, outcome.pause or 0.0)
+            when = self.now + max(wait, backoff)
         return when if when <= began + self.retry.max_elapsed else None
 
     @precondition(lambda self: len(self.settled) > 5)

@@ -10,7 +10,8 @@ openai             any OpenAI-compatible server
 model_facts        what a server's list of models says of one
 ollama             Ollama
 local/             the embedded model
-status             an HTTP status as an error, and the pause that it asks for
+status             an HTTP status as an error
+pause              how long a server asks to be left alone
 error_body         what an error response says, whatever its provider
 too_long           a prompt that does not fit into the context, in every server's words
 context            prompts that a server cut without a word: suspicion and proof

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import urllib.parse
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..errors import AccessDenied, ModelMissing, QuotaUsedUp, ServerError
 from .contract import Response
 from .error_body import error_body
 from .http import display_url
+from .pause import asked_pause, latest_reset, should_retry
 
 if TYPE_CHECKING:
     from .http_client import HttpClient
 
-__all__ = ["asked_pause", "status_error"]
+__all__ = ["status_error"]
 
 
 def status_error(client: HttpClient, response: Response, status: int | None = None) -> ServerError:
@@ -53,7 +52,9 @@ def status_error(client: HttpClient, response: Response, status: int | None = No
     return ServerError(
         f"{where} answered {status}{quoted}{_advice(status)}",
         status=status,
-        pause=asked_pause(response),
+        pause=asked_pause(response, status),
+        reset=latest_reset(response),
+        retry=should_retry(response),
     )
 
 
@@ -86,38 +87,3 @@ def _advice(status: int) -> str:
     if status in (400, 413, 422):
         return "; it did not take this request: see the row's text, and the client's options"
     return "; see the server's log" if status >= 500 else ""
-
-
-def asked_pause(response: Response) -> float | None:
-    """Seconds for which a response asks not to be asked again, None where it does not say.
-
-    ``retry-after-ms`` is OpenAI's; ``Retry-After`` has seconds or a date (RFC 9110, 10.2.3). A
-    date is read against the response's own ``Date``, so that the two clocks need not agree.
-
-    >>> asked_pause(Response(429, {"retry-after": "2.5"}, b""))
-    2.5
-    """
-    headers = response.headers
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * unit
-        except (KeyError, ValueError):
-            continue
-        return max(0.0, seconds) if math.isfinite(seconds) else None
-    when, now = _date(headers.get("retry-after")), _date(headers.get("date"))
-    if when is None:
-        return None
-    now = datetime.now(UTC) if now is None else now
-    return max(0.0, (when - now).total_seconds())
-
-
-def _date(text: str | None) -> datetime | None:
-    if not text:
-        return None
-    import email.utils  # late: few servers ask for a pause, and it takes milliseconds
-
-    try:
-        when = email.utils.parsedate_to_datetime(text)
-    except (ValueError, OverflowError):  # the latter from a time zone without end
-        return None
-    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)

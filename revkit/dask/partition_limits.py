@@ -13,7 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..scheduling.accounts import ZERO, Account, Amounts, Refusal, Reservation
-from ..scheduling.events import Attempt, Failure, HoldKind, Outcome, Stop, Success
+from ..scheduling.events import Failure, HoldKind, Stop, Success
 from ..scheduling.limits import BudgetLedger
 from ..scheduling.throttle import Refused, Throttle, as_load
 
@@ -205,11 +205,9 @@ class PartitionLimits(Throttle):
             return Refused(self.paused_until, HoldKind.PAUSE)
         return super().admit(row, previous, now)
 
-    def settled(self, attempt: Attempt, outcome: Outcome, *, end: float) -> None:
-        super().settled(attempt, outcome, end=end)
-        if isinstance(outcome, Failure) and outcome.run_pause:
-            self._pause = (end, outcome.run_pause)
-            self._report_now()
+    def paused(self, seconds: float, now: float) -> None:
+        self._pause = (now, seconds)
+        self._report_now()
 
     def learn(self, outcome: Success | Failure, *, start: float, end: float, running: int) -> None:
         if self._reports_load:

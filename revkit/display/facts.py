@@ -253,6 +253,8 @@ def time_on_hold(metrics: Metrics) -> str:
     if metrics.pauses:
         pauses = plural(metrics.pauses, "pause")
         parts.append(f"{pauses} of the server, {duration(metrics.paused_s)}")
+    if metrics.paced_s > 0:
+        parts.append(f"slower starts after many 429s, {duration(metrics.paced_s)}")
     if metrics.limited_s > 0:
         parts.append(f"rate limit or budget, {duration(metrics.limited_s)}")
     return "; ".join(parts)

@@ -84,6 +84,7 @@ class Metrics:
         truncated: rows whose text was cut there, and kept (``truncated="keep"``).
         outages: times that the server was away in the middle of the run.
         away_s: seconds that they lasted.
+        paced_s: seconds in which no such attempt started because the server refused most of them.
     """
 
     total: int
@@ -112,6 +113,7 @@ class Metrics:
     truncated: int = 0
     outages: int = 0
     away_s: float = 0.0
+    paced_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +248,11 @@ def metrics(record: Record) -> Metrics:
     known = wall > 0 and len(record.row) > 0
     concurrency = busy / wall if known else float("nan")
     done = record.total - counts[Status.NOT_STARTED] - counts[Status.CANCELLED]
-    pauses = [hold for hold in record.holds if hold.kind is HoldKind.PAUSE]
-    outages = [hold for hold in record.holds if hold.kind is HoldKind.OUTAGE]
-    others = (HoldKind.PAUSE, HoldKind.OUTAGE)
-    limits = [hold for hold in record.holds if hold.kind not in others]
+
+    def held(*kinds: HoldKind) -> list[float]:
+        return [hold.end - hold.start for hold in record.holds if hold.kind in kinds]
+
+    pauses, outages = held(HoldKind.PAUSE), held(HoldKind.OUTAGE)
     return Metrics(
         total=record.total,
         succeeded=counts[Status.OK],
@@ -272,14 +275,15 @@ def metrics(record: Record) -> Metrics:
         ),
         cold_start_ms=_cold_start(record),
         pauses=len(pauses),
-        paused_s=math.fsum(hold.end - hold.start for hold in pauses),
-        limited_s=math.fsum(hold.end - hold.start for hold in limits),
+        paused_s=math.fsum(pauses),
+        limited_s=math.fsum(held(HoldKind.RATE_LIMIT, HoldKind.BUDGET)),
         workers=record.workers,
         limit=record.limits[-1][1] if record.limits else None,
         engine=record.engine,
         samples=record.samples,
         outages=len(outages),
-        away_s=math.fsum(hold.end - hold.start for hold in outages),
+        away_s=math.fsum(outages),
+        paced_s=math.fsum(held(HoldKind.PACING)),
         cut_off=cut_off(record),
         truncated=sum(
             reply.truncated and record.status[row] is Status.OK

@@ -136,6 +136,7 @@ class Failures:
                 correctable=error.correctable and unfit is not None,
                 transient=error.transient,
                 pause=error.pause,
+                reset=error.reset,
                 sent=error.sent,
                 ends_run=error.ends_run,
                 denied=error.denied,

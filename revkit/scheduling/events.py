@@ -39,7 +39,7 @@ __all__ = [
 
 
 #: HTTP statuses of a server that has too much to do at the moment.
-OVERLOADED: Final = frozenset({429, 503})
+OVERLOADED: Final = frozenset({429, 503, 529})
 
 
 class Status(StrEnum):
@@ -107,6 +107,8 @@ class Failure(NamedTuple):
         ends_run: every other row must fail in the same way.
         denied: the server denied access (403), which may be about this row's text alone.
         cause: the exception, without its traceback but for the first one of a run.
+        reset: seconds after which the server is certain to accept requests again, or None: a
+            pause need not be longer.
     """
 
     type: str
@@ -121,6 +123,7 @@ class Failure(NamedTuple):
     ends_run: bool = False
     denied: bool = False
     cause: BaseException | None = None
+    reset: float | None = None
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
@@ -215,6 +218,7 @@ class HoldKind(StrEnum):
     OUTAGE = "outage"  #: the server is away
     PAUSE = "pause"  #: the server asked for it
     RATE_LIMIT = "rate_limit"
+    PACING = "pacing"  #: the server refused most attempts
     BUDGET = "budget"  #: attempts in flight have reserved the rest
 
 

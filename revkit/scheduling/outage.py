@@ -63,7 +63,7 @@ def sign_of(failure: Failure) -> Sign | None:
         return Sign.LIFE
     if not failure.transient:
         return None if status is None or status in _LATER or status >= 500 else Sign.LIFE
-    if status == 429 and failure.run_pause:
+    if status == 429 and (failure.run_pause or failure.reset):
         return None
     if status is None or status < 400 or status in _LATER or status >= 500:
         return Sign.TROUBLE

@@ -49,7 +49,9 @@ from .events import (
 )
 from .holds import Holds
 from .outage import Outage, Sign, is_timeout, sign_of
+from .pacing import Pacer
 from .policy import Retry, failure_stop
+from .refusals import Refusals, pause_stop
 from .unsettled import Trouble, Unsettled
 
 if TYPE_CHECKING:
@@ -114,19 +116,16 @@ class Scheduler:
         self._batches: deque[Iterator[int]] = deque([iter(rows)])
         #: the next row to be started, where it has been looked at
         self._next: int | None = None
-        self._more = more
-        self._commits = commits
-        self._uncommitted = 0
+        self._more, self._commits, self._uncommitted = more, commits, 0
         self._max_workers = max_workers
         self._retry = Retry() if retry is None else retry
-        self._max_failures = max_failures
-        self._fail_fast = fail_fast
-        self._failures = failed
+        self._max_failures, self._fail_fast, self._failures = max_failures, fail_fast, failed
         self._throttle = throttle
         self.listener = listener
         self.decided = decided
-        self._chance = chance
-        self._unsettled = Unsettled(self._retry.attempts)
+        self._pacer = Pacer()
+        self._refusals = Refusals(self._retry, self._pacer, chance)
+        self._unsettled = Unsettled(self._retry, chance)
         #: by row, what is running and since when; ``len`` never exceeds ``max_workers``
         self._running: dict[int, tuple[Attempt, float]] = {}
         #: nothing is started before this time, because the server asked for a pause
@@ -165,6 +164,8 @@ class Scheduler:
         if now < self._paused_until or now < outage.next_probe:
             kind = HoldKind.OUTAGE if outage.is_away else HoldKind.PAUSE
             return self._hold(kind, row, worker, now, self._not_before)
+        if self._pacer.on and not outage.is_away and (when := self._pacer.until(now)) > now:
+            return self._hold(HoldKind.PACING, row, worker, now, when)
         if self._throttle is not None:
             refused = self._throttle.admit(row, self._unsettled.again[0][3] if again else None, now)
             if isinstance(refused, Stop):
@@ -184,6 +185,8 @@ class Scheduler:
         self._running[row] = attempt, now
         if outage.is_narrow:
             outage.started(row)
+        if self._pacer.on:
+            self._pacer.started(row, now)
         if self.listener is not None:
             self.listener(Started(attempt, now))
         return attempt
@@ -232,6 +235,8 @@ class Scheduler:
             throttle.settled(attempt, outcome, end=now)
         del self._running[row]
         self._has_next()  # so that a stop, which looks at no row, finds all done where it is
+        if self._pacer.on and not isinstance(outcome, Failure):
+            self._pacer.ended(row, accepted=outcome is not CANCELLED)
         if outcome is CANCELLED:
             self._unsettled.trouble.pop(row, None)
             outage.ended(row)
@@ -241,6 +246,7 @@ class Scheduler:
         if self._unsettled.trouble:
             self._unsettled.trouble.pop(row, None)
         self._uncommitted += self._commits
+        self._refusals.succeeded(now)
         if not self._access.is_granted:
             self._access.reply()
         if not outage.is_calm or self._unsettled.parked:
@@ -269,7 +275,7 @@ class Scheduler:
             when = self._hold_over(row, failure, now)
         else:
             before = self._unsettled.trouble[row].failures if row in self._unsettled.trouble else 0
-            when = self._next_try(attempt, failure, now)
+            when = self._next_try(attempt, failure, start, now)
             if sign is not Sign.TROUBLE or self.stopped is not None:
                 outage.ended(row)
             else:
@@ -395,7 +401,9 @@ class Scheduler:
     def _hold_over(self, row: int, failure: Failure, now: float) -> float | None:
         """When a row is tried again whose attempt failed because the server is away."""
         if failure.run_pause:
-            self._pause(failure, now)
+            self._pause(failure.run_pause, failure, now)
+        if self._pacer.on:
+            self._pacer.ended(row, accepted=False)
         trouble = self._unsettled.trouble.setdefault(row, Trouble(began=now))
         if is_timeout(failure):
             trouble.failures += 1
@@ -457,30 +465,20 @@ class Scheduler:
                 del self._unsettled.trouble[fact.fact.attempt.row]
                 self._count_failures(1)
 
-    def _next_try(self, attempt: Attempt, failure: Failure, now: float) -> float | None:
+    def _next_try(
+        self, attempt: Attempt, failure: Failure, start: float, now: float
+    ) -> float | None:
         """When the row is tried again, None if it is not."""
-        # A pause of 0 s is none: the row would be retried without end.
-        if failure.run_pause:
-            self._pause(failure, now)
+        trouble = self._unsettled.trouble.setdefault(attempt.row, Trouble(began=now))
+        oldest = next((since for _, since in self._running.values()), now)
+        refusal = self._refusals.judge(
+            attempt.row, trouble.refusals, failure, start=start, now=now, oldest=oldest
+        )
+        if refusal.run_pause:
+            self._pause(refusal.run_pause, failure, now)
         if self.stopped is not None:
             return None
-        trouble = self._unsettled.trouble.setdefault(attempt.row, Trouble(began=now))
-        if failure.correctable:
-            if trouble.correction is not None or self._retry.attempts == 1:
-                return None
-            trouble.correction = failure
-            return now
-        if not failure.transient:
-            return None
-        if failure.run_pause:
-            when = now + failure.run_pause
-        else:
-            trouble.failures += 1
-            if trouble.failures >= self._retry.attempts:
-                return None
-            wait = self._retry.wait(trouble.failures, chance=self._chance())
-            when = now + max(wait, failure.pause or 0.0)
-        return when if when - trouble.began <= self._retry.max_elapsed else None
+        return self._unsettled.next_try(trouble, failure, refusal, now)
 
     def _hold(self, kind: HoldKind, row: int, worker: int, now: float, until: float) -> float:
         """Write down that a row has to wait; gives the time until which it has to."""
@@ -488,16 +486,12 @@ class Scheduler:
             self.listener(Held(kind, row, worker, now, until))
         return until
 
-    def _pause(self, failure: Failure, now: float) -> None:
+    def _pause(self, pause: float, failure: Failure, now: float) -> None:
         """Let all workers pause, because the server asked one of them to."""
-        pause = failure.run_pause
-        if pause > self._retry.max_pause:
-            reason = (
-                f"the server asked for a pause of {pause:g} s, longer than "
-                f"Retry(max_pause={self._retry.max_pause:g}): {failure}; raise max_pause=, or "
-                "run it again later"
-            )
-            self.stopped = Stop(StopKind.PAUSE, reason, cancels=False).after(self.stopped)
+        if stop := pause_stop(failure, self._retry.max_pause):
+            self.stopped = stop.after(self.stopped)
+        if self._throttle is not None:
+            self._throttle.paused(pause, now)
         self._paused_until = max(self._paused_until, now + pause)
 
     def _count_failures(self, more: int) -> None:

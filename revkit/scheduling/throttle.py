@@ -177,6 +177,9 @@ class Throttle:
         """The server is away: the failures that were kept say nothing of load."""
         self._doubtful.clear()
 
+    def paused(self, seconds: float, now: float) -> None:
+        """The run pauses, because the server asked it to."""
+
     def close(self) -> None:
         """Count all that attempts hold which have not ended: they may have been billed."""
         for row in list(self._reserved):

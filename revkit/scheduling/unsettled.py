@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from .events import Attempt, Attempted, Decided, Decision, Failure
+from .policy import Retry
+from .refusals import Refusal, RowRefusals
 
 __all__ = ["Trouble", "Unsettled"]
 
@@ -21,6 +23,7 @@ class Trouble:
     epoch: int | None = None  #: of the outage rule, when it had trouble for the first time
     again: float | None = None  #: when it is due to be retried
     correction: Failure | None = None  #: shown to the model in the next attempt
+    refusals: RowRefusals = field(default_factory=RowRefusals)
 
 
 class Unsettled:
@@ -29,7 +32,8 @@ class Unsettled:
     A row is parked whose last attempt failed in a way that may be the server's fault.
 
     Args:
-        attempts: most attempts at one row.
+        retry: when a failed attempt is tried again.
+        chance: random numbers, uniform in [0, 1).
 
     Attributes:
         again: (when, row, number of the next attempt, why the last one did not do), a heap with
@@ -38,11 +42,35 @@ class Unsettled:
         parked: the last attempts of rows that are parked, in order of time.
     """
 
-    def __init__(self, attempts: int):
-        self._attempts = attempts
+    def __init__(self, retry: Retry, chance: Callable[[], float]):
+        self._retry, self._chance = retry, chance
         self.again: list[tuple[float, int, int, Failure]] = []
         self.trouble: dict[int, Trouble] = {}
         self.parked: dict[int, Attempted] = {}
+
+    def next_try(
+        self, trouble: Trouble, failure: Failure, refusal: Refusal, now: float
+    ) -> float | None:
+        """When a row is tried again, None if it is not.
+
+        Args:
+            trouble: its history, which is continued.
+        """
+        if failure.correctable:
+            if trouble.correction is not None or self._retry.attempts == 1:
+                return None
+            trouble.correction = failure
+            return now
+        if not failure.transient:
+            return None
+        wait = refusal.wait
+        if refusal.counts:
+            trouble.failures += 1
+            if trouble.failures >= self._retry.attempts:
+                return None
+            wait = max(wait, self._retry.wait(trouble.failures, chance=self._chance()))
+        when = now + wait
+        return when if when - trouble.began <= self._retry.max_elapsed else None
 
     def retry(self, attempt: Attempt, failure: Failure, when: float) -> None:
         """Try the row again at that time."""
@@ -51,7 +79,7 @@ class Unsettled:
 
     def has_attempts(self, row: int) -> bool:
         """Whether the row has not used up its attempts."""
-        return self.trouble[row].failures < self._attempts
+        return self.trouble[row].failures < self._retry.attempts
 
     def suspend(self, rows: Iterable[int], now: float, *, forgives: bool) -> list[Decided]:
         """The server is away: all rows wait for nothing else, and none stays parked.
