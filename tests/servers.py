@@ -151,7 +151,7 @@ def fitting(messages: list[dict[str, str]], body: dict[str, Any]) -> str:
 class Listener:
     """Accepts connections on loopback, one thread each, until it is closed."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.connections = 0
         self.requests: list[Seen] = []
         self.closing = threading.Event()
@@ -161,7 +161,7 @@ class Listener:
         self._last: Any = None  # where the connection comes from after which no other is accepted
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
         self.port: int = self._listener.getsockname()[1]
         self._accepting = self._start(self._accept)
 
@@ -294,6 +294,7 @@ class Server(Listener):
         context: int | None = None,
         key: str | None,
         tls: bool,
+        port: int = 0,
     ) -> None:
         secure = None
         if tls:
@@ -310,7 +311,7 @@ class Server(Listener):
         self._gate = gate if isinstance(gate, threading.Event) else threading.Event()
         if gate is None:
             self._gate.set()
-        super().__init__(secure)
+        super().__init__(secure, port)
 
     @property
     def chats(self) -> list[Seen]:
@@ -488,6 +489,7 @@ def serve(
     context: int | None = None,
     key: str | None = None,
     tls: bool = False,
+    port: int = 0,
 ) -> Iterator[Server]:
     """Run a server for the length of a ``with`` block.
 
@@ -499,8 +501,11 @@ def serve(
         context: what it says of its models under ``/api/ps``, as Ollama's server; None: nothing.
         key: the API key that it asks for; None: none.
         tls: speak TLS, with :data:`CERTIFICATE`.
+        port: where it listens; 0: where there is room.
     """
-    server = Server(rule, gate=gate, models=models, slots=slots, context=context, key=key, tls=tls)
+    server = Server(
+        rule, gate=gate, models=models, slots=slots, context=context, key=key, tls=tls, port=port
+    )
     try:
         yield server
     finally:

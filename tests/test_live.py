@@ -31,7 +31,16 @@ from revkit.display.live import INTERVAL_S, SHARE, Live, Pace, live
 from revkit.display.progress import Bar
 from revkit.errors import ConnectionFailed, ModelError
 from revkit.record.record import DECISIONS, Record
-from revkit.scheduling.events import Attempt, Attempted, Decision, Failure, Hold, HoldKind, Success
+from revkit.scheduling.events import (
+    Attempt,
+    Attempted,
+    Away,
+    Decision,
+    Failure,
+    Hold,
+    HoldKind,
+    Success,
+)
 from revkit.testing import FakeModel
 
 PNG = b"\x89PNG of a timeline"
@@ -339,6 +348,21 @@ def test_a_row_that_is_to_be_tried_again_is_no_error(cell: Cell) -> None:
     attempt(made, 0, Failure("ServerError", "busy", transient=True), Decision.RETRY)
     assert shown(cell, made).plain == "0 of 10 rows, 1 retry"
     assert "busy" not in cell.page.text
+
+
+def test_a_server_that_is_away_is_named_while_it_is(cell: Cell) -> None:
+    made = record(seconds=22.0)
+    attempt(made, 0, Success({}))
+    made.away = Away(since=made.began + 10.0, next_probe=made.began + 26.0)
+    made.holds = [Hold(HoldKind.OUTAGE, made.began + 11.0, float("inf"))]
+    assert "server away for 12 s, next try in 4 s" in shown(cell, made).page.text
+
+
+def test_a_server_that_is_back_is_not_named(cell: Cell) -> None:
+    made = record(seconds=22.0)
+    attempt(made, 0, Success({}))
+    made.holds = [Hold(HoldKind.OUTAGE, made.began + 11.0, made.began + 20.0)]
+    assert "server away for" not in shown(cell, made).page.text
 
 
 @pytest.mark.usefixtures("pictures")

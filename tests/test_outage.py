@@ -219,6 +219,17 @@ def test_no_row_is_lost_and_few_requests_are_made(
     assert hold.end == pytest.approx(times[-1] + 0.2)
 
 
+def test_rows_that_have_not_failed_yet_probe_first() -> None:
+    """Three rows in a row that always fail look like a server that is away, but for a moment."""
+    bad = {20, 21, 22}
+    scheduler = scheduler_of(60, 1, retry=Retry(attempts=1))
+    seen = simulate(scheduler, lambda row, now: (0.1, BUSY if row in bad else GOOD), 1)
+    assert {row for row, decision in seen.settled.items() if decision is Decision.FAIL} == bad
+    assert seen.probes[0] == (pytest.approx(2.8), 23)
+    assert [row for _, row in seen.probes] == [23, 24, 25, 26]
+    assert max(seen.attempts.values()) == 4
+
+
 def test_it_reopens_for_one_two_four_attempts() -> None:
     scheduler = scheduler_of(400, 16)
     seen = simulate(scheduler, away_between(2.0, 9.0), 16)
@@ -453,7 +464,8 @@ def test_a_row_that_kills_the_server_does_not_keep_the_run_for_ever() -> None:
     seen = simulate(scheduler, server, 4)
     assert seen.settled[50] is Decision.FAIL
     assert len(seen.settled) == 300
-    assert list(seen.settled.values()).count(Decision.FAIL) == 1
+    # Rows that were running beside it each time may fail with it.
+    assert list(seen.settled.values()).count(Decision.FAIL) <= 4
     assert seen.attempts[50] <= 12
 
 

@@ -16,6 +16,7 @@ from records import empty_record
 from revkit.display import progress
 from revkit.display.progress import Bar, bar
 from revkit.record.record import Record
+from revkit.scheduling.events import Away
 
 
 class Drawn:
@@ -48,6 +49,21 @@ def at(settled: int, failed: int = 0, tokens: int = 0) -> Record:
     record = empty_record(2000, asks_model=True)
     record.settled, record.failed, record.tokens = settled, failed, tokens
     return record
+
+
+def test_the_bar_says_that_the_server_is_away() -> None:
+    drawn, times = Drawn(), iter([0.0, 1.0, 2.0])
+    shown = Bar(drawn, clock=lambda: next(times))
+    record = at(3)
+    record.away, record.ended = Away(since=10.0, next_probe=26.0), 22.0
+    shown.update(record)
+    assert drawn.postfix == "0 failed, server away for 12 s, next try in 4 s"
+    record.ended = 26.5
+    shown.update(record)
+    assert drawn.postfix == "0 failed, server away for 16 s, trying now"
+    record.away = None
+    shown.update(record)
+    assert drawn.postfix == "0 failed"
 
 
 class Terminal(io.StringIO):

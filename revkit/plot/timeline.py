@@ -81,7 +81,7 @@ def draw_timeline(
             is empty, ``workers`` at all times.
         holds: spans in which no attempt might start, as (kind, start, end), drawn as hatched
             bands; the kinds are "pause" (the server asked for it), "pacing" (it refused most
-            attempts), "rate_limit" and "budget".
+            attempts), "rate_limit", "budget" and "outage" (the server was away).
         visits: rows that were settled without an attempt, from the store or as duplicates, as
             (time, rows). They get a thin lane of their own, on top.
         stop: why and when the run was stopped, as (kind, time), marked by a line.
@@ -95,7 +95,7 @@ def draw_timeline(
         whose ``figure.savefig(path)`` writes the picture.
 
     Raises:
-        ValueError: an outcome other than those four, or a hold other than those four.
+        ValueError: an outcome other than those four, or a hold of another kind.
 
     >>> import pandas as pd
     >>> attempts = pd.DataFrame({"row": [0, 1], "attempt": 1, "worker": [0, 1],

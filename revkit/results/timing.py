@@ -110,8 +110,8 @@ class Timing:
         - ``backoff``: from the end of an attempt that failed until the row was due to be tried
           again: the wait that ``Retry`` chose, or that the server asked this row for. After
           :meth:`retry_failed` also the time from when it was given up to the second run.
-        - ``limit``: no attempt might start, because of a rate limit, a budget, or a pause that
-          the server had asked of another row.
+        - ``limit``: no attempt might start, because of a rate limit, a budget, a pause that
+          the server had asked of another row, or a server that was away.
         - ``queue``: no worker was free for it: other rows had them, or the run was still getting
           ready (the first one of a process imports and connects), which takes until
           ``run.attempts["start_s"].min()``.
@@ -167,9 +167,10 @@ class Timing:
     def plot_timeline(self, *, ax: Axes | None = None) -> Axes:
         """Draw what each worker did: one lane a worker, one bar an attempt, coloured by outcome.
 
-        Hatched bands are spans in which nothing might start, because the server asked for a pause
-        or a limit was reached; a line marks a stop. On top, rows that needed no attempt. A strip
-        below the lanes of a new figure shows how many attempts were running, and the limit.
+        Hatched bands are spans in which nothing might start, because the server was away or asked
+        for a pause, or a limit was reached; a line marks a stop. On top, rows that needed no
+        attempt. A strip below the lanes of a new figure shows how many attempts were running, and
+        the limit.
 
         Args:
             ax: matplotlib Axes to draw the lanes into; None: a new figure, which a notebook shows.

@@ -11,9 +11,10 @@ their attempts back.
 
 Before the first life of a run, ordinary retries decide: the server may never have been started.
 Later, it is away once ``max(3, attempts running)`` different rows had trouble with no life between.
-A row that had trouble before the last life does not count: others went well since, so that it may
-be the row's own fault, and a run does not wait for its last rows if these can only fail.
-Then one attempt at a time probes it, after 0.5, 1, 2 … 30 seconds, or the pause that it asks for.
+When no fresh row is left, a row that had trouble before the last life does not count: others went
+well since, so it may be the row's own fault. So a run does not wait for rows that can only fail.
+Then one attempt at a time probes it, after 0.5, 1, 2 … 30 seconds, or the pause that it asks for:
+each time another row, and first those that have not failed yet.
 A reply to a probe ends that. A reply to an older request does not: a server that shuts down
 finishes what it has, and refuses the rest.
 
@@ -98,7 +99,7 @@ class Outage:
         self.rows: set[int] = set()
         self.since = math.inf
         self.epoch = 0
-        #: those of ``rows`` that had no trouble before
+        #: those of ``rows`` that count
         self._witnesses: set[int] = set()
         self.next_probe = -math.inf
         #: when the server came back, the last time that it did
@@ -108,7 +109,6 @@ class Outage:
         self._answers = 0
         #: rows of running attempts that started since it was found away
         self._trials: set[int] = set()
-        self._latest: int | None = None  #: the last one of them
         #: the last thing that it said
         self._said: Failure | None = None
 
@@ -144,11 +144,6 @@ class Outage:
     def started(self, row: int) -> None:
         """An attempt has started while :attr:`is_narrow`."""
         self._trials.add(row)
-        self._latest = row
-
-    def was_probed(self, row: int) -> bool:
-        """Whether the row was the last one to be tried."""
-        return row == self._latest
 
     def ended(self, row: int) -> None:
         """An attempt has ended, and shows nothing of the server."""
@@ -182,12 +177,12 @@ class Outage:
         return came_back
 
     def trouble(
-        self, row: int, failure: Failure, now: float, *, epoch: int, running: int, last: bool
+        self, row: int, failure: Failure, now: float, *, counts: bool, running: int, last: bool
     ) -> bool:
         """A row had trouble while the server was not away; says whether it is away now.
 
         Args:
-            epoch: when the row had trouble for the first time.
+            counts: it cannot be the row's own fault, or a fresh row will show it soon.
             running: attempts that were running until now, this one included.
             last: it has used up the row's attempts.
         """
@@ -199,7 +194,7 @@ class Outage:
         if not self.rows:
             self.since = now
         self.rows.add(row)
-        if epoch == self.epoch:
+        if counts:
             self._witnesses.add(row)
         return len(self._witnesses) >= max(_FEWEST, running)
 

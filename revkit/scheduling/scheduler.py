@@ -151,8 +151,8 @@ class Scheduler:
         if self.room <= 0:
             return outage.deadline if outage.deadline < math.inf else WAIT
         again = bool(self._unsettled.again) and self._unsettled.again[0][0] <= now
-        if again and outage.is_away and len(self._unsettled.again) == 1 and self._may_start():
-            again = not outage.was_probed(self._unsettled.again[0][1])  # another row each time
+        if again and outage.is_away and self._may_start():
+            again = False  # a row that has not failed yet is the better probe
         if not again and not self._may_start():
             if self._unsettled.again:
                 return min(max(self._unsettled.again[0][0], self._not_before), outage.deadline)
@@ -285,8 +285,9 @@ class Scheduler:
                 if trouble.epoch is None:
                     trouble.epoch = outage.epoch
                 can_park = outage.is_alive
+                counts = trouble.epoch == outage.epoch or self._more or self._has_next()
                 if outage.trouble(
-                    row, failure, now, epoch=trouble.epoch, running=running, last=when is None
+                    row, failure, now, counts=counts, running=running, last=when is None
                 ):
                     when, can_park = self._suspend(row, when, failure, now), False
             self._learn(row, failure, start, now, running)

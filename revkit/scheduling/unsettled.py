@@ -5,12 +5,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from .events import Attempt, Attempted, Decided, Decision, Failure
 from .policy import Retry
 from .refusals import Refusal, RowRefusals
 
 __all__ = ["Trouble", "Unsettled"]
+
+#: How often a row gets its attempts back: it may be the row that takes the server down.
+_MERCY: Final = 3
 
 
 @dataclass(slots=True)
@@ -21,6 +25,7 @@ class Trouble:
     failures: int = 0  #: those that count against ``Retry.attempts``
     forgivable: int = 0  #: those of them that do not where the server turns out to be away
     epoch: int | None = None  #: of the outage rule, when it had trouble for the first time
+    forgiven: int = 0  #: times that it got attempts back
     again: float | None = None  #: when it is due to be retried
     correction: Failure | None = None  #: shown to the model in the next attempt
     refusals: RowRefusals = field(default_factory=RowRefusals)
@@ -93,9 +98,11 @@ class Unsettled:
         """
         parked, self.parked = self.parked, {}
         for row in {*rows, *parked} if forgives else ():
-            if (trouble := self.trouble.get(row)) is not None:
+            trouble = self.trouble.get(row)
+            if trouble is not None and trouble.forgiven < _MERCY:
                 trouble.failures -= trouble.forgivable
-                trouble.forgivable, trouble.epoch = 0, None
+                trouble.forgivable = 0
+                trouble.forgiven += 1
         self.again = sorted((min(when, now), *rest) for when, *rest in self.again)  # type: ignore[misc]
         decided = []
         for row, fact in parked.items():

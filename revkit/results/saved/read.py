@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ...errors import UsageError, one_line
 from ...record.record import DECISIONS, SOURCES, Record
-from ...scheduling.events import Decision, Failure, Hold, HoldKind, Source, Status, Stop, StopKind
+from ...scheduling.events import Failure, Hold, HoldKind, Source, Status, Stop, StopKind
 from ...tables.rows import Rows
 from ...task.chat import Reply
 from ...task.tokens import Price
@@ -229,7 +229,7 @@ def _read_attempts(record: Record, attempts: pa.ListArray) -> None:
     record.row = array("q", np.repeat(np.arange(record.total), counts)[order].astype("q").tobytes())
     record.number, record.worker = numbers("attempt", "q"), numbers("worker", "q")
     record.start, record.end, record.due = (numbers(x, "d") for x in ("start_s", "end_s", "due_s"))
-    codes = {decision.value: DECISIONS.index(decision) for decision in Decision}
+    codes = {decision.value: code for code, decision in enumerate(DECISIONS)}
     record.decision = array("b", [codes[name] for name in column("outcome").to_pylist()])
     if record.asks_model:
         record.prompt_tokens = numbers("prompt_tokens", "q")
