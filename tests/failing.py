@@ -59,7 +59,7 @@ FAULTS: dict[str, Fault] = {
     "503, pause": Fault(
         Status(503, {"error": "busy"}, {"retry-after": "0.005"}), "ServerError", "free"
     ),
-    "429": Fault(Status(429, {"error": "busy"}), "ServerError"),
+    "429": Fault(Status(429, {"error": "busy"}), "ServerError", "free"),
     "500": Fault(Status(500, {"error": "boom"}), "ServerError"),
     "truncated": Fault(SHORT_BODY, "ConnectionFailed"),
     "reset": Fault(RESET, "ConnectionFailed"),

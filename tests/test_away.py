@@ -271,6 +271,7 @@ def outage(after: int = 20, until: float = float("inf"), fault: Any = None) -> A
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:repeat=2 asks fake")  # the samples may well be equal
 def test_no_option_loses_a_row(options: dict[str, Any]) -> None:
     fake = FakeModel(outage(until=12), latency=0.5, clock="virtual")
     fake.max_tokens = 5

@@ -17,7 +17,7 @@ from pages import Page
 from test_display import sanitized
 
 import revkit
-from revkit import BadReply, Field, ParallelResult, Price, RunCancelled, Signature, UsageError
+from revkit import Field, ModelError, ParallelResult, Price, RunCancelled, Signature, UsageError
 from revkit.results.compare import _same
 from revkit.testing import FakeModel
 
@@ -50,8 +50,8 @@ def outputs(values: list[Any], name: str = "response") -> ParallelResult:
 
 
 def test_rows_are_compared_where_both_are_ok() -> None:
-    before = sentiments({"good": "positive", "bad": BadReply("no"), "poor": BadReply("no")})
-    after = sentiments({"good": "positive", "fine": "positive", "poor": BadReply("nor now")})
+    before = sentiments({"good": "positive", "bad": ModelError("no"), "poor": ModelError("no")})
+    after = sentiments({"good": "positive", "fine": "positive", "poor": ModelError("nor now")})
     comparison = before.compare(after)
     assert (comparison.rows, comparison.ok_in_both, comparison.ok_in_one) == (5, 3, 1)
     assert comparison.agreement.loc["sentiment"].to_dict() == {
@@ -62,8 +62,8 @@ def test_rows_are_compared_where_both_are_ok() -> None:
 
 def test_what_changed_is_listed_with_the_error_of_a_row_that_is_ok_in_one_run_only() -> None:
     index = pd.Index(["x", "x", "y", "y", "z"])  # duplicates: by position
-    before = sentiments({"good": "positive", "great": BadReply("no")}, reviews(index))
-    after = sentiments({"bad": BadReply("nor now"), "good": "negative"}, reviews(index))
+    before = sentiments({"good": "positive", "great": ModelError("no")}, reviews(index))
+    after = sentiments({"bad": ModelError("nor now"), "good": "negative"}, reviews(index))
     changed = before.compare(after).changed
     assert changed["row"].tolist() == [0, 1, 4]
     assert changed["index"].tolist() == ["x", "x", "z"]
@@ -76,7 +76,7 @@ def test_what_changed_is_listed_with_the_error_of_a_row_that_is_ok_in_one_run_on
         "negative", None, "neutral",
     ]  # fmt: skip
     assert changed["error"].isna().tolist() == [True, False, False]
-    assert changed["error"].tolist()[1:] == ["BadReply: nor now", "BadReply: no"]
+    assert changed["error"].tolist()[1:] == ["ModelError: nor now", "ModelError: no"]
 
 
 def test_each_shared_output_is_compared_and_its_changes_stand_row_by_row() -> None:
@@ -146,7 +146,7 @@ def test_the_counts_add_up(pairs: list[tuple[str | None, str | None]]) -> None:
 
     def run(side: int) -> ParallelResult:
         task = Signature("Judge.", inputs=["at"], outputs={"kind": ["p", "n"]})
-        model = FakeModel([pair[side] or BadReply("no") for pair in pairs])
+        model = FakeModel([pair[side] or ModelError("no") for pair in pairs])
         items = [{"at": at} for at in range(len(pairs))]
         return revkit.parallel_map(items, task, model=model)
 
@@ -181,7 +181,7 @@ def test_without_labels_there_is_no_crosstab() -> None:
 
 
 def test_latency_counts_and_usage_are_those_of_the_two_runs() -> None:
-    before = sentiments({"bad": BadReply("no")}, latency=2.0)
+    before = sentiments({"bad": ModelError("no")}, latency=2.0)
     after = sentiments({}, latency=0.5)
     comparison = before.compare(after)
     assert comparison.latency.loc["before"].to_dict() == before.latency.to_dict()
@@ -227,8 +227,8 @@ def test_a_stopped_run_can_be_compared() -> None:
 
 
 def test_no_row_ok_in_both_gives_no_share() -> None:
-    before = sentiments({r: BadReply("no") for r in REVIEWS[:2]})
-    after = sentiments({r: BadReply("no") for r in REVIEWS[2:]})
+    before = sentiments({r: ModelError("no") for r in REVIEWS[:2]})
+    after = sentiments({r: ModelError("no") for r in REVIEWS[2:]})
     comparison = before.compare(after)
     assert math.isnan(comparison.agreement["share"].iloc[0])
     assert repr(comparison).splitlines() == [
@@ -300,8 +300,8 @@ def test_the_repr_has_nothing_that_time_decides() -> None:
 
 def test_report_and_html_differ_by_time_alone_and_that_is_taken_out() -> None:
     before = sentiments({"good": "positive"})
-    slow = before.compare(sentiments({"bad": BadReply("no")}, latency=61.7))
-    fast = before.compare(sentiments({"bad": BadReply("no")}, latency=0.033))
+    slow = before.compare(sentiments({"bad": ModelError("no")}, latency=61.7))
+    fast = before.compare(sentiments({"bad": ModelError("no")}, latency=0.033))
     assert "33.0 ms" in fast.report() or "33 ms" in fast.report()
     assert slow.report() != fast.report()
     assert sanitized(slow.report()) == sanitized(fast.report())

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import pytest
+from examples import examples
 from servers import serve
 from unwell import TEXT, TYPED, Unwell, right, text
 
@@ -15,6 +16,8 @@ from revkit.task.kinds import ModelTask
 
 Engine = Literal["thread", "async"]
 
+#: In the profile that runs at night (``conftest.py``) 20 seeds and 5,000 rows.
+SEEDS, ROWS = (examples(per_cent).max_examples for per_cent in (2, 500))
 #: Waits that a test can afford; the server is away for few requests, so that few probes do.
 QUICK = Retry(attempts=4, initial=0.001, maximum=0.01)
 
@@ -57,8 +60,12 @@ def check(run: revkit.ParallelResult, server: Unwell, task: ModelTask) -> None:
 @pytest.mark.parametrize("client", ["openai", "ollama"])
 @pytest.mark.parametrize("task", [TYPED, TEXT], ids=["typed", "text"])
 @pytest.mark.parametrize("engine", ["thread", "async"])
-def test_every_value_is_its_rows_own(engine: Engine, task: ModelTask, client: str) -> None:
-    server = Unwell(1, typed=task is TYPED, away=(5, 400))
-    run = run_over(server, 300, task=task, engine=engine, client=client)
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_every_value_is_its_rows_own(
+    seed: int, engine: Engine, task: ModelTask, client: str
+) -> None:
+    server = Unwell(seed, typed=task is TYPED, away=(20, 300))
+    run = run_over(server, ROWS, task=task, engine=engine, client=client)
     check(run, server, task)
-    assert run.metrics.succeeded > 200
+    assert run.metrics.succeeded > 0.8 * ROWS
+    assert run.metrics.not_started == 0
