@@ -43,7 +43,7 @@ class Fault:
     Attributes:
         error: type of the error of a row that ends with it.
         again: how often a row that meets it is tried again: it ``counts`` against
-            ``Retry.attempts``; is ``free``, because the server asked for a pause; ``once``, with
+            ``Retry.attempts``; is ``free``, because the server asked for a pause, or a 429 said nothing; ``once``, with
             the model being shown what was wrong; or ``never``.
     """
 
@@ -59,7 +59,7 @@ FAULTS: dict[str, Fault] = {
     "503, pause": Fault(
         Status(503, {"error": "busy"}, {"retry-after": "0.005"}), "ServerError", "free"
     ),
-    "429": Fault(Status(429, {"error": "busy"}), "ServerError"),
+    "429": Fault(Status(429, {"error": "busy"}), "ServerError", "free"),
     "500": Fault(Status(500, {"error": "boom"}), "ServerError"),
     "truncated": Fault(SHORT_BODY, "ConnectionFailed"),
     "reset": Fault(RESET, "ConnectionFailed"),

@@ -274,14 +274,11 @@ class Scheduler:
             outage.lasts(row, failure, now)
             when = self._hold_over(row, failure, now)
         else:
-            before = self._unsettled.trouble[row].failures if row in self._unsettled.trouble else 0
             when = self._next_try(attempt, failure, start, now)
             if sign is not Sign.TROUBLE or self.stopped is not None:
                 outage.ended(row)
             else:
                 trouble = self._unsettled.trouble[row]
-                if not is_timeout(failure):
-                    trouble.forgivable += trouble.failures - before
                 if trouble.epoch is None:
                     trouble.epoch = outage.epoch
                 can_park = outage.is_alive
