@@ -97,8 +97,8 @@ class Histories(RuleBasedStateMachine):
             max_failures=self.max_failures,
             fail_fast=fail_fast,
             chance=lambda: chance,
-            decided=lambda fact: self.decided.append(fact.fact),
         )
+        self.scheduler.decided = lambda fact: self.decided.append(fact.fact)
         self.now = 100.0
         # what the scheduler says of rows that were parked
         self.decided: list[Any] = []
