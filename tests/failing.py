@@ -43,8 +43,8 @@ class Fault:
     Attributes:
         error: type of the error of a row that ends with it.
         again: how often a row that meets it is tried again: it ``counts`` against
-            ``Retry.attempts``; is ``free``, because the server asked for a pause; ``once``, with
-            the model being shown what was wrong; or ``never``.
+            ``Retry.attempts``; is ``free``, because the server asked for a pause, or others went
+            well after a 429; ``once``, with the model being shown what was wrong; or ``never``.
     """
 
     answer: Answer

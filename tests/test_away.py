@@ -267,7 +267,6 @@ def outage(after: int = 20, until: float = float("inf"), fault: Any = None) -> A
         {"max_workers": Adaptive(minimum=8, maximum=64)},
         {"rate_limit": RateLimit(requests_per_minute=600)},
         {"budget": Budget(tokens=100_000)},
-        {"repeat": 2},
     ],
     ids=str,
 )

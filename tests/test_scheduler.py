@@ -97,8 +97,8 @@ class Histories(RuleBasedStateMachine):
             max_failures=self.max_failures,
             fail_fast=fail_fast,
             chance=lambda: chance,
-            decided=lambda fact: self.decided.append(fact.fact),
         )
+        self.scheduler.decided = lambda fact: self.decided.append(fact.fact)
         self.now = 100.0
         # what the scheduler says of rows that were parked
         self.decided: list[Any] = []
@@ -176,11 +176,14 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.later)
     @rule()
     def add(self) -> None:
+        self.add_rows()
+        self.decide_the_rest()
+
+    def add_rows(self) -> None:
         rows = self.later.pop(0)
         self.rows += rows
         self.waiting += rows
         self.scheduler.add(rows, more=bool(self.later))
-        self.decide_the_rest()
 
     @precondition(lambda self: self.uncommitted)
     @rule(data=st.data())
@@ -349,7 +352,7 @@ class Histories(RuleBasedStateMachine):
                     self.uncommitted = 0
                     continue
                 if self.later:
-                    self.add()
+                    self.add_rows()
                     continue
                 assert self.running, "a worker waits, and nothing runs that could wake it"
                 row, step = self.running.popitem()

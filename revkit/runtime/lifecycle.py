@@ -116,9 +116,10 @@ class Run:
                 max_failures=failures.limit(plan.total),
                 fail_fast=failures.fail_fast,
                 failed=len(plan.refused),
-                answered=plan.answered,
                 throttle=wiring.throttle(),
             )
+            if plan.answered:
+                self.scheduler.answered()
             self.drain = Drain(wiring, self.scheduler, wake, ahead, may_wait=may_wait)
         except BaseException:
             if store is not None:

@@ -15,7 +15,6 @@ class Access:
 
     Args:
         workers: of the run: so many rows may be denied at once for the same reason.
-        answered: a reply is known from an earlier run.
 
     Attributes:
         is_granted: a reply was the last word.
@@ -28,9 +27,9 @@ class Access:
     [False, False, False, True]
     """
 
-    def __init__(self, workers: int, *, answered: bool = False):
+    def __init__(self, workers: int):
         self._most = max(_FEWEST, workers)
-        self._answered = answered
+        self._answered = False
         #: rows that were denied since the last reply
         self._denied = 0
         self.is_granted = False

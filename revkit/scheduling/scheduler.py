@@ -85,14 +85,13 @@ class Scheduler:
         max_failures: the run is stopped when more rows than this have failed; None: never.
         fail_fast: a stop for failures cancels what is running.
         failed: rows that have failed before any was started.
-        answered: the model has replied to rows like these, in an earlier run.
         throttle: limits that may have a row wait; None: there are none but ``max_workers``.
         listener: receives each attempt that starts, and each row that is held; None: nobody does.
-        decided: receives what became of each row that was parked.
         chance: random numbers, uniform in [0, 1).
 
     Attributes:
         stopped: why the run was stopped, None while it goes on.
+        decided: receives what became of each row that was parked.
     """
 
     def __init__(
@@ -106,10 +105,8 @@ class Scheduler:
         max_failures: int | None = None,
         fail_fast: bool = False,
         failed: int = 0,
-        answered: bool = False,
         throttle: Throttle | None = None,
         listener: Callable[[Started | Held], None] | None = None,
-        decided: Callable[[Decided], object] = lambda fact: None,
         chance: Callable[[], float] = random.random,
     ):
         #: what is left of the rows to be started, batch after batch
@@ -122,7 +119,7 @@ class Scheduler:
         self._max_failures, self._fail_fast, self._failures = max_failures, fail_fast, failed
         self._throttle = throttle
         self.listener = listener
-        self.decided = decided
+        self.decided: Callable[[Decided], object] = lambda fact: None
         self._pacer = Pacer()
         self._refusals = Refusals(self._retry, self._pacer, chance)
         self._unsettled = Unsettled(self._retry, chance)
@@ -132,7 +129,7 @@ class Scheduler:
         self._paused_until = -math.inf
         self._holds = Holds()
         self._outage = Outage(self._retry)
-        self._access = Access(max_workers, answered=answered)
+        self._access = Access(max_workers)
         self.stopped: Stop | None = None
         self._count_failures(0)
 
@@ -207,7 +204,7 @@ class Scheduler:
         self._count_failures(rows)
 
     def answered(self) -> None:
-        """The store holds a reply to a row of this run."""
+        """The model has replied to a row of this call before: its reply is known."""
         self._access.know()
 
     def settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Decision:
@@ -274,14 +271,11 @@ class Scheduler:
             outage.lasts(row, failure, now)
             when = self._hold_over(row, failure, now)
         else:
-            before = self._unsettled.trouble[row].failures if row in self._unsettled.trouble else 0
             when = self._next_try(attempt, failure, start, now)
             if sign is not Sign.TROUBLE or self.stopped is not None:
                 outage.ended(row)
             else:
                 trouble = self._unsettled.trouble[row]
-                if not is_timeout(failure):
-                    trouble.forgivable += trouble.failures - before
                 if trouble.epoch is None:
                     trouble.epoch = outage.epoch
                 can_park = outage.is_alive

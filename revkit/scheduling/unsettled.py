@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .events import Attempt, Attempted, Decided, Decision, Failure
+from .outage import Sign, is_timeout, sign_of
 from .policy import Retry
 from .refusals import Refusal, RowRefusals
 
@@ -71,6 +72,7 @@ class Unsettled:
         wait = refusal.wait
         if refusal.counts:
             trouble.failures += 1
+            trouble.forgivable += sign_of(failure) is Sign.TROUBLE and not is_timeout(failure)
             if trouble.failures >= self._retry.attempts:
                 return None
             wait = max(wait, self._retry.wait(trouble.failures, chance=self._chance()))
