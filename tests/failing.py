@@ -43,7 +43,8 @@ class Fault:
     Attributes:
         error: type of the error of a row that ends with it.
         again: how often a row that meets it is tried again: it ``counts`` against
-            ``Retry.attempts``; is ``free``, because the server asked for a pause; ``once``, with
+            ``Retry.attempts``; is ``free``, because the server asked for a pause, or answered 429
+            while other rows succeed; ``once``, with
             the model being shown what was wrong; or ``never``.
     """
 
