@@ -89,7 +89,7 @@ def test_exactly_the_rows_fail_whose_faults_outlast_the_retries(
 ) -> None:
     # Among faults alone the server would seem to be away: faulty rows have good ones around them,
     # and many workers; after a pause few attempts are running.
-    names = [name for name in FAULTS if name not in SLOW and "pause" not in name]
+    names = [name for name in FAULTS if name not in SLOW and FAULTS[name].again != "free"]
     chance = random.Random(1)
     faulty = [chance.choices(names, k=chance.randrange(6)) for _ in range(300)]
     faulty += [[name] * 3 for name in names]

@@ -206,6 +206,10 @@ def test_without_a_wait_it_uses_up_attempts() -> None:
     assert len(refused_beside_others(Policy(initial=0, maximum=0), until=1e6)) == 3
 
 
+def test_one_attempt_is_never_tried_again() -> None:
+    assert len(refused_beside_others(Policy(attempts=1), until=1e6)) == 1
+
+
 def test_others_that_are_served_count_before_they_have_succeeded() -> None:
     """A reply takes long: where the first ones are on their way, the server accepts requests."""
     scheduler = Scheduler(range(9), max_workers=3, chance=lambda: 0.5)
@@ -280,10 +284,24 @@ QUICK = Retry(initial=0.002, maximum=0.01, attempts=2)
                 "anthropic-ratelimit-requests-reset": "2999-01-01T00:00:00Z",
             },
         ),
+        Status(
+            429,
+            [
+                {
+                    "error": {
+                        "code": 429,
+                        "message": "You exceeded your current quota, please check your plan and "
+                        "billing details.\nPlease retry in 4.5ms.",
+                        "status": "RESOURCE_EXHAUSTED",
+                        "details": [{"@type": "RetryInfo", "retryDelay": "0.004s"}],
+                    }
+                }
+            ],
+        ),
         Status(429, {"error": "busy"}, {"x-ratelimit-reset-tokens": "6m0s"}),  # no hint
         Status(429, {"error": "busy"}),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_no_row_is_lost_that_is_refused_more_often_than_it_may_fail(
     client: Any, engine: str, status: Status

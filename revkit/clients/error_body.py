@@ -90,11 +90,11 @@ class ErrorBody(NamedTuple):
         """Whether the account has no quota or no money left, so that no waiting helps."""
         if status not in _NO_CREDIT_STATUSES:
             return False
-        return (
-            status == 402
-            or bool(self.names & _NO_CREDIT)
-            or _NO_CREDIT_WORDS.match(self.message) is not None
-        )
+        if status == 402 or self.names & _NO_CREDIT:
+            return True
+        # Google says the same words of a limit by the minute, and how long to wait.
+        words = _NO_CREDIT_WORDS.match(self.message)
+        return words is not None and "resource_exhausted" not in self.names
 
     def is_model_missing(self, status: int, model: str) -> bool:
         """Whether the server does not have the model."""

@@ -120,8 +120,8 @@ class Refusals:
             wait = self._backoff(row.count)
             served = max(_SERVED * (now - start), _SERVED_S) <= now - oldest
             others = served or self._are_others_served(row, now)
-            # Without a wait, it would be tried again without end.
-            free = others and self._retry.wait(1, chance=1.0) > 0
+            # Without a wait, it would be tried again without end; one attempt never is.
+            free = others and self._retry.attempts > 1 and self._retry.wait(1, chance=1.0) > 0
             return Refusal(0.0, wait, counts=not free)
         if self._is_meant(row):
             return Refusal(0.0, asked, counts=True)
