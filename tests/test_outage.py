@@ -533,8 +533,10 @@ def test_a_server_that_comes_back_and_stays_well_loses_no_row(
         max_failures=max_failures,
         chance=random.Random(seed).random,
     )
-    # Long enough that three rows fail, one after the other, after the last reply.
-    end = begin + service + (2 * attempts + 2) * fails_in + longer
+    # Long enough that three rows fail, one after the other, after the last reply; where no failure
+    # is allowed, two of them use up their attempts before the next one starts.
+    backoff = 2 * 0.5 * (2 ** (attempts - 1) - 1)
+    end = begin + service + (2 * attempts + 2) * fails_in + backoff + longer
     left = set(range(rows))
 
     def server(row: int, now: float) -> tuple[float, Outcome]:

@@ -123,6 +123,8 @@ class Scheduler:
         self._pacer = Pacer()
         self._refusals = Refusals(self._retry, self._pacer, chance)
         self._unsettled = Unsettled(self._retry, chance)
+        self._again, self._trouble = self._unsettled.again, self._unsettled.trouble
+        self._parked = self._unsettled.parked
         #: by row, what is running and since when; ``len`` never exceeds ``max_workers``
         self._running: dict[int, tuple[Attempt, float]] = {}
         #: nothing is started before this time, because the server asked for a pause
@@ -147,16 +149,16 @@ class Scheduler:
             return DONE
         if self.room <= 0:
             return outage.deadline if outage.deadline < math.inf else WAIT
-        again = bool(self._unsettled.again) and self._unsettled.again[0][0] <= now
+        again = bool(self._again) and self._again[0][0] <= now
         if again and outage.is_away and self._may_start():
             again = False  # a row that has not failed yet is the better probe
         if not again and not self._may_start():
-            if self._unsettled.again:
-                return min(max(self._unsettled.again[0][0], self._not_before), outage.deadline)
+            if self._again:
+                return min(max(self._again[0][0], self._not_before), outage.deadline)
             if not (self._running or self._more or self._has_next()):
                 return DONE
             return outage.deadline if outage.deadline < math.inf else WAIT
-        row = self._unsettled.again[0][1] if again else self._next
+        row = self._again[0][1] if again else self._next
         assert row is not None
         if now < self._paused_until or now < outage.next_probe:
             kind = HoldKind.OUTAGE if outage.is_away else HoldKind.PAUSE
@@ -164,7 +166,7 @@ class Scheduler:
         if self._pacer.on and not outage.is_away and (when := self._pacer.until(now)) > now:
             return self._hold(HoldKind.PACING, row, worker, now, when)
         if self._throttle is not None:
-            refused = self._throttle.admit(row, self._unsettled.again[0][3] if again else None, now)
+            refused = self._throttle.admit(row, self._again[0][3] if again else None, now)
             if isinstance(refused, Stop):
                 self.stopped = refused.after(self.stopped)
                 return DONE
@@ -174,7 +176,7 @@ class Scheduler:
         if self._holds.is_on:
             self._holds.release(now)
         if again:
-            due, _, number, failure = heapq.heappop(self._unsettled.again)
+            due, _, number, failure = heapq.heappop(self._again)
             attempt = Attempt(row, number, worker, failure, due)
         else:
             self._next = None
@@ -217,38 +219,38 @@ class Scheduler:
     def account(self, attempt: Attempt, start: float, outcome: Outcome, now: float) -> Attempted:
         """:meth:`settle`, as the fact that a worker reports; ``start``: when it began its work."""
         decision = self._settle(attempt, outcome, now)
-        again = self._unsettled.trouble[attempt.row].again if decision is Decision.RETRY else None
+        again = self._trouble[attempt.row].again if decision is Decision.RETRY else None
         fact = Attempted(attempt, start, now, outcome, decision, again)
         if decision is Decision.PARK:
-            self._unsettled.parked[attempt.row] = fact
-        elif self._unsettled.parked:
+            self._parked[attempt.row] = fact
+        elif self._parked:
             self._decide_the_rest()
         return fact
 
     def _settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Decision:
-        row, outage, throttle = attempt.row, self._outage, self._throttle
-        start, running = self._running[row][1], len(self._running) + self._uncommitted
+        row, throttle = attempt.row, self._throttle
+        running = len(self._running) + self._uncommitted
+        start = self._running.pop(row)[1]
         if throttle is not None:
             throttle.settled(attempt, outcome, end=now)
-        del self._running[row]
         self._has_next()  # so that a stop, which looks at no row, finds all done where it is
-        if self._pacer.on and not isinstance(outcome, Failure):
-            self._pacer.ended(row, accepted=outcome is not CANCELLED)
-        if outcome is CANCELLED:
-            self._unsettled.trouble.pop(row, None)
-            outage.ended(row)
-            return Decision.CANCEL
         if isinstance(outcome, Failure):
             return self._failed(attempt, outcome, start, now, running)
-        if self._unsettled.trouble:
-            self._unsettled.trouble.pop(row, None)
+        if self._pacer.on:
+            self._pacer.ended(row, accepted=outcome is not CANCELLED)
+        if outcome is CANCELLED:
+            self._trouble.pop(row, None)
+            self._outage.ended(row)
+            return Decision.CANCEL
+        if self._trouble:
+            self._trouble.pop(row, None)
         self._uncommitted += self._commits
         self._refusals.succeeded(now)
         if not self._access.is_granted:
             self._access.reply()
-        if not outage.is_calm or self._unsettled.parked:
+        if not self._outage.is_calm or self._parked:
             self._see_life(row, start, now)
-        if throttle is not None and not outage.is_narrow:
+        if throttle is not None and not self._outage.is_narrow:
             throttle.learn(outcome, start=start, end=now, running=running)
         return Decision.OK
 
@@ -275,7 +277,7 @@ class Scheduler:
             if sign is not Sign.TROUBLE or self.stopped is not None:
                 outage.ended(row)
             else:
-                trouble = self._unsettled.trouble[row]
+                trouble = self._trouble[row]
                 if trouble.epoch is None:
                     trouble.epoch = outage.epoch
                 can_park = outage.is_alive
@@ -286,12 +288,12 @@ class Scheduler:
                     when, can_park = self._suspend(row, when, failure, now), False
             self._learn(row, failure, start, now, running)
         if when is not None:
-            self._unsettled.trouble[row].again = when if self.stopped is None else None
+            self._trouble[row].again = when if self.stopped is None else None
             self._unsettled.retry(attempt, failure, when)
             return Decision.RETRY
         if can_park and not self._is_rest():
             return Decision.PARK
-        self._unsettled.trouble.pop(row, None)
+        self._trouble.pop(row, None)
         self._count_failures(1)
         return Decision.FAIL
 
@@ -316,8 +318,8 @@ class Scheduler:
             return deadline
         if self._may_start():
             return min(self._not_before, deadline)
-        if self._unsettled.again:
-            return min(max(self._unsettled.again[0][0], self._not_before), deadline)
+        if self._again:
+            return min(max(self._again[0][0], self._not_before), deadline)
         return -math.inf if self._is_done() else deadline
 
     def close(self) -> None:
@@ -348,12 +350,9 @@ class Scheduler:
     @property
     def room(self) -> int:
         """How many attempts more might run, 0 or fewer where there is no place for another one."""
-        room = self._limit - len(self._running) - self._uncommitted
+        limit = self._max_workers if self._throttle is None else self._throttle.limit
+        room = limit - len(self._running) - self._uncommitted
         return min(room, self._outage.room) if self._outage.is_narrow else room
-
-    @property
-    def _limit(self) -> int:
-        return self._max_workers if self._throttle is None else self._throttle.limit
 
     @property
     def _not_before(self) -> float:
@@ -375,7 +374,7 @@ class Scheduler:
         the run might have to stop for them: else most rows would have failed by then. Parked rows
         do not count: only other rows can show whether they have failed.
         """
-        doubtful = self._failures + len(self._unsettled.trouble) - len(self._unsettled.parked)
+        doubtful = self._failures + len(self._trouble) - len(self._parked)
         if self._max_failures is not None and doubtful > self._max_failures:
             return False
         return self._has_next()
@@ -383,11 +382,11 @@ class Scheduler:
     def _is_done(self) -> bool:
         # Looks at no row: ``stop`` comes from any thread.
         started = self._next is None and not self._batches
-        return started and not (self._running or self._unsettled.again or self._more)
+        return started and not (self._running or self._again or self._more)
 
     def _is_rest(self) -> bool:
         """Whether nothing is left but rows that are parked."""
-        return not (self._running or self._unsettled.again or self._more or self._has_next())
+        return not (self._running or self._again or self._more or self._has_next())
 
     def _end(self, reason: str) -> None:
         """Stop the run, for every other row would fail in the same way."""
@@ -399,7 +398,7 @@ class Scheduler:
             self._pause(failure.run_pause, failure, now)
         if self._pacer.on:
             self._pacer.ended(row, accepted=False)
-        trouble = self._unsettled.trouble.setdefault(row, Trouble(began=now))
+        trouble = self._trouble.setdefault(row, Trouble(began=now))
         if is_timeout(failure):
             trouble.failures += 1
         return now if trouble.failures < self._retry.attempts else None
@@ -428,12 +427,13 @@ class Scheduler:
         """The server has answered an attempt, which began at ``start``."""
         outage = self._outage
         since = outage.since
-        if outage.life(row, now, workers=self._limit):
+        limit = self._max_workers if self._throttle is None else self._throttle.limit
+        if outage.life(row, now, workers=limit):
             self._holds.end_outage(now)
             self._unsettled.skip(since, now)
         if outage.is_away:
             return
-        if self._unsettled.parked:
+        if self._parked:
             self._decide(self._unsettled.take_parked(start))
         if self._throttle is not None:
             self._throttle.believe(now)
@@ -449,7 +449,7 @@ class Scheduler:
 
     def _decide_the_rest(self) -> None:
         """With nothing else left to show that the server is away, parked rows have failed."""
-        if self._unsettled.parked and self._is_rest():
+        if self._parked and self._is_rest():
             self._decide(self._unsettled.take_parked(math.inf))
 
     def _decide(self, facts: list[Decided]) -> None:
@@ -457,14 +457,14 @@ class Scheduler:
         for fact in facts:
             self.decided(fact)
             if fact.fact.decision is Decision.FAIL:
-                del self._unsettled.trouble[fact.fact.attempt.row]
+                del self._trouble[fact.fact.attempt.row]
                 self._count_failures(1)
 
     def _next_try(
         self, attempt: Attempt, failure: Failure, start: float, now: float
     ) -> float | None:
         """When the row is tried again, None if it is not."""
-        trouble = self._unsettled.trouble.setdefault(attempt.row, Trouble(began=now))
+        trouble = self._trouble.setdefault(attempt.row, Trouble(began=now))
         oldest = next((since for _, since in self._running.values()), now)
         refusal = self._refusals.judge(
             attempt.row, trouble.refusals, failure, start=start, now=now, oldest=oldest

@@ -98,14 +98,16 @@ class Unsettled:
         Returns:
             What became of parked rows.
         """
-        parked, self.parked = self.parked, {}
+        parked = dict(self.parked)
+        self.parked.clear()
         for row in {*rows, *parked} if forgives else ():
             trouble = self.trouble.get(row)
             if trouble is not None and trouble.forgiven < _MERCY:
                 trouble.failures -= trouble.forgivable
                 trouble.forgivable = 0
                 trouble.forgiven += 1
-        self.again = sorted((min(when, now), *rest) for when, *rest in self.again)  # type: ignore[misc]
+        # A sorted list is a heap.
+        self.again[:] = sorted((min(when, now), *rest) for when, *rest in self.again)  # type: ignore[misc]
         decided = []
         for row, fact in parked.items():
             assert isinstance(fact.outcome, Failure)
