@@ -322,6 +322,33 @@ def test_rows_that_fail_by_themselves_end_as_ever(engine: str) -> None:
     assert set(run.errors["attempts"]) == {3}
 
 
+@pytest.mark.parametrize(
+    ("fault", "outages"),
+    [
+        (ConnectionFailed("it broke"), 0),
+        (ServerError("boom", status=500), 0),
+        (AttemptTimeout("late"), 0),
+        (ServerError("restarting", status=503), 1),
+    ],
+    ids=lambda value: str(value),
+)
+def test_last_rows_that_fail_wait_only_for_what_is_the_servers_fault(
+    fault: Exception, outages: int
+) -> None:
+    """Five rows, of which the last three fail until their fifth attempts."""
+    asked: Counter[str] = Counter()
+
+    def answer(prompt: str) -> Any:
+        asked[prompt] += 1
+        return fault if prompt in ("r2", "r3", "r4") and asked[prompt] < 4 else "fine"
+
+    fake = FakeModel(answer, latency=0.5, clock="virtual")
+    run = reviews(5).llm.parallel_map("{review}", model=fake, max_workers=2)
+    assert run.metrics.outages == outages
+    assert run.metrics.failed == (0 if outages else 3)
+    assert run.metrics.wall_s < 60
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_one_last_row_that_always_fails_ends_the_run(engine: str) -> None:
     fake = FakeModel(lambda prompt: ConnectionFailed("no") if prompt == "r29" else "fine")

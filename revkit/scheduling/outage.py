@@ -11,8 +11,9 @@ their attempts back.
 
 Before the first life of a run, ordinary retries decide: the server may never have been started.
 Later, it is away once ``max(3, attempts running)`` different rows had trouble with no life between.
-When no fresh row is left, a row that had trouble before the last life does not count: others went
-well since, so it may be the row's own fault. So a run does not wait for rows that can only fail.
+When every unfinished row has failed, some of that may be the rows' own fault, and a run must not
+wait for rows that can only fail. Then trouble counts only where the server itself cannot be reached
+or says so (502, 503, 504, 529), and not of a row that had trouble before the last life.
 Then one attempt at a time probes it, after 0.5, 1, 2 … 30 seconds, or the pause that it asks for:
 each time another row, and first those that have not failed yet.
 A reply to a probe ends that. A reply to an older request does not: a server that shuts down
@@ -34,7 +35,7 @@ from .events import Away, Failure, Stop, StopKind
 if TYPE_CHECKING:
     from .policy import Retry
 
-__all__ = ["Outage", "Sign", "is_timeout", "sign_of"]
+__all__ = ["Outage", "Sign", "is_servers", "is_timeout", "sign_of"]
 
 #: Fewest rows whose trouble shows that the server is away, rather than something about them.
 _FEWEST: Final = 3
@@ -42,6 +43,8 @@ _FEWEST: Final = 3
 _SHORTEST: Final = 0.05
 #: Statuses below 500 that say nothing but "later".
 _LATER: Final = frozenset({408, 425, 429})
+#: Statuses of a server that is not available, whatever it is asked.
+_UNAVAILABLE: Final = frozenset({502, 503, 504, 529})
 
 
 class Sign(Enum):
@@ -74,6 +77,11 @@ def sign_of(failure: Failure) -> Sign | None:
 def is_timeout(failure: Failure) -> bool:
     """Whether the attempt took too long, which may be the fault of its row."""
     return failure.type == "AttemptTimeout"
+
+
+def is_servers(failure: Failure) -> bool:
+    """Whether trouble cannot be the fault of a row: nobody was there, or a gateway says so."""
+    return not failure.sent or failure.status in _UNAVAILABLE
 
 
 class Outage:
@@ -182,7 +190,7 @@ class Outage:
         """A row had trouble while the server was not away; says whether it is away now.
 
         Args:
-            counts: it cannot be the row's own fault, or a fresh row will show it soon.
+            counts: it cannot be the row's own fault, or another row will show that soon.
             running: attempts that were running until now, this one included.
             last: it has used up the row's attempts.
         """

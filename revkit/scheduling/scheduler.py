@@ -48,7 +48,7 @@ from .events import (
     StopKind,
 )
 from .holds import Holds
-from .outage import Outage, Sign, is_timeout, sign_of
+from .outage import Outage, Sign, is_servers, is_timeout, sign_of
 from .pacing import Pacer
 from .policy import Retry, failure_stop
 from .refusals import Refusals, pause_stop
@@ -281,7 +281,8 @@ class Scheduler:
                 if trouble.epoch is None:
                     trouble.epoch = outage.epoch
                 can_park = outage.is_alive
-                counts = trouble.epoch == outage.epoch or self._more or self._has_next()
+                is_first = trouble.epoch == outage.epoch
+                counts = self._more or self._has_next() or (is_first and is_servers(failure))
                 if outage.trouble(
                     row, failure, now, counts=counts, running=running, last=when is None
                 ):
