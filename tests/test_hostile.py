@@ -187,7 +187,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "page": (Status(200, b"<html><h1>Log in</h1></html>"), "BadReply", f"{NO_JSON}: <html><h1>Log"),
     "nothing": (Status(200, b""), "BadReply", f"{NO_JSON}: nothing"),
     "array": (Status(200, b"[{}]"), "BadReply", NO_JSON),
-    "invalid UTF-8": (Status(200, b'{"message": "\xff\xfe"}'), "BadReply", NO_JSON),
+    "invalid UTF-8": (Status(200, b'{"message": "\xff\xfe"}'), "BadReply", "JSON that is not a "),
     "NaN in JSON": (Status(200, b'{"message": NaN}'), "BadReply", NO_JSON),
     "infinity in JSON": (Status(200, b'{"message": Infinity}'), "BadReply", NO_JSON),
     "deep arrays": (Status(200, b"[" * 100_000), "BadReply", NO_JSON),

@@ -166,7 +166,7 @@ def test_a_server_that_is_down_says_how_to_start_it(ask: Ask) -> None:
         (Status(200, b"<h1>Welcome to nginx</h1>"), BadReply, "Welcome to nginx"),
         (Status(200, b""), BadReply, "nothing"),
         (Status(200, b"[1]"), BadReply, "else than a JSON object"),
-        (Status(200, b'{"a": "\xff"}'), BadReply, "else than a JSON object"),
+        (Status(200, b'{"a": "\xff"}'), BadReply, "not a whole chat reply"),
         (Status(500, {"error": "llama runner died"}), ServerError, '500: "llama runner died"'),
         (Status(503, b""), ServerError, "answered 503"),
         (Status(404, b"404 page not found"), ServerError, "is host= right?"),

@@ -7,6 +7,7 @@ agent_file         a client out of an agent file
 http_client        what all clients of HTTP servers have in common
 http_session       what their conversations have in common
 openai             any OpenAI-compatible server
+message_parts      the text, thought and refusal in a message
 model_facts        what a server's list of models says of one
 ollama             Ollama
 local/             the embedded model

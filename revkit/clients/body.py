@@ -1,7 +1,8 @@
-"""Request bodies and numbers in replies, as the JSON protocols write and read them."""
+"""Request and response bodies, as the JSON protocols write and read them."""
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +12,7 @@ import orjson
 from ..errors import UsageError
 from ..task.chat import Message
 
-__all__ = ["count", "decoded", "encode", "static_body"]
-
-#: A higher number of tokens is none: no prompt and no reply has a billion.
-_MOST_TOKENS = 10**9
+__all__ = ["decoded", "encode", "static_body"]
 
 
 def encode(static: bytes, messages: Sequence[Message]) -> bytes:
@@ -46,16 +44,26 @@ def static_body(fields: Mapping[str, Any], what: str) -> bytes:
 def decoded(body: bytes) -> Any:
     """The JSON value in a response; None where there is none.
 
-    Half of a surrogate pair, raw or escaped, becomes U+FFFD: it costs a character, not the row.
+    Half of a surrogate pair, raw or escaped, becomes U+FFFD, and so do bytes that are no UTF-8:
+    that costs a character, not the row.
     """
     try:
         return orjson.loads(body)
     except ValueError:
         pass
     try:
-        return _mended(json.loads(body.decode("utf-8", "surrogatepass"), parse_constant=_no_number))
+        return _mended(json.loads(_text(body), parse_constant=_no_number))
     except (ValueError, RecursionError):
         return None
+
+
+def _text(body: bytes) -> str:
+    """The text of a body, in which halves of surrogate pairs stand as they are."""
+    body = body.removeprefix(codecs.BOM_UTF8)
+    try:
+        return body.decode("utf-8", "surrogatepass")
+    except ValueError:
+        return body.decode("utf-8", "replace")
 
 
 def _no_number(name: str) -> Any:
@@ -75,10 +83,3 @@ def _mended(value: Any) -> Any:
 def _whole(text: str) -> str:
     """The text with U+FFFD for each half of a surrogate pair."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def count(found: Any) -> int | None:
-    """A number of tokens out of a reply, None where it is not one."""
-    if isinstance(found, bool) or not isinstance(found, int):
-        return None
-    return found if 0 <= found <= _MOST_TOKENS else None

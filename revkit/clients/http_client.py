@@ -321,15 +321,22 @@ class HttpClient(Client):
             f"{self.endpoint} answered with something else than a JSON object: {text or 'nothing'}"
         )
 
-    def failure(self, response: Response, *, status: int | None = None) -> ModelError:
-        """The error that a response stands for; ``status`` overrides the response's own."""
+    def failure(
+        self, response: Response, *, status: int | None = None, answered: bool = False
+    ) -> ModelError:
+        """The error that a response stands for.
+
+        Args:
+            status: overrides the response's own.
+            answered: the server has given good replies before, so that its address is right.
+        """
         refused = too_long(
             response.status if status is None else status,
             response.body,
             max_tokens=self.max_tokens,
             is_ollama=self.provider == "ollama",
         )
-        return refused or status_error(self, response, status)
+        return refused or status_error(self, response, status, answered=answered)
 
     # -- what a protocol fills in -------------------------------------------------------------
 

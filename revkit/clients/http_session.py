@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BadReply
+from ..errors import BadReply, ModelError, ServerError
 from .body import decoded
 from .contract import Request, Response
+from .error_body import ErrorBody, error_body
 
 if TYPE_CHECKING:
     from .http_client import HttpClient
@@ -52,15 +53,37 @@ class HttpSession:
         """The JSON object of a successful response.
 
         Raises:
-            ServerError: the status is not success.
+            ModelError: the status is not success, or the response holds an error all the same.
             BadReply: there is no JSON object.
         """
         if not 200 <= response.status < 300:
-            raise self._http.failure(response)
+            raise self.failure(response)
         found = decoded(response.body)
-        if isinstance(found, dict):
+        if isinstance(found, dict) and not found.get("error") and found.get("object") != "error":
             return found
+        error = error_body(response.body)
+        if error.is_error:
+            raise self._error_in(response, error)
         raise self.bad_reply(self._http.not_an_object(response), status=response.status)
+
+    def _error_in(self, response: Response, error: ErrorBody) -> ModelError:
+        """The error in a response that says it is a success, as gateways send it."""
+        client = self._http
+        if error.status is not None:
+            return self.failure(response, error.status)
+        for status in (400, 404):  # with which its words would mean something
+            failure = self.failure(response, status)
+            if type(failure) is not ServerError:
+                return failure
+        return BadReply(
+            f'{client.endpoint} answered {response.status} with an error: "'
+            f"{client.quote(error.words)}\"; see the server's log",
+            status=response.status,
+        )
+
+    def failure(self, response: Response, status: int | None = None) -> ModelError:
+        """The error that a response stands for; ``status`` overrides the response's own."""
+        return self._http.failure(response, status=status, answered=self.worked)
 
     def bad_reply(
         self, message: str, *, status: int | None = None, transient: bool = True

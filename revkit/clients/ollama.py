@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadReply, CutOff, UsageError
-from ..task.chat import Message, Reply
-from .body import count, encode, static_body
+from ..task.chat import Message, Reply, count
+from .body import encode, static_body
 from .contract import Exchange, Response, repeats
-from .error_body import error_body
 from .http_client import HttpClient
 from .http_session import HttpSession
 from .prompt_check import PromptCheck
 from .provider import Provider
 from .redact import public
 from .secret import Secret
-from .too_long import is_too_long
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit
@@ -182,17 +180,6 @@ class OllamaSession(HttpSession):
 
     def _read(self, found: dict[str, Any], response: Response) -> Reply:
         client = self._client
-        if found.get("error"):
-            problem = error_body(response.body).message
-            if "model" in problem and "not found" in problem:
-                raise client.failure(response, status=404)
-            if is_too_long(400, response.body):
-                raise client.failure(response, status=400)
-            raise BadReply(
-                f'{client.endpoint} answered 200 with an error: "{client.quote(problem)}"; see the '
-                "server's log",
-                status=response.status,
-            )
         message = found.get("message")
         text = message.get("content") if isinstance(message, dict) else None
         if not isinstance(message, dict) or not isinstance(text, str) or found.get("done") is False:

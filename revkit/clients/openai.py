@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
-from ..errors import BadOutput, BadReply, ModelRefused, UsageError
-from ..task.chat import Message, Reply
-from .body import count, encode, static_body
+from ..errors import BadOutput, ModelError, ModelRefused, ServerError, UsageError
+from ..task.chat import Message, Reply, count
+from .body import encode, static_body
 from .contract import Exchange, Finding, Response, repeats
 from .error_body import error_body
 from .http_client import HttpClient
 from .http_session import HttpSession
+from .message_parts import said
 from .model_facts import model_facts
 from .provider import Provider
 from .redact import public
 from .secret import Secret
-from .too_long import is_too_long
 
 if TYPE_CHECKING:
     from ..scheduling.limits import RateLimit
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenAICompatible"]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
+Format = Literal["prompt", "json", "schema"]
 #: Hosts that say nothing of a model that its name does not.
 _SERVICES = ("api.openai.com", ".openai.azure.com")
 
@@ -206,7 +207,7 @@ class Dialect(NamedTuple):
         if refusal.status not in (400, 404, 415, 422, 500, 501):
             return None
         found = error_body(refusal.body)
-        reason = f"{found.param} {found.message}"
+        reason = f"{found.param} {found.words}"
         if _UNSUPPORTED.search(f"{found.code} {reason}"):
             if not self.new_limit and re.search(r"\bmax_tokens\b", reason):
                 return self._replace(new_limit=True)
@@ -228,21 +229,14 @@ class Dialect(NamedTuple):
 
 
 #: The format of a reply, by ``Dialect.format``.
-_FORMATS: tuple[Literal["prompt", "json", "schema"], ...] = ("prompt", "json", "schema")
-#: Fields of a message that hold a thought.
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-#: All that may stand beside a message's content.
-_OTHERS = (*_THOUGHTS, "reasoning_details", "refusal")
-_BAD_GATEWAY = 502
-#: Statuses of errors that come with a 200 and have a name only.
-_STATUSES = {
-    "rate_limit_exceeded": 429,
-    "insufficient_quota": 429,
-    "model_not_found": 404,
-    "invalid_api_key": 401,
-    "server_error": 500,
-    "overloaded_error": 529,
+_FORMATS: tuple[Format, ...] = ("prompt", "json", "schema")
+#: The same, by the type of a ``response_format``.
+_OWN_FORMATS: Mapping[Any, Format] = {
+    "json_schema": "schema",
+    "json_object": "json",
+    "text": "prompt",
 }
+_BAD_GATEWAY = 502
 _FORMAT = re.compile(
     r"(?i)response_?format|json_?(schema|object|mode)|json mode|schema|structured|grammar|guided"
 )
@@ -263,6 +257,8 @@ class OpenAISession(HttpSession):
         super().__init__(client, "an OpenAI-compatible server")
         self._client = client
         self._schema = task.outputs.json_schema
+        own = client.extra_body.get("response_format")  # which goes before ours
+        self._own_format = _OWN_FORMATS.get(own.get("type")) if isinstance(own, Mapping) else None
         self._dialect = Dialect(
             format=0 if self._schema is None else 2,
             temperature=client.temperature is not None,
@@ -273,17 +269,17 @@ class OpenAISession(HttpSession):
 
     def exchange(self, messages: Sequence[Message]) -> Exchange:
         """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
-        client = self._client
         dialect = self._dialect
         while True:
             body = encode(self._static_body(dialect), messages)
             response = yield from self.send(body)
             if 200 <= response.status < 300:
                 break
-            refused = is_too_long(response.status, response.body)
-            weaker = None if refused else self._weaker(dialect, response)
+            failure = self.failure(response)
+            # An error that says more than its status is not about the form of the request.
+            weaker = self._weaker(dialect, response) if type(failure) is ServerError else None
             if weaker is None:
-                raise client.failure(response)
+                raise failure
             dialect = weaker
         reply = self._read(self.json(response), response, dialect)
         if dialect is not self._dialect:
@@ -325,16 +321,27 @@ class OpenAISession(HttpSession):
             fields["response_format"] = {"type": "json_object"}
         return fields | client.extra_body
 
+    def _format(self, dialect: Dialect) -> Format | None:
+        """How a request asks for the form of the reply; None: a text may have any."""
+        if self._own_format is not None:
+            return self._own_format
+        return None if self._schema is None else _FORMATS[dialect.format]
+
     def _read(self, found: dict[str, Any], response: Response, dialect: Dialect) -> Reply:
         choices = found.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
-        message = choice.get("message") if isinstance(choice, dict) else None
-        if found.get("error") or not isinstance(choice, dict) or not isinstance(message, dict):
-            raise self._no_choice(response)
-        reason = choice.get("finish_reason")
-        if reason == "error" or choice.get("error"):
-            raise self._broken_off(choice.get("error"), response)
-        text, thought, refusal = _said(message)
+        choice = choice if isinstance(choice, dict) else {}
+        message, reason = choice.get("message"), choice.get("finish_reason")
+        error = choice.get("error")
+        broken = reason == "error" or bool(error)
+        if not isinstance(message, dict) and not broken:
+            raise self.bad_reply(
+                f"{self._client.endpoint} answered with JSON that is not a chat completion (no "
+                "message in choices)",
+                status=response.status,
+            )
+        message = message if isinstance(message, dict) else {}
+        text, thought, refusal = said(message)
         usage = found.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         model = found.get("model")
@@ -345,8 +352,10 @@ class OpenAISession(HttpSession):
             finish_reason=reason if isinstance(reason, str) else None,
             thought=thought or None,
             model=model if model and isinstance(model, str) else None,
-            format=None if self._schema is None else _FORMATS[dialect.format],
+            format=self._format(dialect),
         )
+        if broken:
+            raise self._broken_off(error, reply, response)
         if refusal:
             raise ModelRefused(
                 self._client.quote(f'the model refused to answer: "{refusal}"'), reply=reply
@@ -358,67 +367,14 @@ class OpenAISession(HttpSession):
             )
         return reply
 
-    def _broken_off(self, error: Any, response: Response) -> Exception:
+    def _broken_off(self, error: Any, part: Reply, response: Response) -> ModelError:
         """The error for a reply that the provider behind the server broke off."""
         body = orjson.dumps({"error": error or "the model's provider broke the reply off"})
         status = error_body(body).status or _BAD_GATEWAY
-        return self._client.failure(response._replace(body=body), status=status)
-
-    def _no_choice(self, response: Response) -> Exception:
-        """The error for a successful status without a choice; gateways put errors there."""
-        client = self._client
-        found = error_body(response.body)
-        status = found.status or next(
-            (_STATUSES[name] for name in found.names if name in _STATUSES), None
-        )
-        if found.is_error and status is not None:
-            return client.failure(response, status=status)
-        if found.is_error:
-            return BadReply(
-                f"{client.endpoint} answered {response.status} with an error: "
-                f'"{client.quote(found.message)}"; see the server\'s log',
-                status=response.status,
-            )
-        return self.bad_reply(
-            f"{client.endpoint} answered with JSON that is not a chat completion (no message in "
-            "choices)",
-            status=response.status,
-        )
-
-
-def _said(message: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The text, the thought and the refusal of a message."""
-    content = message.get("content")
-    if isinstance(content, str) and not any(map(message.get, _OTHERS)):
-        return content, "", ""
-    texts, thoughts, refusals = [], [], []
-    parts = content if isinstance(content, list) else [{"text": content}]
-    for part in parts:
-        if not isinstance(part, dict):
-            continue
-        if part.get("type") in ("thinking", "reasoning"):
-            thoughts.append(_text(part.get("thinking") or part.get("text")))
-        elif part.get("type") == "refusal":
-            refusals.append(_text(part.get("refusal")))
-        else:
-            texts.append(_text(part.get("text")))
-    refusals.append(_text(message.get("refusal")))
-    # Gateways send the same thought in several fields.
-    thoughts += [_text(message.get(name)) for name in _THOUGHTS]
-    thoughts = [thought.strip() for thought in thoughts]
-    thoughts = list(dict.fromkeys(filter(None, thoughts))) or [
-        _text(message.get("reasoning_details"))
-    ]
-    return "".join(texts), "\n\n".join(thoughts).strip(), "".join(refusals)
-
-
-def _text(content: Any) -> str:
-    """A text, which some servers send in parts; empty where there is none."""
-    if isinstance(content, list):
-        return "".join(map(_text, content))
-    if isinstance(content, dict):
-        return _text(content.get("text") or content.get("summary"))
-    return content if isinstance(content, str) else ""
+        failure = self.failure(response._replace(body=body), status)
+        if part.text or part.completion_tokens:  # which may be billed
+            failure.reply, failure.text = part, part.text
+        return failure
 
 
 PROVIDER = Provider(

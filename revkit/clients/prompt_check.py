@@ -13,8 +13,8 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import PromptTruncated, RowFailure
-from ..task.chat import Message, Reply
-from .body import count, encode, static_body
+from ..task.chat import Message, Reply, count
+from .body import encode, static_body
 from .context import STRETCH, ContextWatch, halves, is_cut, one_text
 from .contract import Aborted, Exchange, Request, Response
 from .too_long import is_too_long, truncated

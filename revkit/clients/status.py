@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["status_error"]
 
 
-def status_error(client: HttpClient, response: Response, status: int | None = None) -> ServerError:
-    """The error that a response stands for; ``status`` overrides the response's own."""
+def status_error(
+    client: HttpClient, response: Response, status: int | None = None, *, answered: bool = False
+) -> ServerError:
+    """The error that a response stands for, as :meth:`HttpClient.failure` says."""
     status = response.status if status is None else status
     where = client.endpoint
     body = error_body(response.body)
-    message = client.quote(body.message)
+    message = client.quote(body.words)
     quoted = f': "{message}"' if message else ""
     if 300 <= status < 400:
         target = _redirect_target(client, response)
@@ -47,7 +49,7 @@ def status_error(client: HttpClient, response: Response, status: int | None = No
         )
     if status == 403:
         return _denied(client, status, quoted, key=False)
-    if status == 404:
+    if status == 404 and not answered:
         quoted += f"; is {client.parameter}= right?"
     return ServerError(
         f"{where} answered {status}{quoted}{_advice(status)}",

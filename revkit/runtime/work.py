@@ -31,7 +31,7 @@ from ..errors import RowFailure, one_line
 from ..scheduling.events import CANCELLED, Attempt, Failure, Outcome, Success
 from ..tables.rows import Rows
 from ..task.answer import Answers
-from ..task.chat import Message, Reply
+from ..task.chat import Message, Reply, with_known_counts
 from ..task.kinds import CallableTask, ModelTask
 from ..task.returned import values_of
 from .cancel import CancelToken, is_done_to_the_worker
@@ -132,7 +132,8 @@ class Failures:
                 message,
                 status=error.status,
                 text=error.text if unfit is None else unfit.text,
-                reply=unfit or (error.reply if isinstance(error.reply, Reply) else None),
+                reply=unfit
+                or (with_known_counts(error.reply) if isinstance(error.reply, Reply) else None),
                 correctable=error.correctable and unfit is not None,
                 transient=error.transient,
                 pause=error.pause,

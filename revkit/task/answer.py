@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from ..errors import BadOutput, BadReply, ContentFiltered, CutOff, ModelRefused
-from .chat import Message, Reply
+from .chat import Message, Reply, with_known_counts
 from .kinds import ModelTask
 from .thoughts import without_thoughts
 
@@ -21,7 +21,11 @@ __all__ = ["Answers"]
 
 #: Finish reasons by what they say, in any spelling; the others say that the model ended its reply.
 _CUT = re.compile(r"length|context|max(imum)?(completion|output|new)?token|maxoutput|tokenlimit")
-_FILTERED = re.compile(r"contentfilter|safety|recitation|blocklist|prohibitedcontent|spii")
+_FILTERED = re.compile(
+    r"contentfilter|safety|recitation|blocklist|prohibitedcontent|spii|sensitive$"
+)
+#: OpenRouter, Mistral; vLLM, SGLang; DeepSeek; Z.ai.
+_BROKEN = {"error", "abort", "aborted", "insufficientsystemresource", "networkerror"}
 
 
 class Answers:
@@ -49,11 +53,12 @@ class Answers:
         self._limit = "a limit of tokens" if max_tokens is None else f"max_tokens={max_tokens:,}"
 
     def split(self, reply: Reply, sent: Iterable[Message]) -> Reply:
-        """The reply without the thoughts in its text.
+        """The reply without the thoughts in its text, and without counts that are none.
 
         Args:
             sent: the messages that were sent.
         """
+        reply = with_known_counts(reply)
         return without_thoughts(reply, sent, typed=not self._task.outputs.free_text)
 
     def read(self, reply: Reply) -> tuple[dict[str, Any], Reply]:
@@ -122,7 +127,7 @@ def _kind(reason: str) -> Literal["cut", "filtered", "refused", "broken"] | None
         return "filtered"
     if plain == "refusal":
         return "refused"
-    return "broken" if plain == "error" else None
+    return "broken" if plain in _BROKEN else None
 
 
 def _plain(reason: str) -> str:

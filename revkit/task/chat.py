@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict
 
-__all__ = ["Message", "Reply"]
+__all__ = ["Message", "Reply", "count", "with_known_counts"]
+
+#: A higher number of tokens is none: no prompt and no reply has a billion.
+_MOST_TOKENS = 10**9
 
 
 class Message(TypedDict):
@@ -50,3 +53,22 @@ class Reply:
     def used_prompt_tokens(self) -> int | None:
         """The prompt's tokens and those of the probes; None where none was counted."""
         return (self.prompt_tokens or 0) + self.probe_tokens or self.prompt_tokens
+
+
+def count(found: Any) -> int | None:
+    """A number of tokens as a server gives it, None where it is not one.
+
+    >>> count(12), count(-1), count(2**64 - 1), count(1.5)
+    (12, None, None, None)
+    """
+    if isinstance(found, bool) or not isinstance(found, int):
+        return None
+    return found if 0 <= found <= _MOST_TOKENS else None
+
+
+def with_known_counts(reply: Reply) -> Reply:
+    """The reply; a number of tokens in it that is not one is not known. It may be of any client."""
+    prompt, completion = count(reply.prompt_tokens), count(reply.completion_tokens)
+    if prompt is reply.prompt_tokens and completion is reply.completion_tokens:
+        return reply
+    return replace(reply, prompt_tokens=prompt, completion_tokens=completion)
