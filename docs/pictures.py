@@ -45,7 +45,7 @@ def run() -> revkit.ParallelResult:
         if asked[text] in (9, 30):
             return "It depends on what one expects of it."
         if asked[text] == 21:
-            return revkit.BadReply("what arrived is not a reply")  # and so is not tried again
+            return revkit.ServerError("this text is too long", status=400)  # not tried again
         return label
 
     model = FakeModel(answer, latency=lambda text: seconds.get(text, 0.7), clock="virtual")
