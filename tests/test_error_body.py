@@ -62,6 +62,9 @@ NO_MONEY = {
             type="invalid_request_error",
         ),
     ),
+    "OpenAI, in words": Status(
+        429, body("You exceeded your current quota, please check your plan and billing details.")
+    ),
     "Moonshot": Status(429, body("no", type="exceeded_current_quota_error")),
     "Moonshot, in words": Status(
         429, body("Your account org-ea6a <ak-f8ty> is suspended due to insufficient balance, …")
@@ -131,6 +134,9 @@ NO_MODEL = {
         400, body("400: {'error': 'Invalid model name passed in model=gpt-x'}", code="400")
     ),
     "200, a name": Status(200, body("gone", code="model_not_found")),
+    "200, an object": Status(
+        200, {"object": "error", "message": "The model `gpt-x` does not exist.", "code": 404}
+    ),
 }
 BAD_KEY = {
     "401": Status(401, b""),

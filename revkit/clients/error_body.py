@@ -40,7 +40,7 @@ _NO_CREDIT_WORDS = (
     r"This request would exceed your account's monthly spend limit\.",
     r"Your team \S+ has either used all available credits or reached its monthly spending limit\.",
     r"Your newly created team doesn't have any credits\b",  # xAI
-    r"You have run out of credits\b",
+    r"You have run out of credits or need a Grok subscription\b",
     r"Account \S+ is suspended, possibly due to reaching the monthly spending limit\b",  # Fireworks
     r"Your account \S+(?: <\S+>)? is suspended due to insufficient balance\b",  # Moonshot
     r"Insufficient (?:Balance|balance|credits)\.?$",  # DeepSeek's resellers
