@@ -68,7 +68,9 @@ def count(found: Any) -> int | None:
 
 def with_known_counts(reply: Reply) -> Reply:
     """The reply; a number of tokens in it that is not one is not known. It may be of any client."""
-    prompt, completion = count(reply.prompt_tokens), count(reply.completion_tokens)
-    if prompt is reply.prompt_tokens and completion is reply.completion_tokens:
-        return reply
-    return replace(reply, prompt_tokens=prompt, completion_tokens=completion)
+    prompt, completion = reply.prompt_tokens, reply.completion_tokens
+    if (prompt is None or (type(prompt) is int and 0 <= prompt <= _MOST_TOKENS)) and (
+        completion is None or (type(completion) is int and 0 <= completion <= _MOST_TOKENS)
+    ):
+        return reply  # nearly always, and a call would cost more
+    return replace(reply, prompt_tokens=count(prompt), completion_tokens=count(completion))
