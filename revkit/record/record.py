@@ -193,7 +193,9 @@ class Record:
         if self.asks_model:
             if reply is not None:
                 self.replies[row] = reply
-            prompt = reply.used_prompt_tokens if reply is not None else None
+            prompt = reply.prompt_tokens if reply is not None else None
+            if reply is not None and reply.probe_tokens:
+                prompt = reply.used_prompt_tokens
             completion = reply.completion_tokens if reply is not None else None
             self.prompt_tokens.append(-1 if prompt is None else prompt)
             self.completion_tokens.append(-1 if completion is None else completion)

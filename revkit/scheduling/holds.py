@@ -17,29 +17,24 @@ class Holds:
 
     Attributes:
         spans: in order of time.
+        held: the row that is held now, and the kind of the hold.
     """
 
     def __init__(self) -> None:
         self.spans: list[Hold] = []
-        #: the row that is held now, and the kind of the hold
-        self._held: tuple[int, HoldKind] | None = None
-
-    @property
-    def is_on(self) -> bool:
-        """Whether a row is held."""
-        return self._held is not None
+        self.held: tuple[int, HoldKind] | None = None
 
     def hold(self, kind: HoldKind, row: int, now: float, until: float) -> bool:
         """A row has to wait; says whether it did not have to for this reason before."""
         held = (row, kind)
         if kind is HoldKind.OUTAGE:
-            was, self._held = self._held, held
+            was, self.held = self.held, held
             return was != held
-        if self._held == held:
+        if self.held == held:
             self.spans[-1] = self.spans[-1]._replace(end=until)
             return False
         self.release(now)
-        self._held = held
+        self.held = held
         last = self.spans[-1] if self.spans else None
         if last is not None and last.kind is kind and now - last.end < _SAME:
             self.spans[-1] = last._replace(end=until)  # the next row waits for the same reason
@@ -49,7 +44,7 @@ class Holds:
 
     def release(self, now: float) -> None:
         """The row that was held may start."""
-        held, self._held = self._held, None
+        held, self.held = self.held, None
         if held is None or held[1] is HoldKind.OUTAGE:
             return
         last = self.spans[-1]
@@ -62,5 +57,5 @@ class Holds:
 
     def end_outage(self, now: float) -> None:
         """The server is back."""
-        self._held = None
+        self.held = None
         self.spans[-1] = self.spans[-1]._replace(end=now)

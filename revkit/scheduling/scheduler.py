@@ -148,7 +148,7 @@ class Scheduler:
         if self.stopped is not None:
             return DONE
         if self.room <= 0:
-            return outage.deadline if outage.deadline < math.inf else WAIT
+            return outage.deadline if outage.is_away and outage.deadline < math.inf else WAIT
         again = bool(self._again) and self._again[0][0] <= now
         if again and outage.is_away and self._may_start():
             again = False  # a row that has not failed yet is the better probe
@@ -157,7 +157,7 @@ class Scheduler:
                 return min(max(self._again[0][0], self._not_before), outage.deadline)
             if not (self._running or self._more or self._has_next()):
                 return DONE
-            return outage.deadline if outage.deadline < math.inf else WAIT
+            return outage.deadline if outage.is_away and outage.deadline < math.inf else WAIT
         row = self._again[0][1] if again else self._next
         assert row is not None
         if now < self._paused_until or now < outage.next_probe:
@@ -173,7 +173,7 @@ class Scheduler:
             if refused is not None:
                 kind = HoldKind.OUTAGE if outage.is_away else refused.why
                 return self._hold(kind, row, worker, now, min(refused.until, outage.deadline))
-        if self._holds.is_on:
+        if self._holds.held is not None:
             self._holds.release(now)
         if again:
             due, _, number, failure = heapq.heappop(self._again)
@@ -314,7 +314,7 @@ class Scheduler:
         """
         if self.stopped is not None:
             return -math.inf
-        deadline = self._outage.deadline
+        deadline = self._outage.deadline if self._outage.is_away else math.inf
         if self.room <= 0:
             return deadline
         if self._may_start():
