@@ -42,6 +42,8 @@ from revkit.testing import FakeModel
 ENGINES = ["thread", "async"]
 #: Probes follow soon, so that the tests do not wait.
 SOON = Retry(initial=0.02, maximum=0.05)
+#: After such short waits a row could use up three attempts before enough others have failed.
+PATIENT = Retry(attempts=9, initial=0.02, maximum=0.05)
 
 
 def reviews(n: int) -> pd.DataFrame:
@@ -79,7 +81,7 @@ def test_all_rows_are_right_after_it_was_away_in_the_middle(fault: Any, engine: 
     rule, df = Down(fault, after=700, until=45), reviews(3000)
     with serve(rule) as server:
         run = df.llm.parallel_map(
-            "{review}", model=ollama(server.url), engine=engine, max_workers=16, retry=SOON
+            "{review}", model=ollama(server.url), engine=engine, max_workers=16, retry=PATIENT
         )
     assert df["response"].tolist() == [f"r{i}!" for i in range(3000)]
     assert df["error"].isna().all()
@@ -122,7 +124,7 @@ def test_all_rows_are_right_after_it_refused_connections(engine: str) -> None:
             model=ollama(server.url),
             engine=engine,
             max_workers=16,
-            retry=SOON,
+            retry=PATIENT,
             observer=Doorkeeper(),
             progress=progress,
         )
@@ -291,7 +293,7 @@ def test_rows_that_follow_a_row_that_waits_share_its_outcome(tmp_path: Path) -> 
             "{review}",
             model=revkit.Ollama("m", host=server.url, temperature=0),
             max_workers=4,
-            retry=SOON,
+            retry=PATIENT,
             store=tmp_path / "replies.sqlite",
         )
     assert df["response"].tolist() == [f"r{i // 2}!" for i in range(120)]

@@ -469,20 +469,56 @@ def test_a_row_that_kills_the_server_does_not_keep_the_run_for_ever() -> None:
     assert seen.attempts[50] <= 12
 
 
+def test_trouble_before_all_workers_run_again_gives_no_attempts_back() -> None:
+    """It answers for half a second in between, which is too short to be trusted."""
+
+    def server(row: int, now: float) -> tuple[float, Outcome]:
+        is_down = 2.0 <= now < 5.4 or 6.0 <= now < 60.0
+        return (0.0, REFUSED) if is_down else (0.2, GOOD)
+
+    scheduler = scheduler_of(200, 8, retry=Retry(attempts=1))
+    seen = simulate(scheduler, server, 8)
+    failed = {row for row, decision in seen.settled.items() if decision is Decision.FAIL}
+    assert len(scheduler.holds) == 2
+    assert len(seen.settled) == 200
+    assert 3 <= len(failed) <= 8
+    assert failed <= {row for at, row in seen.starts if at >= 6.0}
+
+
+def test_a_failure_after_the_time_away_is_not_too_late() -> None:
+    again: Counter[int] = Counter()
+    conflict = Failure("ServerError", "conflict", status=409, transient=True)
+
+    def server(row: int, now: float) -> tuple[float, Outcome]:
+        if 2.0 <= now < 300.0:
+            again[row] += 1
+            return 0.0, REFUSED
+        if now >= 300.0 and again[row]:
+            again[row] = 0
+            return 0.1, conflict
+        return 0.2, GOOD
+
+    scheduler = scheduler_of(200, 4, retry=Retry(max_elapsed=5.0))
+    seen = simulate(scheduler, server, 4)
+    assert set(seen.settled.values()) == {Decision.OK}
+
+
 # -- limits --------------------------------------------------------------------------------------
 
 
 def test_an_adaptive_limit_learns_nothing_from_the_time_away() -> None:
     def path_of(server: Server) -> list[int]:
-        throttle = Throttle(64, adaptive=AdaptiveLimit(Adaptive(minimum=16, maximum=64)))
-        scheduler = scheduler_of(2000, 64, throttle=throttle)
-        seen = simulate(scheduler, server, 64)
+        throttle = Throttle(128, adaptive=AdaptiveLimit(Adaptive(minimum=64, maximum=128)))
+        scheduler = scheduler_of(4000, 128, throttle=throttle)
+        seen = simulate(scheduler, server, 128)
         assert set(seen.settled.values()) == {Decision.OK}
         return [limit for _, limit in throttle.path]
 
     well = path_of(lambda row, now: (0.2, GOOD))
     for mode in (REFUSED, BUSY):
         assert path_of(away_between(1.0, 40.0, mode)) == well
+    # What was running when it went away is answered 503 as well.
+    assert path_of(lambda row, now: (0.2, BUSY if 0.95 <= now < 40.0 else GOOD)) == well
 
 
 def test_rate_limit_and_budget_get_back_what_probes_did_not_use() -> None:
