@@ -152,6 +152,14 @@ CASES: dict[str, Case] = {
     "the last object that fits": Case(
         MOOD, f"Not {NEGATIVE}, rather:\n```json\n{POSITIVE}\n```\nI hope it helps.", GOOD
     ),
+    "a list of one": Case(MOOD, f"[{POSITIVE}]", GOOD),
+    "a list that does not end": Case(MOOD, f"[{POSITIVE},", "BadOutput", requests=2),
+    "a list without its bracket": Case(
+        MOOD, f"```json\n[\n  {POSITIVE}\n```", "BadOutput", requests=2
+    ),
+    "a list of several kinds": Case(
+        MOOD, f'[{POSITIVE}, "or", {NEGATIVE}]', "BadOutput", requests=2
+    ),
     "a text, cut": Case(TEXT, "Oslo is", "CutOff", finish="length", says=CUT),
     "a text, cut, by another name": Case(TEXT, "Oslo is", "CutOff", finish="MAX_TOKENS"),
     "a text, cut, and kept": Case(

@@ -3,7 +3,8 @@
 A server that does not force the form lets a model wrap its JSON in prose or in a code fence. The
 answer can be an outermost whole object or, for an answer without an object, the whole text or a
 fenced block. An object inside another one is never the answer, and neither is one of several in a
-list. A text in which an object does not end is a fragment, and has no answer.
+list, or one in a list that does not end. A text in which an object does not end is a fragment, and
+has no answer.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _INSIDE = re.compile(r'"(?:[^"\\]++|\\.?+)*+"?+|[{}]', re.DOTALL)
 _START = re.compile(r"""\{\s*(?:["']|[\w$-]+\s*:)""")
 #: How far back one looks for what stands before an object.
 _BACK = 200
+#: What follows the first item of a list of several, or of a list that does not end.
+_LIST_GOES_ON = re.compile(r"\s*+(?:,(?!\s*+\])|```|\Z)")
 #: The end of a key and its colon.
 _KEY = re.compile(r'"\s*:\Z')
 
@@ -101,7 +104,10 @@ def _scan(text: str, start: int, found: list[tuple[int, int]], unclosed: list[in
 
 
 def _whole(text: str, spans: list[tuple[int, int]]) -> list[str]:
-    """Those that are JSON, without items of a list of several and members of a broken object."""
+    """Those that are JSON, without items of a list and members of a broken object.
+
+    The only item of a list that ends is the answer.
+    """
     items: set[int] = set()
     for (_, end), (start, _) in itertools.pairwise(spans):
         if text[end:start].strip() == ",":
@@ -110,6 +116,10 @@ def _whole(text: str, spans: list[tuple[int, int]]) -> list[str]:
     end_of_broken: int | None = None
     for start, end in spans:
         if start in items or end in items:
+            continue
+        is_first = text[max(0, start - _BACK) : start].rstrip().endswith("[")
+        if is_first and _LIST_GOES_ON.match(text, end):
+            end_of_broken = end  # of a list of several, or of one that does not end
             continue
         found = text[start:end]
         if end_of_broken is not None:
