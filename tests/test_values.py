@@ -7,6 +7,7 @@ import datetime as dt
 import enum
 import io
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypeVar
 
@@ -50,6 +51,64 @@ Maybe = TypeAliasType("Maybe", Annotated[T | None, "if there is one"], type_para
 
 class Score(pydantic.RootModel[float]):
     pass
+
+
+# -- what pydantic would read as something else ---------------------------------------------------
+
+
+class Visit(pydantic.BaseModel):
+    at: dt.datetime
+
+
+MISREAD: dict[str, tuple[Any, str, Any]] = {
+    "true for a number": (int, "true", "true is no number"),
+    "false for an optional number": (float | None, "false", "false is no number"),
+    "true in a list of numbers": (list[int], "[1, true]", "true is no number"),
+    "true for a label": ([1, 2, 3], "true", "true is no label"),
+    "false for a label": ([0, 1], "false", "false is no label"),
+    "true for a member": (Level, "true", "true is no label"),
+    "a year for a time": (dt.datetime, "2024", "2024 is no date or time"),
+    "a year as text": (dt.datetime, '"2024"', '"2024" is no date or time'),
+    "digits for a time": (dt.datetime | None, '"20240501"', '"20240501" is no date or time'),
+    "a number for a date": (dt.date, "86400", "86400 is no date or time"),
+    "an hour for a time of day": (dt.time, "10", "10 is no date or time"),
+    "a year in a list": (list[dt.datetime], '["2024-05-01", 2024]', "2024 is no date or time"),
+    "a number for a text": (str, "1.10", "1.10"),
+    "many digits for a text": (str, "12345678901234567890.5", "12345678901234567890.5"),
+    "numbers for texts": (list[str], '[1.10, "b", 2]', ["1.10", "b", "2"]),
+    "many digits": (Decimal, "12345678901234567890.12", Decimal("12345678901234567890.12")),
+    "zeros": (Decimal | None, "1.10", Decimal("1.10")),
+    "a date": (dt.date, '"2024-05-01"', dt.date(2024, 5, 1)),
+    "words that look like it": (str, '"is it true: 1.5, or [2024]"', "is it true: 1.5, or [2024]"),
+}
+
+
+@pytest.mark.parametrize(("type_", "text", "wanted"), MISREAD.values(), ids=MISREAD)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_value_is_read_as_something_else(
+    type_: Any, text: str, wanted: Any, engine: Literal["thread", "async"]
+) -> None:
+    task = Signature("Say it.", inputs="q", outputs={"x": type_, "note": str})
+    model = FakeModel(lambda _: f'{{"x": {text}, "note": "n"}}')
+    frame = pd.DataFrame({"q": ["a"]})
+    if isinstance(wanted, str) and " is no " in wanted:
+        with pytest.raises(revkit.RunFailed) as caught:
+            frame.llm.parallel_map(task, model=model, engine=engine)
+        (error,) = caught.value.result.errors.to_dict("records")
+        assert error["error_type"] == "BadOutput"
+        assert f"x: {wanted}" in error["message"]
+    else:
+        frame.llm.parallel_map(task, model=model, engine=engine)
+        found = frame["x"].tolist()[0]
+        assert str(found) == str(wanted)  # Decimal("1.1") equals Decimal("1.10")
+        assert found == wanted
+
+
+def test_a_pydantic_class_reads_no_year_as_seconds() -> None:
+    outputs = Outputs(Visit)
+    with pytest.raises(BadOutput, match=r"at: 2024 is no date or time"):
+        outputs.parse('{"at": 2024}')
+    assert outputs.parse('{"at": "2024-05-01T10:00"}') == {"at": dt.datetime(2024, 5, 1, 10)}
 
 
 # -- what a type comes to as a column -------------------------------------------------------------

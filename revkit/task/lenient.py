@@ -4,10 +4,16 @@ A server that does not force the form lets a model write a label in another case
 keys in another case, or a wrapper around its answer. This rewrites a JSON object as it was asked
 for, and pydantic validates that. Only an answer's own keys and values are touched. Nested values go
 on as they are written, and so does whatever a validator of the user's sees before pydantic does.
+
+Some readings of pydantic's own are wrong here: ``true`` is no number, and the number 2024 is no
+second of 1970. Those are refused. A number in place of a text keeps its digits.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
+import decimal
 import json
 import re
 import types
@@ -18,9 +24,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 if TYPE_CHECKING:
     import pydantic
 
-__all__ = ["Ambiguous", "Form", "Value", "bare", "form_of_model", "rewritten"]
+__all__ = ["Ambiguous", "Form", "Refused", "Value", "bare", "form_of_model", "rewritten"]
 
-_DECODER = json.JSONDecoder(strict=False)
+
+class _Float(float):
+    """A number with a point or an exponent, which knows how it was written."""
+
+    written: str
+
+    def __new__(cls, written: str) -> _Float:
+        made = super().__new__(cls, written)
+        made.written = written
+        return made
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_float=_Float)
 _STRING = re.compile(r'"(?:[^"\\]++|\\.?+)*+"?+', re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f]")
 #: Halves of surrogate pairs as they are, and every escape: pairs, halves, then the others.
@@ -31,13 +49,24 @@ _ESCAPE = re.compile(
     re.DOTALL,
 )
 _SPACE = re.compile(r"[ \t\n\r]*")
+#: Values that pydantic may read as something else. What stands before them comes apart from them:
+#: a pattern that starts with one character is searched for ten times as fast.
+_BEFORE, _BEFORE_ITEM = (":",), (":", ",", r"\[")
+_BOOLEANS = ("true", "false")
+_STAMP = r'\s*+"?\s*+[-+]?\d[\d.]*+\s*+"?\s*+[,}\]]'
+_FRACTION = r"\s*+-?\d++[.eE][\d.eE+-]*+\s*+[,}\]]"
+_DIGITS = re.compile(r"[-+]?\d+(?:\.\d*)?")
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
 #: What models write for a number that is missing.
 _MISSING = frozenset({"n/a", "na", "none", "null", ""})
 
 
-class Ambiguous(ValueError):
+class Refused(ValueError):
+    """A value is not what was asked for, though pydantic would take it; the message says which."""
+
+
+class Ambiguous(Refused):
     """More than one reading is possible; the message says of what."""
 
 
@@ -47,15 +76,33 @@ class Value:
 
     Attributes:
         labels: of a class output, or of each item of a list of labels; else empty.
-        is_list: it is a list of labels.
+        is_list: it is a list, and the others say of what.
         is_number: it is an ``int`` or a ``float``, which may be optional.
+        is_text: it is a ``str``, which a number may stand for.
+        is_decimal: it is a ``Decimal``, whose digits count.
+        is_time: it is a date, a time of day, or both.
         is_optional: None is a value.
     """
 
     labels: tuple[Any, ...] = ()
     is_list: bool = False
     is_number: bool = False
+    is_text: bool = False
+    is_decimal: bool = False
+    is_time: bool = False
     is_optional: bool = False
+
+    @property
+    def doubts(self) -> set[str]:
+        """Patterns of what pydantic may read wrongly here."""
+        before = _BEFORE_ITEM if self.is_list else _BEFORE
+        if self.is_number or any(type(label) is int for label in self.labels):
+            return {*_BOOLEANS}
+        if self.is_time:
+            return {first + _STAMP for first in before}
+        if self.is_text or self.is_decimal:
+            return {first + _FRACTION for first in before}
+        return set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +123,14 @@ class Form:
         values = {name: _value(tp, labels[name]) for name, tp in types_.items()}
         return cls(tuple(types_), {name: value for name, value in values.items() if value})
 
+    def doubts(self) -> list[re.Pattern[str]]:
+        """Patterns of what pydantic may read wrongly.
+
+        What they find may stand within a string and be none: only looking shows.
+        """
+        found = {pattern for value in self.values.values() for pattern in value.doubts}
+        return list(map(re.compile, sorted(found)))
+
 
 def form_of_model(form: Form, model: type[pydantic.BaseModel]) -> Form:
     """The part of a form that a user's model leaves to pydantic.
@@ -95,12 +150,14 @@ def form_of_model(form: Form, model: type[pydantic.BaseModel]) -> Form:
         for name in found.info.fields
     }
     strict = bool(model.model_config.get("strict"))
+    takes_numbers = bool(model.model_config.get("coerce_numbers_to_str"))
     values, known = {}, True
     for attribute, info in model.model_fields.items():
         name = info.alias or attribute
         known = known and info.validation_alias in (None, name)
         if not (strict or early & {"*", attribute} or _is_guarded(info.metadata)):
-            values[name] = form.values.get(name)
+            value = form.values.get(name)
+            values[name] = value if takes_numbers or not (value and value.is_text) else None
     return Form(
         form.keys if known else (),
         {name: value for name, value in values.items() if value is not None},
@@ -127,15 +184,24 @@ def _value(tp: Any, labels: tuple[Any, ...] | None) -> Value | None:
         if len(inner) != 1:
             return None
         found = _value(inner[0], labels)
-        return found and Value(found.labels, found.is_list, found.is_number, is_optional)
+        return found and dataclasses.replace(found, is_optional=is_optional)
     if get_origin(tp) is list and get_args(tp):
         item = get_args(tp)[0]
         if get_origin(item) is Literal:
             return Value(get_args(item), is_list=True)
-        return None
+        found = _value(item, None)
+        return None if found is None or found.is_list else dataclasses.replace(found, is_list=True)
     if labels:
         return Value(labels)
-    return Value(is_number=True) if tp in (int, float) else None
+    return _PLAIN.get(tp) if isinstance(tp, type) else None
+
+
+_PLAIN: dict[Any, Value] = {
+    **dict.fromkeys((int, float), Value(is_number=True)),
+    **dict.fromkeys((dt.date, dt.datetime, dt.time), Value(is_time=True)),
+    str: Value(is_text=True),
+    decimal.Decimal: Value(is_decimal=True),
+}
 
 
 def rewritten(text: str, form: Form) -> str:
@@ -143,7 +209,8 @@ def rewritten(text: str, form: Form) -> str:
 
     Raises:
         ValueError: it is not JSON.
-        Ambiguous: two readings are possible.
+        Refused: a value is not what was asked for. Its kind ``Ambiguous``: two readings are
+            possible.
     """
     if not isinstance(_DECODER.decode(text), dict):
         return text
@@ -161,7 +228,10 @@ def rewritten(text: str, form: Form) -> str:
     parts = []
     for key, value, raw in members:
         name = names.get(key, key)
-        read = _read(value, form.values.get(name))
+        try:
+            read = _read(value, form.values.get(name))
+        except Refused as error:
+            raise Refused(f"{name}: {error}") from None
         is_changed = is_changed or name != key or read is not value
         parts.append(f"{json.dumps(name)}: {raw if read is value else json.dumps(read)}")
     return "{" + ", ".join(parts) + "}" if is_changed else made
@@ -177,6 +247,8 @@ def bare(text: str, form: Form) -> str | None:
     (name,) = form.keys
     value = form.values.get(name)
     if value is None or value.is_list:
+        return None
+    if not (value.labels or value.is_number):
         return None
     if value.labels:
         label = _label(text.strip().strip("\"'`.*!"), value.labels)
@@ -195,15 +267,31 @@ def _read(value: Any, form: Value | None) -> Any:
     if form.is_list:
         if not isinstance(value, list):
             return value
-        items = [_read(item, Value(form.labels)) for item in value]
+        of_item = dataclasses.replace(form, is_list=False, is_optional=False)
+        items = [_read(item, of_item) for item in value]
         is_same = all(new is old for new, old in zip(items, value, strict=True))
         return value if is_same else items
     if form.labels:
         label = _label(value, form.labels)
+        if label is _NONE and isinstance(value, bool) and value in form.labels:  # true equals 1
+            raise Refused(f"{json.dumps(value)} is no label")
         return value if label is _NONE or label == value else label
+    if form.is_number and isinstance(value, bool):
+        raise Refused(f"{json.dumps(value)} is no number")
     if form.is_number and form.is_optional and isinstance(value, str):
         return None if value.strip().casefold() in _MISSING else value
+    if form.is_time and _is_stamp(value):
+        raise Refused(f"{json.dumps(value)} is no date or time; write it as ISO 8601 does")
+    if (form.is_text or form.is_decimal) and isinstance(value, _Float):
+        return value.written
     return value
+
+
+def _is_stamp(value: Any) -> bool:
+    """Whether pydantic would count seconds from 1970."""
+    if isinstance(value, str):
+        return _DIGITS.fullmatch(value.strip()) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _label(value: Any, labels: tuple[Any, ...]) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -352,7 +353,8 @@ class Outputs(Mapping[str, Field]):
         parsed, problem = None, ""
         try:
             parsed = self.model.model_validate_json(text)
-            if self._user_model is None or parsed.model_fields_set >= self._attributes:
+            is_full = self._user_model is None or parsed.model_fields_set >= self._attributes
+            if is_full and not self._is_doubtful(text):
                 return parsed
         except pydantic.ValidationError as error:
             problem = _explain(error, text)
@@ -362,7 +364,7 @@ class Outputs(Mapping[str, Field]):
                 parsed = self.model.model_validate_json(made)
         except pydantic.ValidationError as error:
             raise BadOutput(_explain(error, text), text=text) from None
-        except lenient.Ambiguous as error:
+        except lenient.Refused as error:
             raise BadOutput(f"the reply does not fit: {error}", text=text) from None
         except (ValueError, RecursionError):  # it is not JSON, or no reader's but pydantic's
             pass
@@ -394,6 +396,14 @@ class Outputs(Mapping[str, Field]):
         form = lenient.Form.of(types_, {name: field.labels for name, field in self.asked.items()})
         model = self._user_model
         return form if model is None else lenient.form_of_model(form, model.cls)
+
+    @cached_property
+    def _doubts(self) -> list[re.Pattern[str]]:
+        return self._form.doubts()
+
+    def _is_doubtful(self, text: str) -> bool:
+        """Whether pydantic may take a reply for something that it does not say."""
+        return any(doubt.search(text) is not None for doubt in self._doubts)
 
     def _values(self, parsed: pydantic.BaseModel) -> dict[str, Any]:
         if self._user_model is not None:
