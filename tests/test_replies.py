@@ -226,7 +226,8 @@ def test_a_reply_that_was_broken_off_is_read_by_its_code(
 
 @pytest.mark.parametrize("engine", ["thread", "async"])
 @pytest.mark.parametrize(
-    "reason", ["content_filter", "content_filter: RECITATION", "SAFETY", "sensitive"]
+    "reason",
+    ["content_filter", "content_filter: RECITATION", "SAFETY", "sensitive", "guardrail_intervened"],
 )
 def test_a_filtered_reply_has_no_value(reason: str, engine: Any) -> None:
     result = run(lambda messages, body: reply(body, WRONG, reason), engine, "openai", 1)

@@ -37,6 +37,9 @@ def split(text: str, *sent: str, typed: bool = False) -> tuple[str, str | None]:
     [
         ("<think>Norway...</think>Oslo", "Oslo", "Norway..."),
         (" \n<think>\nNorway...\n</think>\n\nOslo", "Oslo", "Norway..."),
+        ("\ufeff<think>Norway...</think>Oslo", "Oslo", "Norway..."),
+        ("\u200b\n<think>Norway...</think>Oslo", "Oslo", "Norway..."),
+        (f"\ufeff{HARMONY}", "Oslo", "Norway..."),
         ("<THINKING>Norway...</Thinking>Oslo", "Oslo", "Norway..."),
         ("<reasoning>Norway...</reasoning>Oslo", "Oslo", "Norway..."),
         ("<thought>Norway...</thought>Oslo", "Oslo", "Norway..."),

@@ -22,7 +22,7 @@ __all__ = ["Answers"]
 #: Finish reasons by what they say, in any spelling; the others say that the model ended its reply.
 _CUT = re.compile(r"length|context|max(imum)?(completion|output|new)?token|maxoutput|tokenlimit")
 _FILTERED = re.compile(
-    r"contentfilter|safety|recitation|blocklist|prohibitedcontent|spii|sensitive$"
+    r"contentfilter|safety|recitation|blocklist|prohibitedcontent|spii|sensitive$|guardrail"
 )
 #: OpenRouter, Mistral; vLLM, SGLang; DeepSeek; Z.ai.
 _BROKEN = {"error", "abort", "aborted", "insufficientsystemresource", "networkerror"}

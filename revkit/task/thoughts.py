@@ -28,8 +28,10 @@ __all__ = ["TAGS", "is_json", "without_thoughts"]
 TAGS = "think|thinking|thought|reasoning|seed:think"
 
 _TAG = rf"(?i:{TAGS})"
+#: What cannot be seen at the start of a reply; some servers send a byte order mark.
+_UNSEEN = re.compile("[\\s\ufeff\u200b\u2060]*")
 #: How a thought may begin: with a tag, with Magistral's ``[THINK]``, or with Kimi's brackets.
-_OPENING = re.compile(rf"\s*(?:<({_TAG})(?:\s[^<>]*)?/?>|(\[THINK\])|◁think▷)")
+_OPENING = re.compile(rf"{_UNSEEN.pattern}(?:<({_TAG})(?:\s[^<>]*)?/?>|(\[THINK\])|◁think▷)")
 #: Any mark, the ``/`` of a closing one in the first, third or fourth group.
 _MARK = re.compile(rf"<(/?)({_TAG})(?:\s[^<>]*)?/?>|\[(/?)THINK\]|◁(/?)think▷")
 #: A header of harmony's, with the tokens before it, and the name of its channel.
@@ -114,8 +116,8 @@ def _is_shown(mark: re.Pattern[str], sent: Iterable[Message]) -> bool:
 
 def _channels(text: str, sent: Iterable[Message], *, typed: bool) -> tuple[list[str], str]:
     """:func:`_split` for the channels of harmony."""
-    begin = len(text) - len(text.lstrip())
-    header = _HEADER.match(text, begin)
+    unseen = _UNSEEN.match(text)
+    header = _HEADER.match(text, 0 if unseen is None else unseen.end())
     thoughts: list[str] = []
     if header is None:  # the server may have dropped the first one
         header = _HEADER.search(text)
