@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from servers import Status, serve
 
@@ -135,12 +136,19 @@ def test_a_pause_that_is_too_long_for_a_single_row_does_not_end_the_run() -> Non
     assert scheduler.stopped is None
 
 
-@given(st.integers(1, 12), st.integers(2, 40), st.integers(0, 9))
+@given(st.integers(1, 12), st.integers(2, 40), st.integers(0, 2**16))
+@example(6, 21, 0)
+@example(6, 21, 7)
 def test_rows_that_wait_their_turn_are_not_taken_for_such_rows(
     accepted: int, workers: int, seed: int
 ) -> None:
     """Of each wave the server takes the first few, so the last are refused again and again."""
-    scheduler = Scheduler(range(80), max_workers=workers, retry=Policy(attempts=1))
+    scheduler = Scheduler(
+        range(80),
+        max_workers=workers,
+        retry=Policy(attempts=1),
+        chance=random.Random(seed).random,
+    )
     ok, now = 0, 0.0
     while (step := scheduler.take(0, now)) is not DONE:
         if isinstance(step, float):

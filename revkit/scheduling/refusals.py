@@ -135,7 +135,12 @@ class Refusals:
             pause = min(failure.reset, self._backoff(self._rounds))
             wait = max(pause, min(failure.reset, self._backoff(row.count)))
         self._round_ends = max(self._round_ends, now + pause)
-        return Refusal(pause, wait if row.count < _AGAIN else _BEHIND * wait, counts=not wait)
+        # Where it is always the first one, no other row can show whether the server takes others.
+        # Once others have succeeded as often, rows keep their order: a row that falls behind is
+        # refused for that alone.
+        if row.count >= _AGAIN and self._succeeded - row.succeeded < row.count:
+            wait *= _BEHIND
+        return Refusal(pause, wait, counts=not wait)
 
     def _are_others_served(self, row: RowRefusals, now: float) -> bool:
         """Whether rows have succeeded since the first refusal of this one, or lately."""
