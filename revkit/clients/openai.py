@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import orjson
 
 from ..errors import BadOutput, ModelError, ModelRefused, ServerError, UsageError
-from ..task.chat import Message, Reply, count
+from ..task.chat import Message, Reply
 from .body import encode, static_body
 from .contract import Exchange, Finding, Response, repeats
 from .error_body import error_body
@@ -258,7 +258,11 @@ class OpenAISession(HttpSession):
         self._client = client
         self._schema = task.outputs.json_schema
         own = client.extra_body.get("response_format")  # which goes before ours
-        self._own_format = _OWN_FORMATS.get(own.get("type")) if isinstance(own, Mapping) else None
+        own = _OWN_FORMATS.get(own.get("type")) if isinstance(own, Mapping) else None
+        #: how a request asks for the form of the reply, by ``Dialect.format``; None: it may be any
+        self._formats: Sequence[Format | None] = _FORMATS
+        if own is not None or self._schema is None:
+            self._formats = (own,) * len(_FORMATS)
         self._dialect = Dialect(
             format=0 if self._schema is None else 2,
             temperature=client.temperature is not None,
@@ -321,12 +325,6 @@ class OpenAISession(HttpSession):
             fields["response_format"] = {"type": "json_object"}
         return fields | client.extra_body
 
-    def _format(self, dialect: Dialect) -> Format | None:
-        """How a request asks for the form of the reply; None: a text may have any."""
-        if self._own_format is not None:
-            return self._own_format
-        return None if self._schema is None else _FORMATS[dialect.format]
-
     def _read(self, found: dict[str, Any], response: Response, dialect: Dialect) -> Reply:
         choices = found.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
@@ -347,12 +345,12 @@ class OpenAISession(HttpSession):
         model = found.get("model")
         reply = Reply(
             text or refusal,
-            prompt_tokens=count(usage.get("prompt_tokens")),
-            completion_tokens=count(usage.get("completion_tokens")),
+            prompt_tokens=usage.get("prompt_tokens"),  # who reads the reply checks them
+            completion_tokens=usage.get("completion_tokens"),
             finish_reason=reason if isinstance(reason, str) else None,
             thought=thought or None,
             model=model if model and isinstance(model, str) else None,
-            format=self._format(dialect),
+            format=self._formats[dialect.format],
         )
         if broken:
             raise self._broken_off(error, reply, response)
