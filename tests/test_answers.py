@@ -185,6 +185,14 @@ CASES: dict[str, Case] = {
     "half of a pair": Case(
         NOTED, '{"note": "a \\ud83d b", "age": 4}', {"note": "a � b", "age": 4}
     ),
+    "a key twice": Case(
+        MOOD, '{"mood": "positive", "mood": "negative"}', "BadOutput", requests=2
+    ),
+    "a key twice, the same": Case(MOOD, '{"mood": "positive", "mood": "positive"}', GOOD),
+    "a late thought without an end": Case(
+        MOOD, f"{POSITIVE}<think>or {NEGATIVE}", "BadOutput", requests=2
+    ),
+    "a quoted tag before the answer": Case(MOOD, f"It says <think>. So: {POSITIVE}", GOOD),
     "another label": Case(MOOD, '{"mood": "so-so"}', "BadOutput", requests=2),
     "two readings": Case(
         MOOD, '{"Mood": "positive", "MOOD": "negative"}', "BadOutput", requests=2

@@ -65,6 +65,7 @@ def candidates(text: str) -> Candidates:
     found: list[tuple[int, int]] = []  # outermost objects that end
     unclosed: list[int] = []  # braces without an end, from the outermost one inward
     unending: set[str] = set()  # tags of which no closing one follows
+    before: tuple[int, int] | None = None  # the first of them, and the objects before it
     at = rest = 0
     while (mark := _OUTSIDE.search(text, at)) is not None:
         at = mark.end()
@@ -77,11 +78,14 @@ def candidates(text: str) -> Candidates:
             closing = re.compile(rf"</{tag}\s*>", re.IGNORECASE).search(text, at)
             if closing is None:
                 unending.add(tag)
+                before = before or (at, len(found))
             else:
                 at = closing.end()
     for start in unclosed:
         if _START.match(text, start):
             return Candidates([], [], text[start:])
+    if before is not None and 0 < before[1] < len(found):
+        return Candidates([], [])  # either the first part is the answer, or the rest is
     bare = [text[rest:], *_FENCE.findall(text, rest)]
     return Candidates(_whole(text, found[-_TRIES:]), bare[:1] + bare[1:][-_TRIES:])
 

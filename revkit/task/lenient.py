@@ -224,6 +224,8 @@ def rewritten(text: str, form: Form) -> str:
         ((key, value, raw),) = members
         if isinstance(value, dict) and not _named(key, form.keys):
             members, is_changed = list(_members(raw)), True
+    if len({key for key, _, _ in members}) < len(members):
+        _check_repeated(members)
     names = _names({key for key, _, _ in members}, form.keys)
     parts = []
     for key, value, raw in members:
@@ -235,6 +237,14 @@ def rewritten(text: str, form: Form) -> str:
         is_changed = is_changed or name != key or read is not value
         parts.append(f"{json.dumps(name)}: {raw if read is value else json.dumps(read)}")
     return "{" + ", ".join(parts) + "}" if is_changed else made
+
+
+def _check_repeated(members: Iterable[tuple[str, Any, str]]) -> None:
+    """Refuse a key that occurs twice with two values: pydantic would take the last one."""
+    seen: dict[str, Any] = {}
+    for key, value, _ in members:
+        if seen.setdefault(key, value) != value:
+            raise Ambiguous(f"the key {json.dumps(key)} occurs more than once")
 
 
 def bare(text: str, form: Form) -> str | None:

@@ -398,11 +398,18 @@ class Outputs(Mapping[str, Field]):
         return form if model is None else lenient.form_of_model(form, model.cls)
 
     @cached_property
+    def _keys(self) -> list[str]:
+        """The keys that the model is asked for, as they stand in a reply."""
+        return [json.dumps(name, ensure_ascii=False) for name in self.asked]
+
+    @cached_property
     def _doubts(self) -> list[re.Pattern[str]]:
         return self._form.doubts()
 
     def _is_doubtful(self, text: str) -> bool:
         """Whether pydantic may take a reply for something that it does not say."""
+        if any(text.count(key) > 1 for key in self._keys):
+            return True
         return any(doubt.search(text) is not None for doubt in self._doubts)
 
     def _values(self, parsed: pydantic.BaseModel) -> dict[str, Any]:
