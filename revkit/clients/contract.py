@@ -32,7 +32,6 @@ __all__ = [
     "Response",
     "Session",
     "Transport",
-    "given",
     "repeats",
 ]
 
@@ -184,8 +183,7 @@ class Client:
     def settings(self) -> dict[str, Any]:
         """What decides the model's answers beside the prompt, as plain JSON; never a key.
 
-        An option that is not set and came later than version 0.1 must not stand here: see
-        :func:`given`.
+        Leave out new options that are not set: another entry changes the keys of kept replies.
         """
         return {"model": self.name}
 
@@ -222,15 +220,6 @@ class Client:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """The options that are set: one that is None leaves the keys of kept replies as they are.
-
-    >>> given(reasoning="low", tier=None)
-    {'reasoning': 'low'}
-    """
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def repeats(temperature: Any, seed: Any) -> str | None:

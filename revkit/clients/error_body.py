@@ -32,7 +32,7 @@ _NO_CREDIT = {
     "insufficient_credits",
     "insufficient_balance",
 }
-#: How messages about such an account begin.
+#: How messages about an account without credit begin.
 _NO_CREDIT_WORDS = (
     r"You exceeded your current quota, please check your plan\b",  # OpenAI
     r"Your credit balance is too low to access\b",  # Anthropic
@@ -53,7 +53,7 @@ _NO_MODEL = {
     "model_not_available",  # Together
     "model_not_exist",
 }
-#: How messages about such a model begin; ``{model}`` is its name.
+#: How messages about a missing model begin; ``{model}`` is its name.
 _NO_MODEL_WORDS = (
     r"{model} is not a valid model ID\.?$",  # OpenRouter
     r"No endpoints found for {model}\.?$",
@@ -70,7 +70,7 @@ _NOT_FOUND = re.compile(
 )
 #: Codes, types and reasons of a key that is not accepted, whatever the status.
 _BAD_KEY = {"api_key_invalid", "invalid_api_key", "invalidapikey", "authentication_error"}
-#: Whole messages about such a key.
+#: Whole messages about a key that is not accepted.
 _BAD_KEY_WORDS = (
     r"API key not valid\. Please pass a valid API key\.",  # Gemini
     r"API key expired\. Please renew the API key\.",

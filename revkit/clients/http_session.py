@@ -25,7 +25,7 @@ class HttpSession:
     Shared by all workers of the run without a lock.
 
     Args:
-        client: whose requests they are.
+        client: builds the requests.
         protocol: what the server should speak, as in "is it an Ollama server?".
 
     Attributes:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ollama"]
 
-#: The smallest context that a server has where nobody sets one.
+#: The smallest default context of a server.
 SMALLEST_CONTEXT = 2048
 
 

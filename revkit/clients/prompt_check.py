@@ -35,7 +35,7 @@ class PromptCheck:
     """One run's check of its prompts.
 
     Args:
-        client: whose server it is.
+        client: for the server.
         fields: of each request's body, without a format.
     """
 
@@ -129,7 +129,7 @@ class PromptCheck:
         return max(both, size // 3) if was_cut else both
 
     def _count(self, text: str, probes: _Probes) -> Counting:
-        """Tokens of a text, as the server counts them where nothing of it is in its cache."""
+        """Tokens of a text, counted without the server's cache."""
         client = self._client
         for _ in range(_TRIES):
             # A beginning that no other prompt has; and an end of another length, so that what a

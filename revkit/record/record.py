@@ -348,7 +348,7 @@ class Record:
     def answered(self) -> tuple[dict[str, int], dict[str, int]]:
         """The ok rows by the model that answered, and by how the form of the reply was asked for.
 
-        The most frequent first, without what is not known.
+        Most frequent first; unknown values are left out.
         """
         status = self.status
         good = [reply for row, reply in self.replies.items() if status[row] is Status.OK]

@@ -1,8 +1,8 @@
 """The draws of a call: rows with one prompt each get a reply of their own, where a model may vary.
 
-A model that does not repeat itself gives one prompt many replies. Such a row has the number of rows
-before it, in the whole call, that have its prompt. The number depends on nothing else, so a retry,
-a rerun, the next chunk or a recomputed partition finds the same reply for the same row.
+A row's draw is the number of earlier rows in the whole call that have the same prompt. It depends
+on nothing else. So a retry, a rerun, the next chunk or a recomputed partition finds the same reply
+for the same row.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DRAWS_OF_A_PARTITION", "Draws", "PartitionDraws", "PromptCounts"]
 
-#: A partition of a Dask frame does not know the rows of the others: its draws begin at its number
-#: times this one.
+#: A partition of a Dask frame does not know the rows of the others. Its draws start at its number
+#: times this.
 DRAWS_OF_A_PARTITION = 2**32
 
 

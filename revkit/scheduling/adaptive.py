@@ -104,7 +104,7 @@ class AdaptiveLimit:
     attempts: more than one to three answers, in a leaky bucket. Fewer lower the score of all
     limits alike, so that 429s at random change nothing, where AIMD would halve at each. A burst at
     the lowest limit is none of concurrency: so many are refused whatever runs. They then do not
-    count, and the search begins anew.
+    count, and the search starts again.
 
     The score is the logarithm of Kleinrock's power, throughput^a / latency ("Power and
     deterministic rules of thumb for probabilistic problems in computer communications", 1979),

@@ -131,11 +131,6 @@ class Outage:
         return self.since + self._retry.max_outage if self.is_away else math.inf
 
     @property
-    def is_probing(self) -> bool:
-        """Whether a probe is running."""
-        return self.is_away and bool(self._trials)
-
-    @property
     def forgives(self) -> bool:
         """Whether rows get the attempts back that trouble has used up."""
         return not self.is_narrow
