@@ -207,7 +207,12 @@ def test_it_uses_up_no_attempt_while_others_succeed_but_waits_longer_each_time()
 
 
 def test_other_statuses_use_up_attempts_as_ever() -> None:
-    assert len(refused_beside_others(Policy(attempts=3), until=1e6, status=503)) == 3
+    assert len(refused_beside_others(Policy(attempts=3), until=1e6, status=500)) == 3
+
+
+@pytest.mark.parametrize("status", [503, 529])
+def test_a_row_that_alone_is_refused_soon_uses_up_attempts(status: int) -> None:
+    assert len(refused_beside_others(Policy(attempts=3), until=1e6, status=status)) == 5
 
 
 def test_without_a_wait_it_uses_up_attempts() -> None:

@@ -254,7 +254,7 @@ def time_on_hold(metrics: Metrics) -> str:
         pauses = plural(metrics.pauses, "pause")
         parts.append(f"{pauses} of the server, {duration(metrics.paused_s)}")
     if metrics.paced_s > 0:
-        parts.append(f"slower starts after many 429s, {duration(metrics.paced_s)}")
+        parts.append(f"slower starts after many refusals, {duration(metrics.paced_s)}")
     if metrics.limited_s > 0:
         parts.append(f"rate limit or budget, {duration(metrics.limited_s)}")
     return "; ".join(parts)

@@ -31,7 +31,7 @@ SETTLED = Look("#1b7f6b", None, "store or duplicate")
 #: Spans in which no attempt might start, by kind; told apart by the hatch, above all.
 HOLDS = {
     "pause": Look("#cc6a1f", "\\\\\\", "paused by the server"),
-    "pacing": Look("#a8862a", "...", "slowed after 429s"),
+    "pacing": Look("#a8862a", "...", "slowed after refusals"),
     "rate_limit": Look("#7d64c8", "---", "rate limit"),
     "budget": Look("#777777", "xxx", "budget"),
     "outage": Look("#b03a5b", "++", "server away"),

@@ -10,7 +10,7 @@ throttle   the limits of one run: whether an attempt may start now
 holds      when nothing might start, and why
 access     whether a 403 is one row's error or ends the run
 outage     whether the server is away, and how it is probed
-refusals   what a 429 means for the run and for its row
+refusals   what a 429, 503 or 529 means for the run and for its row
 pacing     slower starts where the server refuses most of them
 unsettled  rows that have failed so far: to be tried again, or parked
 scheduler  hands out attempts, and decides about their outcomes

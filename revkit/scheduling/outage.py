@@ -6,8 +6,8 @@ their attempts back.
 - *Life* is an HTTP response below 500, except 408, 425 and 429.
 - *Trouble* is a transient failure without a reply: a connection that was refused or broke, a
   timeout, a reply that makes no sense, 408, 425, 429, and all from 500 on.
-- A 429 that asks for a pause is neither: all workers pause, and that is all. A 429 that does not is
-  trouble once it has used up its row's attempts: a server that is merely busy answers others first.
+- A 429 that asks for a pause is neither: all workers pause, and that is all. A 429, 503 or 529 that
+  uses up no attempt (:mod:`revkit.scheduling.refusals`) is no trouble: the server is merely busy.
 
 Before the first life of a run, ordinary retries decide: the server may never have been started.
 Later, it is away once ``max(3, attempts running)`` different rows had trouble with no life between.
@@ -16,8 +16,8 @@ wait for rows that can only fail. Then trouble counts only where the server itse
 or says so (502, 503, 504, 529), and not of a row that had trouble before the last life.
 Then one attempt at a time probes it, after 0.5, 1, 2 … 30 seconds, or the pause that it asks for:
 each time another row, and first those that have not failed yet.
-A reply to a probe ends that. A reply to an older request does not: a server that shuts down
-finishes what it has, and refuses the rest.
+A reply to a probe ends that. A reply to an older request does not, for a server that shuts down
+finishes what it has. But it brings the next probe at once, for the server may have been full.
 
 When the server is back, as many attempts may run as were answered since: 1, 2, 4 … Trouble before
 all workers run again uses up attempts for good, even if the server is found away once more: it may
@@ -107,6 +107,8 @@ class Outage:
         self.rows: set[int] = set()
         self.since = math.inf
         self.epoch = 0
+        #: attempts that were running when it was found away
+        self._found_by = 0
         #: those of ``rows`` that count
         self._witnesses: set[int] = set()
         self.next_probe = -math.inf
@@ -161,6 +163,7 @@ class Outage:
         is_trial = row in self._trials
         self._trials.discard(row)
         if self.is_away and not is_trial:
+            self.next_probe = min(self.next_probe, now)
             return False
         came_back = self.is_away
         self.is_alive = True
@@ -180,18 +183,18 @@ class Outage:
         return came_back
 
     def trouble(
-        self, row: int, failure: Failure, now: float, *, counts: bool, running: int, last: bool
+        self, row: int, failure: Failure, now: float, *, counts: bool, running: int, is_free: bool
     ) -> bool:
         """A row had trouble while the server was not away; says whether it is away now.
 
         Args:
             counts: it cannot be the row's own fault, or another row will show that soon.
             running: attempts that were running until now, this one included.
-            last: it has used up the row's attempts.
+            is_free: it uses up no attempt, because the server is busy with others.
         """
         self._trials.discard(row)
         self.is_calm = False
-        if not self.is_alive or (failure.status == 429 and not last):
+        if not self.is_alive or is_free:
             return False
         self._said = failure
         if not self.rows:
@@ -199,7 +202,13 @@ class Outage:
         self.rows.add(row)
         if counts:
             self._witnesses.add(row)
-        return len(self._witnesses) >= max(_FEWEST, running)
+        if self.is_narrow:
+            # With few attempts running, trouble at random would soon look like an outage.
+            running = max(running, self._found_by)
+        if len(self._witnesses) < max(_FEWEST, running):
+            return False
+        self._found_by = running
+        return True
 
     def begin(self, failure: Failure, now: float) -> None:
         """The server is away: hold all rows, and probe it."""

@@ -88,7 +88,7 @@ class Pacer:
     # -- what happens ---------------------------------------------------------------------------
 
     def refused(self, row: int, start: float, now: float) -> None:
-        """An attempt was answered 429, without a word about how long to wait."""
+        """An attempt was refused, without a word about how long to wait."""
         if not self.on:
             self.on, self._latency = True, now - start
             self._starts.clear()

@@ -17,9 +17,10 @@ class Retry:
 
     Connection errors, timeouts, and the statuses 408, 409, 425, 429 and 5xx are retried. A reply
     that does not fit the task is retried once, and the model is shown the error. A 429 or 503 that
-    asks for a pause makes *all* workers pause. These two do not use up an attempt, nor does a 429
-    that asks for none while other rows succeed. But a row that is refused again and again while
-    others succeed waits alone, and its pauses use up attempts.
+    asks for a pause makes *all* workers pause. These two do not use up an attempt. Nor does a 429
+    that asks for none while other rows succeed, or a 503 or 529 while others succeed and are
+    refused as well. But a row that is refused again and again while others succeed waits alone,
+    and its pauses use up attempts.
 
     When the server is away in the middle of a run, the run waits: it probes the server with single
     requests, and no row uses up an attempt.

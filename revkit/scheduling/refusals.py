@@ -2,8 +2,10 @@
 
 A *refusal* is a 429, a 503 or a 529. Where the server says how long to wait, the whole run waits,
 and the row has used up no attempt. It is not so for a row that the server refuses while it takes
-the others: that row waits alone, and each wait is an attempt. A 429 that says nothing uses up no
-attempt while other rows succeed.
+the others: that row waits alone, and each wait is an attempt.
+
+A 429 that says nothing uses up no attempt while other rows succeed. A 503 or 529 that says nothing
+may also be the fault of its row. It uses up none while others succeed and are refused as well.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ __all__ = ["Refusal", "Refusals", "RowRefusals", "pause_stop"]
 _AGAIN: Final = 3
 #: So unlikely must it be that chance alone refused a row so often.
 _UNLIKELY: Final = 1e-3
+#: Attempts that "lately" means.
+_LATELY: Final = 128
 #: An attempt that runs for so many times a refusal, and so many seconds, is being served.
 _SERVED: Final = 3.0
 _SERVED_S: Final = 0.1
@@ -36,6 +40,7 @@ class RowRefusals:
     count: int = 0
     succeeded: int = 0  #: rows of the run that had succeeded at its first refusal
     refused: int = 0  #: refusals of the run until then
+    seen: int = 0  #: rows that had succeeded at its last refusal
 
 
 class Refusal(NamedTuple):
@@ -75,6 +80,10 @@ class Refusals:
         self._retry, self._pacer, self._chance = retry, pacer, chance
         self._succeeded = self._refused = 0
         self._last_success = float("-inf")
+        #: the same lately, and how many rows of all that succeeded are counted there
+        self._lately_succeeded = self._lately_refused = 0.0
+        self._counted = 0
+        self._slowest = 0.0  #: seconds that a refusal took at most
         #: pauses one after the other without a success between
         self._rounds = 0
         #: what was started before this time was started before the last pause
@@ -104,25 +113,24 @@ class Refusals:
             start: when the attempt was started.
             oldest: when the oldest attempt that runs was started; it may be this one.
         """
-        is_hint = failure.status in OVERLOADED and bool(failure.run_pause or failure.reset)
-        if failure.status == 429 and (self._pacer.on or not is_hint):
-            self._pacer.refused(number, start, now)
-        elif self._pacer.on:
-            self._pacer.ended(number, accepted=not failure.transient)
-        if failure.status != 429 and not is_hint:
+        if failure.status not in OVERLOADED:
+            if self._pacer.on:
+                self._pacer.ended(number, accepted=not failure.transient)
             return Refusal(0.0, failure.pause or 0.0, counts=True)
-        if not row.count:
-            row.succeeded, row.refused = self._succeeded, self._refused
-        self._refused += 1
-        row.count += 1
-        asked = failure.run_pause
+        asked, is_hint = failure.run_pause, bool(failure.run_pause or failure.reset)
+        if self._pacer.on or not is_hint:
+            self._pacer.refused(number, start, now)
+        self._count(row, now - start)
         if not is_hint:
-            wait = self._backoff(row.count)
-            served = max(_SERVED * (now - start), _SERVED_S) <= now - oldest
-            others = served or self._are_others_served(row, now)
+            served = max(_SERVED * self._slowest, _SERVED_S) <= now - oldest
+            if failure.status == 429:
+                free = served or self._are_others_served(row, now)
+            else:
+                free = (served or self._succeeded > row.seen) and not self._is_alone(row)
+            row.seen = self._succeeded
             # Without a wait, it would be tried again without end; one attempt never is.
-            free = others and self._retry.attempts > 1 and self._retry.wait(1, chance=1.0) > 0
-            return Refusal(0.0, wait, counts=not free)
+            free = free and self._retry.attempts > 1 and self._retry.wait(1, chance=1.0) > 0
+            return Refusal(0.0, self._backoff(row.count), counts=not free)
         if self._is_meant(row):
             return Refusal(0.0, asked, counts=True)
         if start >= self._round_ends:
@@ -142,11 +150,32 @@ class Refusals:
             wait *= _BEHIND
         return Refusal(pause, wait, counts=not wait)
 
+    def _count(self, row: RowRefusals, seconds: float) -> None:
+        """Count a refusal, and what has succeeded since the last one; older ones count less."""
+        if not row.count:
+            row.succeeded = row.seen = self._succeeded
+            row.refused = self._refused
+        row.count += 1
+        self._refused += 1
+        self._slowest = max(self._slowest, seconds)
+        self._lately_refused += 1
+        self._lately_succeeded += self._succeeded - self._counted
+        self._counted = self._succeeded
+        while self._lately_refused + self._lately_succeeded > _LATELY:
+            self._lately_refused /= 2
+            self._lately_succeeded /= 2
+
     def _are_others_served(self, row: RowRefusals, now: float) -> bool:
         """Whether rows have succeeded since the first refusal of this one, or lately."""
         if self._succeeded > row.succeeded:
             return True
         return self._succeeded > 0 and now - self._last_success <= self._retry.max_pause
+
+    def _is_alone(self, row: RowRefusals) -> bool:
+        """Whether it is unlikely that a row is refused so often where so few others are, lately."""
+        refused = max(0.0, self._lately_refused - row.count)
+        share = (refused + 1) / (self._lately_succeeded + refused + 2)
+        return bool(share ** max(row.count, _AGAIN) < _UNLIKELY)
 
     def _is_meant(self, row: RowRefusals) -> bool:
         """Whether the server refuses this row rather than the run.

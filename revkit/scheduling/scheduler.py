@@ -284,7 +284,7 @@ class Scheduler:
                 is_first = trouble.epoch == outage.epoch
                 counts = self._more or self._has_next() or (is_first and is_servers(failure))
                 if outage.trouble(
-                    row, failure, now, counts=counts, running=running, last=when is None
+                    row, failure, now, counts=counts, running=running, is_free=trouble.is_free
                 ):
                     when, can_park = self._suspend(row, when, failure, now), False
             self._learn(row, failure, start, now, running)

@@ -24,6 +24,7 @@ class Trouble:
 
     began: float  #: when its first attempt ended
     failures: int = 0  #: those that count against ``Retry.attempts``
+    is_free: bool = False  #: the last one does not count, for the server is busy
     forgivable: int = 0  #: those of them that do not where the server turns out to be away
     epoch: int | None = None  #: of the outage rule, when it had trouble for the first time
     forgiven: int = 0  #: times that it got attempts back
@@ -70,6 +71,7 @@ class Unsettled:
         if not failure.transient:
             return None
         wait = refusal.wait
+        trouble.is_free = not refusal.counts
         if refusal.counts:
             trouble.failures += 1
             trouble.forgivable += sign_of(failure) is Sign.TROUBLE and not is_timeout(failure)
