@@ -137,6 +137,22 @@ def test_all_rows_are_right_after_it_refused_connections(engine: str) -> None:
     assert len(servers[1].chats) < 2320  # none is asked for a row that is done
 
 
+@pytest.mark.parametrize(
+    "fault", [RESET, Status(503, {"error": "restarting"})], ids=["reset", "503"]
+)
+def test_a_chunk_that_begins_while_it_is_away_waits(fault: Any) -> None:
+    rule, df = Down(fault, after=100, until=45), reviews(200)
+    with serve(rule) as server:
+        results = list(
+            revkit.map_chunks(
+                df, "{review}", chunk_rows=100, model=ollama(server.url), retry=PATIENT, store=False
+            )
+        )
+    whole = pd.concat([result.frame for result in results])
+    assert whole["response"].tolist() == [f"r{i}!" for i in range(200)]
+    assert [result.metrics.outages for result in results] == [0, 1]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_server_that_was_never_started_fails_as_ever(engine: str) -> None:
     with serve(echo) as server:

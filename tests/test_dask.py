@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 from failing import TASK, number_in, right, right_answer, said
 from pydantic import BaseModel
-from servers import GATE_LIMIT, Answer, Server, Status, serve
+from servers import GATE_LIMIT, RESET, Answer, Server, Status, serve
 
 import revkit
 import revkit.dask
@@ -799,3 +799,24 @@ def test_two_processes_may_begin_a_shared_store_at_once(tmp_path: Path) -> None:
     (tmp_path / "strange" / "letter.txt").write_text("mine")
     with pytest.raises(revkit.UsageError, match="is no store, and is not empty"):
         SharedStore(tmp_path / "strange")
+
+
+def test_a_partition_that_begins_while_the_server_is_away_waits() -> None:
+    asked = 0
+
+    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> Answer:
+        nonlocal asked
+        asked += 1
+        return RESET if 50 < asked <= 70 else messages[-1]["content"] + "!"
+
+    retry = revkit.Retry(attempts=9, initial=0.02, maximum=0.05)
+    with serve(rule) as server, dask.config.set(scheduler="synchronous"):
+        done = (
+            many(100, npartitions=2)
+            .llm.parallel_map(
+                "{review}", model=model(server), max_workers=4, retry=retry, store=False
+            )
+            .compute()
+        )
+    assert done["response"].tolist() == [f"review {row}!" for row in range(100)]
+    assert asked == 120

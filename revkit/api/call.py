@@ -22,10 +22,15 @@ __all__ = ["aparallel_map", "arun_task", "parallel_map", "run_task"]
 
 
 def run_task(
-    source: Any, task: Any, options: RunOptions, counts: PromptCounts | None = None
+    source: Any,
+    task: Any,
+    options: RunOptions,
+    counts: PromptCounts | None = None,
+    *,
+    alive: bool = False,
 ) -> ParallelResult:
-    """Run a task over a frame, a Series or a list; for ``counts`` see :func:`prepare`."""
-    call = prepare(source, task, options, counts)
+    """Run a task over a frame, a Series or a list; for the rest see :func:`prepare`."""
+    call = prepare(source, task, options, counts, alive=alive)
     with noted_interrupts() as interrupts:
         result = finish(call, execute(call.wiring(), interrupts))
     return unless_interrupted(result, interrupts)

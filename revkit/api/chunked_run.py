@@ -67,6 +67,8 @@ class ChunkedRun:
         self.ended = 0.0
         self.away: Away | None = None
         self._chunks = 0
+        #: the model has replied in this call
+        self._alive = False
         self._wall_s = 0.0
         self._last: ParallelResult | None = None
         self._bar: Bar | None = None
@@ -136,7 +138,8 @@ class ChunkedRun:
             changed["progress"] = self._callback
         stopped: RunFailed | Interrupted | None = None
         try:
-            result = run_task(chunk, self._task, self._options.replace(**changed), self._counts)
+            options = self._options.replace(**changed)
+            result = run_task(chunk, self._task, options, self._counts, alive=self._alive)
         except (RunFailed, Interrupted) as error:
             result, record = error.result, error.result._record
             # A chunk all of whose rows failed is no reason to stop: what counts is the whole.
@@ -151,6 +154,7 @@ class ChunkedRun:
         self.succeeded += metrics.succeeded
         self.failed, self.from_store = failed + metrics.failed, from_store + metrics.from_store
         self.tokens += result.usage.total_tokens or 0
+        self._alive = self._alive or metrics.succeeded > metrics.from_store
         self.settled = self._done
         if stopped is not None:
             raise self._with_all_chunks(stopped, first) from stopped.__cause__

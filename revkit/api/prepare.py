@@ -65,12 +65,18 @@ class Prepared:
 
 
 def prepare(
-    source: Any, task: Any, options: RunOptions, counts: PromptCounts | None = None
+    source: Any,
+    task: Any,
+    options: RunOptions,
+    counts: PromptCounts | None = None,
+    *,
+    alive: bool = False,
 ) -> Prepared:
     """Decide everything about a call; raises :class:`UsageError` kinds, and sends nothing.
 
     Args:
         counts: of the prompts of rows before these, where this is one chunk of many.
+        alive: the model has replied to some of those.
     """
     pool = options.pool
     task, inputs = _task(task, options.inputs)
@@ -111,6 +117,7 @@ def prepare(
         workers=pool.count(todo, cpus=available_cpus()),
         options=options,
         price=_price(options.limits, task, client),
+        alive=alive,
     )
     if inputs.repeat > 1:
         plan = plan.repeated(inputs.repeat)

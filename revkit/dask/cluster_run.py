@@ -65,6 +65,7 @@ class ClusterRun:
         failed, ok: the sums of these.
         error: message of the first row that failed.
         lost: attempts that were made, or running, on workers that died, as last reported.
+        alive: the model's server has replied to one of them.
         ended: all its partitions are finished, and that was reported.
         stop: why nothing more may start.
         paused_until: nothing starts before this time, because the server asked for a pause.
@@ -85,6 +86,7 @@ class ClusterRun:
     ok: int = 0
     error: str | None = None
     lost: int = 0
+    alive: bool = False
     ended: bool = False
     stop: Stop | None = None
     paused_until: float = float("-inf")
@@ -134,6 +136,7 @@ class ClusterRun:
         session.demand = min(report["demand"], self.workers)
         session.failed, session.ok = report.get("failed", 0), report.get("ok", 0)
         session.made = report.get("made", 0)
+        self.alive = self.alive or report.get("alive", False)
         self.error = self.error or report.get("error")
         if stop := report.get("stop"):
             self.stop_with(stop_of(stop))

@@ -230,7 +230,7 @@ class Coordinator:
         Args:
             report: ``limit`` and ``running``: attempts that it may have running, and has;
                 ``demand``: rows that it could run; ``failed`` and ``ok``: its rows so far;
-                ``made``: attempts at these.
+                ``made``: attempts at these; ``alive``: the server has replied to one.
                 If there are any: ``error`` of its first failed row; ``stop``; ``pause``: seconds
                 for which the server asked; ``ended``: attempts, as (seconds since the start,
                 seconds since the end, outcome); ``released``: keys that it claims no longer.
@@ -242,8 +242,9 @@ class Coordinator:
         Returns:
             ``limit``; ``now``; ``tick``: seconds until the next report. If there are any: ``stop``;
             ``pause``; planned ``starts`` with the ``tokens`` counted for each; ``granted``: an
-            addition to its budget; ``freed``: keys it was refused and may claim now. With a budget,
-            ``short``: others wait for what it does not use.
+            addition to its budget; ``freed``: keys it was refused and may claim now; ``alive``:
+            the server has replied to a row of any partition. With a budget, ``short``: others wait
+            for what it does not use.
         """
         session = self._sessions.get(name)
         if session is None:
@@ -318,6 +319,8 @@ class Coordinator:
             reply["stop"] = list(run.stop)
         if run.paused_until > now:
             reply["pause"] = run.paused_until - now
+        if run.alive:
+            reply["alive"] = True
         return reply
 
     # -- claims --------------------------------------------------------------------------------

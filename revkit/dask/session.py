@@ -47,6 +47,7 @@ class PartitionSession:
         self._place = {"partition": partition, "host": link.host, "process": link.name}
         self._total = rows
         self._settled = self._failed = self._ok = self._made = 0
+        self._alive = False
         #: message of the first row that failed, until it was reported
         self._error: str | None = None
         self.waiting = 0
@@ -114,6 +115,7 @@ class PartitionSession:
         self._failed += row.status == "error"
         self._ok += row.status == "ok"
         self._made += row.attempts
+        self._alive = self._alive or (row.status == "ok" and row.source == "model")
         if row.status == "error" and self._failed == 1:
             self._error = row.error
         if row.status == "error" or self._settled == self._total:
@@ -206,6 +208,7 @@ class PartitionSession:
             "failed": self._failed,
             "ok": self._ok,
             "made": self._made,
+            "alive": self._alive,
         }
         if self._error is not None:
             report["error"], self._error = self._error, None
@@ -229,6 +232,7 @@ class PartitionSession:
         share = max(reply["limit"], int(self._settled == self._total))
         wakes = share > limits.share
         limits.share = share
+        limits.alive = limits.alive or reply.get("alive", False)
         if pause := reply.get("pause"):
             limits.paused_until = max(limits.paused_until, now + pause)
         if self.rate_limit is not None and reply.get("starts"):

@@ -118,8 +118,8 @@ class Run:
                 failed=len(plan.refused),
                 throttle=wiring.throttle(),
             )
-            if plan.answered:
-                self.scheduler.answered()
+            if plan.answered or plan.alive:
+                self.scheduler.answered(alive=plan.alive)
             self.drain = Drain(wiring, self.scheduler, wake, ahead, may_wait=may_wait)
         except BaseException:
             if store is not None:

@@ -38,6 +38,7 @@ class Plan:
         price: of the model's tokens, for a budget in dollars.
         draws: numbers the rows that have one prompt; None: they share its reply.
         answered: the model has replied to other rows of the call, in an earlier run.
+        alive: it has replied to rows of the chunks before this one, in the same call.
     """
 
     task: ModelTask | CallableTask
@@ -53,6 +54,7 @@ class Plan:
     price: Price | None = None
     draws: Draws | PartitionDraws | None = None
     answered: bool = False
+    alive: bool = False
 
     @property
     def todo(self) -> Iterable[int]:

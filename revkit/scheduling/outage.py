@@ -9,7 +9,7 @@ their attempts back.
 - A 429 that asks for a pause is neither: all workers pause, and that is all. A 429, 503 or 529 that
   uses up no attempt (:mod:`revkit.scheduling.refusals`) is no trouble: the server is merely busy.
 
-Before the first life of a run, ordinary retries decide: the server may never have been started.
+Before the first life of a call, ordinary retries decide: the server may never have been started.
 Later, it is away once ``max(3, attempts running)`` different rows had trouble with no life between.
 When every unfinished row has failed, some of that may be the rows' own fault, and a run must not
 wait for rows that can only fail. Then trouble counts only where the server itself cannot be reached
@@ -92,7 +92,7 @@ class Outage:
 
     Attributes:
         is_calm: life was the last sign, and any number of attempts may run.
-        is_alive: there was life in this run.
+        is_alive: there was life in this run, or in another run of the same call.
         is_away: the run waits for the server, and probes it.
         is_narrow: it is away, or is not trusted with all workers yet.
         rows: those that had trouble since the last sign of life.

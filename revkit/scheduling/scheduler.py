@@ -205,9 +205,10 @@ class Scheduler:
         """So many rows have failed without an attempt of their own."""
         self._count_failures(rows)
 
-    def answered(self) -> None:
-        """The model has replied to a row of this call before: its reply is known."""
+    def answered(self, *, alive: bool = False) -> None:
+        """The model has replied to a row of this call before; ``alive``: since the call began."""
         self._access.know()
+        self._outage.is_alive = self._outage.is_alive or alive
 
     def settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Decision:
         """Decide what the outcome of a running attempt means.
@@ -277,6 +278,8 @@ class Scheduler:
             if sign is not Sign.TROUBLE or self.stopped is not None:
                 outage.ended(row)
             else:
+                if self._throttle is not None and self._throttle.alive:
+                    outage.is_alive = True
                 trouble = self._trouble[row]
                 if trouble.epoch is None:
                     trouble.epoch = outage.epoch

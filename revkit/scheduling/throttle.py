@@ -56,7 +56,12 @@ class Throttle:
         size: the size of a row's prompt in bytes; None where no prompt is sent.
         max_tokens: most tokens of one reply, where it is known.
         price: of the model's tokens, for a budget in dollars.
+
+    Attributes:
+        alive: the server has replied to rows of another run of the same call.
     """
+
+    alive = False
 
     def __init__(
         self,
