@@ -108,6 +108,18 @@ class Later:
     def replied(self) -> None: ...
 
 
+class Flapping:
+    """Refuses four of five in every other second."""
+
+    def __init__(self, seed: int):
+        self.well, self.busy = AtRandom(0, seed), AtRandom(0.8, seed)
+
+    def accepts(self, now: float) -> bool:
+        return (self.busy if now % 2 >= 1 else self.well).accepts(now)
+
+    def replied(self) -> None: ...
+
+
 class Run(NamedTuple):
     """What came of a simulated run."""
 
@@ -253,6 +265,15 @@ def test_nor_is_it_with_an_adaptive_number_of_workers(share: float) -> None:
         assert run.lost == 0
         settled.append(max(found for _, found in limit.path[len(limit.path) // 2 :]))
     assert statistics.median(settled) > 32
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_a_server_that_flaps_loses_no_row(adaptive: bool) -> None:
+    for seed in SEEDS:
+        limit = AdaptiveLimit(Adaptive(maximum=64)) if adaptive else None
+        run = simulate(Flapping(seed), 3000, 64, seed=seed, adaptive=limit)
+        assert run.lost == 0
+        assert run.per_row < 3
 
 
 def test_an_adaptive_run_uses_a_bucket_well() -> None:

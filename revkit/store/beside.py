@@ -7,7 +7,6 @@ there to be shown.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ __all__ = [
     "contradict",
     "fields_of",
     "read_facts",
-    "with_fields",
+    "read_fields",
     "write_facts",
 ]
 
@@ -69,10 +68,12 @@ def fields_of(reply: Reply) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def with_fields(reply: Reply, values: Sequence[Any]) -> Reply:
-    """A reply with kept fields, in the order of :data:`FIELDS`; half a surrogate pair is bytes."""
-    found: dict[str, Any] = {
+def read_fields(values: Sequence[Any]) -> dict[str, Any]:
+    """Attributes of a reply, of values in the order of :data:`FIELDS`; half a surrogate pair is
+    bytes."""
+    found = {
         attribute: value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
         for attribute, value in zip(FIELDS.values(), values, strict=True)
     }
-    return dataclasses.replace(reply, **found | {"truncated": bool(found["truncated"])})
+    found["truncated"] = bool(found["truncated"])
+    return found

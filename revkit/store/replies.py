@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import UsageError, warn
 from ..task.chat import Reply
-from .beside import FIELDS, NO_FIELDS, contradict, read_facts, with_fields, write_facts
+from .beside import FIELDS, NO_FIELDS, contradict, read_facts, read_fields, write_facts
 from .contract import NO_FACTS, Facts
 from .file import COLUMNS, SQLITE_ERRORS, File, identity, is_damage, open_file
 
@@ -415,5 +415,5 @@ def _reply(row: tuple[Any, ...], *, whole: bool) -> Reply:
         reason = reason.decode("utf-8", "surrogatepass")
     if probabilities is not None:
         probabilities = json.loads(probabilities)
-    reply = Reply(text, prompt_tokens, completion_tokens, reason, probabilities)
-    return with_fields(reply, more) if whole and more != NO_FIELDS else reply
+    fields = read_fields(more) if whole and more != NO_FIELDS else {}
+    return Reply(text, prompt_tokens, completion_tokens, reason, probabilities, **fields)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UsageError, warn
 from ..task.chat import Reply
-from .beside import FIELDS, contradict, fields_of, read_facts, with_fields, write_facts
+from .beside import FIELDS, contradict, fields_of, read_facts, read_fields, write_facts
 from .contract import NO_FACTS, Facts
 from .file import Identity, identity
 from .files import replacing
@@ -416,14 +416,14 @@ def _line(
 def _reply(key: bytes, fields: dict[str, Any]) -> Reply:
     if fields["key"] != key.hex():
         raise ValueError("the reply to another key")
-    reply = Reply(
+    return Reply(
         fields["text"],
         fields.get("prompt_tokens"),
         fields.get("completion_tokens"),
         fields.get("finish_reason"),
         fields.get("probabilities"),
+        **read_fields([fields.get(name) for name in FIELDS]),
     )
-    return with_fields(reply, [fields.get(name) for name in FIELDS])
 
 
 #: Kept while the process lives: what was read of a directory is not read again.
