@@ -185,6 +185,9 @@ def test_a_server_that_stays_away_stops_the_run_and_a_rerun_goes_on(
         assert Counter(run.rows["status"]) == {"ok": 30, "not_started": 70}
         assert run.errors.empty
         assert df["error"].notna().sum() == 70
+        sent = run.rows.loc[(run.rows["attempts"] > 0) & (run.rows["status"] != "ok"), "error"]
+        assert 0 < len(sent) < 70
+        assert sent.str.contains("NotStarted: an attempt failed .*gone.* stopped before the").all()
         assert run.metrics.outages == 1
         rule.until = 0  # it is back
         run = df.llm.parallel_map("{review}", model=model, retry=retry, **options)
@@ -513,6 +516,9 @@ def test_a_403_after_good_rows_is_that_rows_error(engine: str) -> None:
     assert set(run.errors["error_type"]) == {"AccessDenied"}
     assert set(run.errors["status"]) == {403}
     assert set(run.errors["attempts"]) == {1}
+    assert (
+        run.errors["message"].str.endswith("other rows were answered, so see this row's text").all()
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

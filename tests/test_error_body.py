@@ -257,6 +257,50 @@ def test_what_every_row_would_meet_is_not_taken_for_a_refused_form(
     assert len(server.requests) == 1
 
 
+TOO_LARGE = {
+    "OpenAI": Status(
+        429,
+        body(
+            "Request too large for gpt-4.1 in organization org-x on tokens per min (TPM): Limit "
+            "30000, Requested 41000. The input or output tokens must be reduced in order to run "
+            "successfully.",
+            type="tokens",
+            code="rate_limit_exceeded",
+        ),
+        {"retry-after": "2"},
+    ),
+    "Groq": Status(
+        413,
+        body(
+            "Request too large for model `llama` in organization `org_x` service tier `on_demand` "
+            "on tokens per minute (TPM): Limit 6000, Requested 7018, please reduce your message "
+            "size and try again.",
+            type="tokens",
+            code="rate_limit_exceeded",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["thread", "async"])
+@pytest.mark.parametrize("answer", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_request_that_is_too_large_is_that_rows_error(answer: Status, engine: Any) -> None:
+    def rule(messages: list[dict[str, str]], sent: dict[str, Any]) -> Answer:
+        return answer if messages[-1]["content"] == "r5" else "fine"
+
+    with serve(rule) as server:
+        run = pd.DataFrame({"review": [f"r{i}" for i in range(10)]}).llm.parallel_map(
+            "{review}",
+            model=revkit.OpenAICompatible(MODEL, base_url=server.url + "/v1", api_key="sk-x"),
+            engine=engine,
+            max_workers=2,
+        )
+    assert run.errors["row"].tolist() == [5]
+    assert run.errors["attempts"].tolist() == [1]
+    assert "shorten the row's text" in run.errors["message"][0]
+    assert run.metrics.pauses == 0
+
+
 @pytest.mark.parametrize("client", ["openai", "ollama"])
 @pytest.mark.parametrize("engine", ["thread", "async"])
 def test_geminis_limit_for_a_minute_is_waited_for(engine: Any, client: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
@@ -117,6 +118,20 @@ def test_a_bare_run_shows_counts_percentiles_and_timeline(kernel: Kernel) -> Non
     page = cell.data["text/html"]
     assert "p95" in page
     assert re.search(r'<img class="revkit-plot"[^>]*src="data:image/png;base64,', page)
+
+
+@pytest.mark.embedded
+def test_the_quickstart_runs_again_from_the_store(kernel: Kernel, tmp_path: Path) -> None:
+    """All its rows come from the store then, and no attempt has taken any time."""
+    path = Path(__file__).parent.parent / "notebooks" / "01_quickstart.ipynb"
+    cells = nbformat.read(path, as_version=4).cells
+    kernel.run(f"import os; os.environ['REVKIT_STORE'] = {str(tmp_path / 'replies.sqlite')!r}")
+    for _ in range(2):
+        for cell in cells:
+            if cell.cell_type == "code":
+                done = kernel.run(cell.source)
+                assert done.status == "ok", done.error
+    assert kernel.run("print(run.metrics.from_store)").text == "12\n"
 
 
 def test_a_bare_timeline_is_shown_as_a_picture(kernel: Kernel) -> None:

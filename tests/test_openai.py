@@ -287,7 +287,7 @@ def silent(**message: Any) -> dict[str, Any]:
         (
             {"error": {"message": "slow down", "code": 429}},
             ServerError,
-            'answered 429: "slow down"',
+            'answered 200 with an error 429: "slow down"',
         ),
         (Status(200, b"<html><title>Portal</title>Log in</html>"), BadReply, "Log in"),
         (Status(500, {"error": {"message": "boom"}}), ServerError, '500: "boom"'),

@@ -476,6 +476,28 @@ def test_rows_that_fail_always_among_good_ones_fail_by_themselves() -> None:
             assert not scheduler.holds
 
 
+CRASHED = Failure("ServerError", "out of memory", status=500, transient=True)
+
+
+@pytest.mark.parametrize(
+    "bad", [range(20, 45), range(700, 1000)], ids=["in the middle", "at the end"]
+)
+def test_rows_that_the_server_fails_at_one_after_the_other_do_not_hold_the_run(bad: range) -> None:
+    scheduler = scheduler_of(1000, 4)
+    seen = simulate(scheduler, lambda row, now: (0.03, CRASHED if row in bad else GOOD), 4)
+    failed = [row for row, decision in seen.settled.items() if decision is Decision.FAIL]
+    assert sorted(failed) == list(bad)
+    assert len(seen.settled) == 1000
+    assert sum(one.kind is HoldKind.OUTAGE for one in scheduler.holds) == 1
+    assert sum(one.end - one.start for one in scheduler.holds) < 35
+
+
+def test_a_server_that_fails_at_all_for_a_while_is_waited_for() -> None:
+    scheduler = scheduler_of(1000, 16)
+    seen = simulate(scheduler, away_between(5.0, 20.0, CRASHED), 16)
+    assert set(seen.settled.values()) == {Decision.OK}
+
+
 def test_a_row_that_kills_the_server_does_not_keep_the_run_for_ever() -> None:
     down = [-1.0]
 

@@ -215,6 +215,29 @@ def test_a_row_that_alone_is_refused_soon_uses_up_attempts(status: int) -> None:
     assert len(refused_beside_others(Policy(attempts=3), until=1e6, status=status)) == 5
 
 
+@pytest.mark.parametrize("rows", [80, 1000])
+def test_a_last_row_that_alone_is_refused_ends(rows: int) -> None:
+    """Without a word of why: its text may be longer than the account allows in a minute."""
+    scheduler = Scheduler(range(rows), max_workers=4, chance=lambda: 0.5)
+    now, attempts, running = 0.0, 0, list[Attempt]()
+    while True:
+        step = scheduler.take(len(running), now)
+        if isinstance(step, Attempt):
+            running.append(step)
+            if len(running) < 4:
+                continue
+        if not running:
+            if not isinstance(step, float):
+                break
+            now = step
+            continue
+        now, attempt = now + 0.01, running.pop(0)
+        attempts += attempt.row == 40
+        settle(scheduler, attempt, busy() if attempt.row == 40 else GOOD, now)
+    assert attempts <= 10
+    assert now < 60
+
+
 def test_without_a_wait_it_uses_up_attempts() -> None:
     assert len(refused_beside_others(Policy(initial=0, maximum=0), until=1e6)) == 3
 

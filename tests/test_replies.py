@@ -197,7 +197,7 @@ def test_a_reply_that_was_broken_off_is_tried_again(code: Any, status: int, engi
     result = run(rule, engine, "openai")
     assert result.rows["status"].tolist() == ["ok"] * 4
     (failed,) = result.attempts["error"].dropna()
-    assert f"answered {status}" in failed
+    assert f"answered 200 with an error {status}" in failed
     assert result.usage.completion_tokens == 5 * 8  # the part may be billed
 
 
@@ -250,7 +250,7 @@ def test_an_error_with_a_200_is_read_by_its_code(error: Any, status: int, engine
     result = run(lambda messages, body: next(answers), engine, "openai")
     assert result.rows["status"].tolist() == ["ok"] * 4
     (failed,) = result.attempts["error"].dropna()
-    assert f"answered {status}" in failed
+    assert f"answered 200 with an error {status}" in failed
 
 
 @pytest.mark.parametrize("client", ["openai", "ollama"])

@@ -113,6 +113,10 @@ _STATUSES: Final[Mapping[str, int]] = {
 }
 
 
+#: OpenAI, Groq: "... on tokens per min (TPM): Limit 30000, Requested 41000".
+_TOO_LARGE_WORDS = (r"(?is)request too large\b.{0,200}?\brequested \d+",)
+
+
 class ErrorBody(NamedTuple):
     """What an error response says.
 
@@ -175,6 +179,10 @@ class ErrorBody(NamedTuple):
         if status in (400, 404, 422) and self._begins(words):
             return True
         return status == 404 and _NOT_FOUND.match(self.message.strip()) is not None
+
+    def is_too_large(self, status: int) -> bool:
+        """Whether one request asks for more tokens than the account may use in a minute."""
+        return status in (413, 429) and self._begins(_TOO_LARGE_WORDS)
 
     def is_bad_key(self, status: int) -> bool:
         """Whether the server does not accept the key."""

@@ -367,9 +367,15 @@ class OpenAISession(HttpSession):
 
     def _broken_off(self, error: Any, part: Reply, response: Response) -> ModelError:
         """The error for a reply that the provider behind the server broke off."""
-        body = orjson.dumps({"error": error or "the model's provider broke the reply off"})
-        status = error_body(body).status or _BAD_GATEWAY
-        failure = self.failure(response._replace(body=body), status)
+        if error:
+            body = orjson.dumps({"error": error})
+            status = error_body(body).status or _BAD_GATEWAY
+            failure = self.failure(response._replace(body=body), status)
+        else:
+            where = self._client.endpoint
+            failure = ServerError(
+                f'{where} broke the reply off (finish reason "error")', status=_BAD_GATEWAY
+            )
         if part.text or part.completion_tokens:  # which may be billed
             failure.reply, failure.text = part, part.text
         return failure

@@ -48,11 +48,19 @@ def status_error(
             status=status,
         )
     if status == 403:
-        return _denied(client, status, quoted, key=False)
+        return _denied(client, status, quoted, key=False, answered=answered)
+    if body.is_too_large(status):
+        return ServerError(
+            f"{where} does not take a request of so many tokens ({status}){quoted}; shorten the "
+            "row's text, lower max_tokens=, or ask your provider for more tokens a minute",
+            status=status,
+            retry=False,
+        )
     if status == 404 and not answered:
         quoted += f"; is {client.parameter}= right?"
+    code = f"{response.status} with an error {status}" if response.status < 300 else status
     return ServerError(
-        f"{where} answered {status}{quoted}{_advice(status)}",
+        f"{where} answered {code}{quoted}{_advice(status)}",
         status=status,
         pause=asked_pause(response, status),
         reset=latest_reset(response),
@@ -60,14 +68,20 @@ def status_error(
     )
 
 
-def _denied(client: HttpClient, status: int, quoted: str, *, key: bool) -> AccessDenied:
+def _denied(
+    client: HttpClient, status: int, quoted: str, *, key: bool, answered: bool = False
+) -> AccessDenied:
     """
     Args:
         key: the server does not accept the key, so that no row can go well; else it may be about
             this row's text.
+        answered: others went well with this key.
     """
+    hint = client.access_hint()
+    if answered and not key:
+        hint = "other rows were answered, so see this row's text"
     error = AccessDenied(
-        f"{client.endpoint} denied access ({status}){quoted}; {client.access_hint()}", status=status
+        f"{client.endpoint} denied access ({status}){quoted}; {hint}", status=status
     )
     error.denied = not key
     return error

@@ -188,5 +188,5 @@ COLUMNS: dict[str, Rule] = {
 #: Attributes without a rule: the whole is made with them, or they are counted from its statuses.
 MADE_WITH = {
     *("total", "samples", "asks_model", "run_id", "started_at", "began", "places"),
-    *("settled", "failed", "away", "_parked"),
+    *("settled", "failed", "away", "_parked", "_known_retried"),
 }

@@ -151,6 +151,7 @@ class Record:
         self.stopped_at: float | None = None
         self.holds: list[Hold] = []
         self.away: Away | None = None
+        self._known_retried: tuple[int, Mapping[int, Failure]] | None = None
         #: row whose last attempt is undecided -> the place of that attempt
         self._parked: dict[int, int] = {}
         self.visits: list[tuple[float, int]] = []
@@ -306,7 +307,22 @@ class Record:
         why = self.stopped.reason if self.stopped is not None else "the run ended"
         if status is Status.CANCELLED:
             return f"Cancelled: this row was running when the run was stopped: {why}"
+        if row in self._retried:
+            return (
+                f"NotStarted: an attempt failed ({self._retried[row]}), and the run was stopped "
+                f"before the next one: {why}"
+            )
         return f"NotStarted: the run was stopped before this row: {why}"
+
+    @property
+    def _retried(self) -> Mapping[int, Failure]:
+        """The last failure of each row that was to be tried again when the run was stopped."""
+        known = self._known_retried
+        if known is None or known[0] != len(self.attempt_failures):
+            failures = self.attempt_failures.items()
+            found = {self.row[at]: failure for at, failure in failures}
+            known = self._known_retried = len(self.attempt_failures), found
+        return known[1]
 
     def continued(self, again: Record, rows: Sequence[int]) -> Record:
         """This run, and another one that tried some of its rows again, as one record.

@@ -19,6 +19,10 @@ each time another row, and first those that have not failed yet.
 A reply to a probe ends that. A reply to an older request does not, for a server that shuts down
 finishes what it has. But it brings the next probe at once, for the server may have been full.
 
+A server that answers probes with errors of its own (500 and others, but not 502, 503, 504 and 529)
+may have something against these very rows: too long for its memory, say. After so many such probes
+one after the other, each of another row, it is not away, and such errors count no more in this run.
+
 When the server is back, as many attempts may run as were answered since: 1, 2, 4 … Trouble before
 all workers run again uses up attempts for good, even if the server is found away once more: it may
 be too slow for so many, and else the run would swing for ever.
@@ -35,10 +39,12 @@ from .events import Away, Failure, Stop, StopKind
 if TYPE_CHECKING:
     from .policy import Retry
 
-__all__ = ["Outage", "Sign", "is_servers", "is_timeout", "sign_of"]
+__all__ = ["Outage", "Sign", "is_answer", "is_servers", "is_timeout", "sign_of"]
 
 #: Fewest rows whose trouble shows that the server is away, rather than something about them.
 _FEWEST: Final = 3
+#: Probes in a row that the server answers with an error of its own: then it is not away.
+_ANSWERED: Final = 6
 #: Shortest wait before a probe, in seconds, whatever ``Retry`` says.
 _SHORTEST: Final = 0.05
 #: Statuses below 500 that say nothing but "later".
@@ -79,6 +85,12 @@ def is_timeout(failure: Failure) -> bool:
     return failure.type == "AttemptTimeout"
 
 
+def is_answer(failure: Failure) -> bool:
+    """Whether a server that is there said so itself: an error of its own, 500, say."""
+    status = failure.status
+    return status is not None and status >= 500 and status not in _UNAVAILABLE
+
+
 def is_servers(failure: Failure) -> bool:
     """Whether trouble cannot be the fault of a row: nobody was there, or a gateway says so."""
     return not failure.sent or failure.status in _UNAVAILABLE
@@ -97,6 +109,7 @@ class Outage:
         is_narrow: it is away, or is not trusted with all workers yet.
         rows: those that had trouble since the last sign of life.
         since: when the first of them had.
+        believes_answers: errors that the server answers with are trouble.
         epoch: changes with a sign of life that comes after trouble.
         next_probe: nothing starts before this time; minus infinity while it is not away.
     """
@@ -106,6 +119,7 @@ class Outage:
         self.is_calm = self.is_alive = self.is_away = self.is_narrow = False
         self.rows: set[int] = set()
         self.since = math.inf
+        self.believes_answers = True
         self.epoch = 0
         #: attempts that were running when it was found away
         self._found_by = 0
@@ -115,6 +129,8 @@ class Outage:
         #: when the server came back, the last time that it did
         self._back = -math.inf
         self._failed_probes = 0
+        #: of them in a row, those that the server answered itself
+        self._answered_probes = 0
         #: answers since it came back
         self._answers = 0
         #: rows of running attempts that started since it was found away
@@ -194,7 +210,7 @@ class Outage:
         """
         self._trials.discard(row)
         self.is_calm = False
-        if not self.is_alive or is_free:
+        if not self.is_alive or is_free or (is_answer(failure) and not self.believes_answers):
             return False
         self._said = failure
         if not self.rows:
@@ -213,17 +229,33 @@ class Outage:
     def begin(self, failure: Failure, now: float) -> None:
         """The server is away: hold all rows, and probe it."""
         self.is_away = self.is_narrow = True
-        self._failed_probes = 0
+        self._failed_probes = self._answered_probes = 0
         self._trials.clear()
         self._plan_probe(failure, now)
 
-    def lasts(self, row: int, failure: Failure, now: float) -> None:
-        """There was trouble while the server is away: of a probe, or of an older attempt."""
+    def lasts(self, row: int, failure: Failure, now: float) -> bool:
+        """There was trouble while the server is away: of a probe, or of an older attempt.
+
+        Returns:
+            Whether the server is not away after all: it answers, and only with errors.
+        """
         self._said = failure
-        if row in self._trials:
-            self._trials.discard(row)
-            self._failed_probes += 1
+        if row not in self._trials:
+            return False
+        self._trials.discard(row)
+        self._failed_probes += 1
+        self._answered_probes = self._answered_probes + 1 if is_answer(failure) else 0
+        if self._answered_probes < _ANSWERED:
             self._plan_probe(failure, now)
+            return False
+        self.believes_answers = False
+        self.is_away = self.is_narrow = False
+        self.next_probe = -math.inf
+        self._back = now
+        self.rows.clear()
+        self._witnesses.clear()
+        self._trials.clear()
+        return True
 
     def _plan_probe(self, failure: Failure, now: float) -> None:
         backoff = self._retry.wait(self._failed_probes + 1, chance=1.0)

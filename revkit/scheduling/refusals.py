@@ -4,7 +4,8 @@ A *refusal* is a 429, a 503 or a 529. Where the server says how long to wait, th
 and the row has used up no attempt. It is not so for a row that the server refuses while it takes
 the others: that row waits alone, and each wait is an attempt.
 
-A 429 that says nothing uses up no attempt while other rows succeed. A 503 or 529 that says nothing
+A 429 that says nothing uses up no attempt while other rows succeed, and none after that, unless the
+server refuses this row alone. A 503 or 529 that says nothing
 may also be the fault of its row. It uses up none while others succeed and are refused as well.
 """
 
@@ -123,10 +124,11 @@ class Refusals:
         self._count(row, now - start)
         if not is_hint:
             served = max(_SERVED * self._slowest, _SERVED_S) <= now - oldest
-            if failure.status == 429:
-                free = served or self._are_others_served(row, now)
-            else:
-                free = (served or self._succeeded > row.seen) and not self._is_alone(row)
+            free = served or self._succeeded > row.seen
+            if failure.status != 429:
+                free = free and not self._is_alone(row, max(row.count, _AGAIN))
+            elif not free and not self._is_alone(row, _AGAIN):
+                free = self._are_others_served(row, now)
             row.seen = self._succeeded
             # Without a wait, it would be tried again without end; one attempt never is.
             free = free and self._retry.attempts > 1 and self._retry.wait(1, chance=1.0) > 0
@@ -171,11 +173,11 @@ class Refusals:
             return True
         return self._succeeded > 0 and now - self._last_success <= self._retry.max_pause
 
-    def _is_alone(self, row: RowRefusals) -> bool:
-        """Whether it is unlikely that a row is refused so often where so few others are, lately."""
+    def _is_alone(self, row: RowRefusals, times: int) -> bool:
+        """Whether few others are refused lately: chance does not refuse a row so many times."""
         refused = max(0.0, self._lately_refused - row.count)
         share = (refused + 1) / (self._lately_succeeded + refused + 2)
-        return bool(share ** max(row.count, _AGAIN) < _UNLIKELY)
+        return bool(share**times < _UNLIKELY)
 
     def _is_meant(self, row: RowRefusals) -> bool:
         """Whether the server refuses this row rather than the run.

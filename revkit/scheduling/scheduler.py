@@ -243,8 +243,7 @@ class Scheduler:
             self._trouble.pop(row, None)
             self._outage.ended(row)
             return Decision.CANCEL
-        if self._trouble:
-            self._trouble.pop(row, None)
+        self._trouble.pop(row, None)
         self._uncommitted += self._commits
         self._refusals.succeeded(now)
         if not self._access.is_granted:
@@ -271,7 +270,8 @@ class Scheduler:
             self._end(str(failure))
         can_park = False
         if failure.transient and sign is not Sign.LIFE and outage.covers(start):
-            outage.lasts(row, failure, now)
+            if outage.lasts(row, failure, now):
+                self._go_on(now)
             when = self._hold_over(row, failure, now)
         else:
             when = self._next_try(attempt, failure, start, now)
@@ -403,8 +403,7 @@ class Scheduler:
         if self._pacer.on:
             self._pacer.ended(row, accepted=False)
         trouble = self._trouble.setdefault(row, Trouble(began=now))
-        if is_timeout(failure):
-            trouble.failures += 1
+        trouble.failures += is_timeout(failure)
         return now if trouble.failures < self._retry.attempts else None
 
     def _suspend(self, row: int, when: float | None, failure: Failure, now: float) -> float | None:
@@ -429,18 +428,20 @@ class Scheduler:
 
     def _see_life(self, row: int, start: float, now: float) -> None:
         """The server has answered an attempt, which began at ``start``."""
-        outage = self._outage
-        since = outage.since
         limit = self._max_workers if self._throttle is None else self._throttle.limit
-        if outage.life(row, now, workers=limit):
-            self._holds.end_outage(now)
-            self._unsettled.skip(since, now)
-        if outage.is_away:
+        if self._outage.life(row, now, workers=limit):
+            self._go_on(now)
+        if self._outage.is_away:
             return
         if self._parked:
             self._decide(self._unsettled.take_parked(start))
         if self._throttle is not None:
             self._throttle.believe(now)
+
+    def _go_on(self, now: float) -> None:
+        """The server is not away any more."""
+        self._holds.end_outage(now)
+        self._unsettled.skip(self._outage.since, now)
 
     def _learn(self, row: int, failure: Failure, start: float, now: float, running: int) -> None:
         """Take a failure as a sign of load, at once or when it is sure that it was one."""
