@@ -521,6 +521,18 @@ def test_the_first_failure_in_time_stands_first() -> None:
     assert failed.value.result.completions.empty
 
 
+def test_a_row_without_its_input_is_not_the_first_failure() -> None:
+    """It says nothing of the model."""
+
+    def fails(text: str) -> str:
+        raise ValueError("no")
+
+    with pytest.raises(
+        RunFailed, match=r"The first was row 1: .*ValueError: no\n  1 x MissingInput"
+    ):
+        pd.DataFrame({"review": [None, "a"]}).llm.parallel_map("{review}", model=FakeModel(fails))
+
+
 def test_a_row_that_recovered_is_not_the_first_failure() -> None:
     fake = FakeModel(["nonsense", {"n": 1}, ModelMissing("pull it")], latency=1, clock="virtual")
     with pytest.raises(RunFailed, match="The first was row 1: ModelMissing: pull it"):

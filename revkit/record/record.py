@@ -263,13 +263,14 @@ class Record:
 
     @property
     def first_failure(self) -> tuple[int, Failure] | None:
-        """The first failure in time of a row that stayed without its values, and its row."""
-        if self.first_refused is not None:
-            return self.first_refused
+        """The first failure in time of a row that stayed without its values, and its row.
+
+        Rows that failed without an attempt come last: they say nothing of the model.
+        """
         for at, failure in self.attempt_failures.items():
             if self.status[self.row[at]] is Status.ERROR:
                 return self.row[at], failure
-        return None
+        return self.first_refused
 
     def close(self, *, ended: float, stopped: Stop | None, away: bool = False) -> None:
         """End the record: a row that was to be tried again has failed.

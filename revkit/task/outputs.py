@@ -440,7 +440,8 @@ def _explain(error: pydantic.ValidationError, text: str) -> str:
     """A validation error in one line."""
     if error.errors()[0]["type"] == "json_invalid":
         why = error.errors()[0]["msg"].removeprefix("Invalid JSON: ")
-        return f"the reply does not fit: it is not JSON ({why}): {_quoted(text)}"
+        where = f" ({why})" if text.lstrip().startswith(("{", "[")) else ""
+        return f"the reply does not fit: it is not JSON{where}: {_quoted(text)}"
     problems = []
     for item in error.errors(include_url=False, include_context=False)[:4]:
         where = ".".join(str(part) for part in item["loc"])
