@@ -178,7 +178,8 @@ def simulate(
         heapq.heappush(idle, attempt.worker)
     assert len(succeeded) + lost == rows
     paced = sum(hold.end - hold.start for hold in scheduler.holds if hold.kind is HoldKind.PACING)
-    return Run(now, succeeded[int(0.9 * len(succeeded)) - 1], made / rows, lost, paced)
+    most = succeeded[int(0.9 * len(succeeded)) - 1] if succeeded else now
+    return Run(now, most, made / rows, lost, paced)
 
 
 class Never(Pacer):
@@ -265,6 +266,14 @@ def test_nor_is_it_with_an_adaptive_number_of_workers(share: float) -> None:
         assert run.lost == 0
         settled.append(max(found for _, found in limit.path[len(limit.path) // 2 :]))
     assert statistics.median(settled) > 32
+
+
+@pytest.mark.parametrize("rows", [30, 300, 3000])
+def test_a_server_that_accepts_nothing_fails_as_fast_as_ever(rows: int) -> None:
+    for seed in SEEDS:
+        run = simulate(AtRandom(1, seed), rows, 16, seed=seed)
+        assert (run.lost, run.paced) == (rows, 0)
+        assert run.end < 3 + rows * 3 * 0.02 / 16
 
 
 @pytest.mark.parametrize("adaptive", [True, False])

@@ -139,6 +139,7 @@ def test_a_pause_that_is_too_long_for_a_single_row_does_not_end_the_run() -> Non
 @given(st.integers(1, 12), st.integers(2, 40), st.integers(0, 2**16))
 @example(6, 21, 0)
 @example(6, 21, 7)
+@example(6, 23, 466)
 def test_rows_that_wait_their_turn_are_not_taken_for_such_rows(
     accepted: int, workers: int, seed: int
 ) -> None:

@@ -61,6 +61,16 @@ def split(text: str, *sent: str, typed: bool = False) -> tuple[str, str | None]:
         ("<|channel|>final<|message|>Oslo<|end|>\n", "Oslo", None),
         ("<|channel|>analysis<|message|>Norway...<|end|>", "", "Norway..."),
         (
+            f"{HARMONY}<|end|><|start|>assistant<|channel|>analysis<|message|>?",
+            "Oslo",
+            "Norway...\n\n?",
+        ),
+        (f"<|channel|>final<|message|>Bergen<|end|>{HARMONY}", "Oslo", "Bergen\n\nNorway..."),
+        ("<|channel>thought\nNorway...<channel|>Oslo", "Oslo", "Norway..."),
+        ("<|channel>thought\n<channel|>Oslo", "Oslo", None),
+        ("Norway...<channel|>Oslo", "Oslo", "Norway..."),
+        ("<|channel>thought\nNorway...", "", "Norway..."),
+        (
             "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>commentary to=f "
             "<|constrain|>json<|message|>b<|call|><|start|>assistant<|channel|>final "
             "<|constrain|>json<|message|>Oslo<|return|>",

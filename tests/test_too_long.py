@@ -89,6 +89,27 @@ REFUSALS: list[tuple[int, Any, tuple[int | None, int | None]]] = [
         (None, 8192),
     ),
     (400, {"error": {"message": "x", "code": "context_length_exceeded"}}, (None, None)),
+    # TGI, Anthropic
+    (
+        422,
+        {
+            "error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8192. "
+            "Given: 9000 `inputs` tokens and 512 `max_new_tokens`",
+            "error_type": "validation",
+        },
+        BOTH,
+    ),
+    (
+        413,
+        {
+            "type": "error",
+            "error": {
+                "type": "request_too_large",
+                "message": "Request exceeds the maximum allowed number of bytes.",
+            },
+        },
+        (None, None),
+    ),
     # llama.cpp
     (
         400,

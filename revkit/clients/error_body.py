@@ -37,6 +37,7 @@ _NO_CREDIT_WORDS = (
     r"You exceeded your current quota, please check your plan\b",  # OpenAI
     r"Your credit balance is too low to access\b",  # Anthropic
     r"You have reached your specified API usage limits\.",
+    r"enforced_spend_limit_reached\b",
     r"This request would exceed your account's monthly spend limit\.",
     r"Your team \S+ has either used all available credits or reached its monthly spending limit\.",
     r"Your newly created team doesn't have any credits\b",  # xAI
@@ -52,6 +53,8 @@ _NO_MODEL = {
     "deploymentnotfound",  # Azure
     "model_not_available",  # Together
     "model_not_exist",
+    "model_decommissioned",  # Groq
+    "model_deprecated",
 }
 #: How messages about a missing model begin; ``{model}`` is its name.
 _NO_MODEL_WORDS = (
@@ -65,7 +68,7 @@ _NO_MODEL_WORDS = (
 )
 #: How the message of a 404 begins that is about the model, in the words of most servers.
 _NOT_FOUND = re.compile(
-    r"(?is)no such model\b|(?:the |requested |publisher |failed to load |unable to access )*"
+    r"(?is)no such model\b|no models? (?:is |are )?loaded\b|(?:the |requested |publisher |failed to load |unable to access )*"
     r"models?\b.{0,300}?\b(?:not found|not exist|not available|not deployed|not loaded)"
 )
 #: Codes, types and reasons of a key that is not accepted, whatever the status.
@@ -269,6 +272,7 @@ def _reasons(error: Mapping[str, Any]) -> Iterator[str]:
     if status := _name(error.get("status")):
         yield status
     details = error.get("details")
-    for detail in details if isinstance(details, list) else ():
-        if isinstance(detail, dict) and isinstance(reason := detail.get("reason"), str):
-            yield reason
+    for detail in details if isinstance(details, list) else [details]:
+        if isinstance(detail, dict):
+            found = (detail.get("reason"), detail.get("error_code"))
+            yield from (reason for reason in found if isinstance(reason, str))

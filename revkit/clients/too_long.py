@@ -30,6 +30,7 @@ _CODES = frozenset(
         "context_window_exceeded",
         "exceed_context_size_error",
         "model_context_window_exceeded",
+        "request_too_large",  # Anthropic, of a request of too many bytes
     }
 )
 #: llama.cpp's own type of this error.
@@ -71,6 +72,10 @@ _WORDINGS = tuple(
         r"(?:the )?input length exceeds context length",
         r"prompt too long; exceeded (?:max )?context length",
         r"the prompt is longer than the context length currently available",
+        # TGI
+        rf"(?:input validation error: )?`inputs` tokens \+ `max_new_tokens` must be <= {_C}\. "
+        rf"given: {_N} `inputs` tokens",
+        rf"(?:input validation error: )?`inputs` must have less than {_C} tokens\. given: {_N}",
     )
 )
 

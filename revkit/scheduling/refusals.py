@@ -25,6 +25,8 @@ __all__ = ["Refusal", "Refusals", "RowRefusals", "pause_stop"]
 _AGAIN: Final = 3
 #: So unlikely must it be that chance alone refused a row so often.
 _UNLIKELY: Final = 1e-3
+#: The same where many rows wait for one server, each of which must not be taken for such a row.
+_MEANT: Final = 1e-4
 #: Attempts that "lately" means.
 _LATELY: Final = 128
 #: An attempt that runs for so many times a refusal, and so many seconds, is being served.
@@ -119,11 +121,12 @@ class Refusals:
                 self._pacer.ended(number, accepted=not failure.transient)
             return Refusal(0.0, failure.pause or 0.0, counts=True)
         asked, is_hint = failure.run_pause, bool(failure.run_pause or failure.reset)
-        if self._pacer.on or not is_hint:
-            self._pacer.refused(number, start, now)
         self._count(row, now - start)
+        served = max(_SERVED * self._slowest, _SERVED_S) <= now - oldest
+        # A server that has accepted nothing yet may do so for ever: then rows fail, and fast.
+        if self._pacer.on or (not is_hint and (served or self._succeeded)):
+            self._pacer.refused(number, start, now)
         if not is_hint:
-            served = max(_SERVED * self._slowest, _SERVED_S) <= now - oldest
             free = served or self._succeeded > row.seen
             if failure.status != 429:
                 free = free and not self._is_alone(row, max(row.count, _AGAIN))
@@ -190,7 +193,7 @@ class Refusals:
         succeeded = self._succeeded - row.succeeded
         refused = self._refused - row.refused - row.count
         share = (refused + 1) / (succeeded + refused + 2)
-        return succeeded > 0 and share**row.count < _UNLIKELY
+        return succeeded > 0 and share**row.count < _MEANT
 
     def _backoff(self, times: int) -> float:
         return self._retry.wait(times, chance=self._chance()) if times > 0 else 0.0

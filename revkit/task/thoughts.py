@@ -9,8 +9,8 @@ before its answer. In the text, markup counts as a thought only where the reply 
 - from an opening tag to the end of the reply, if it has no closing tag: then there is no answer.
 
 Markup later in the text is a quotation, and stays. A typed reply that is valid JSON as a whole is
-left alone. The channels of gpt-oss (harmony) are such markup as well: all channels before ``final``
-are thoughts.
+left alone. The channels of gpt-oss (harmony) are such markup as well: all channels but the last
+``final`` one are thoughts, wherever they stand.
 """
 
 from __future__ import annotations
@@ -30,10 +30,14 @@ TAGS = "think|thinking|thought|reasoning|seed:think"
 _TAG = rf"(?i:{TAGS})"
 #: What cannot be seen at the start of a reply; some servers send a byte order mark.
 _UNSEEN = re.compile("[\\s\ufeff\u200b\u2060]*")
-#: How a thought may begin: with a tag, with Magistral's ``[THINK]``, or with Kimi's brackets.
-_OPENING = re.compile(rf"{_UNSEEN.pattern}(?:<({_TAG})(?:\s[^<>]*)?/?>|(\[THINK\])|◁think▷)")
-#: Any mark, the ``/`` of a closing one in the first, third or fourth group.
-_MARK = re.compile(rf"<(/?)({_TAG})(?:\s[^<>]*)?/?>|\[(/?)THINK\]|◁(/?)think▷")
+#: How a thought may begin: with a tag, or as Magistral, Kimi and Gemma 4 write it.
+_OPENING = re.compile(
+    rf"{_UNSEEN.pattern}(?:<({_TAG})(?:\s[^<>]*)?/?>|(\[THINK\])|(◁think▷)|<\|channel>thought\b)"
+)
+#: Any mark; a closing one has something in the first, third, fourth or fifth group.
+_MARK = re.compile(
+    rf"<(/?)({_TAG})(?:\s[^<>]*)?/?>|\[(/?)THINK\]|◁(/?)think▷|<(channel)\|>|<\|channel>thought\b"
+)
 #: A header of harmony's, with the tokens before it, and the name of its channel.
 _HEADER = re.compile(
     r"(?:<\|(?:end|return|call)\|>\s*)?(?:<\|start\|>assistant\s*)?"
@@ -88,7 +92,7 @@ def _split(text: str, sent: Iterable[Message], *, typed: bool) -> tuple[list[str
         else:
             begin = at
             closing = _MARK.search(text, at)
-            if closing is None or not (closing[1] or closing[3] or closing[4]):
+            if closing is None or not (closing[1] or closing[3] or closing[4] or closing[5]):
                 break
             if (typed and is_json(text[at:])) or _is_shown(_same(closing), sent):
                 break
@@ -100,7 +104,8 @@ def _split(text: str, sent: Iterable[Message], *, typed: bool) -> tuple[list[str
 def _closing(opening: re.Match[str]) -> re.Pattern[str]:
     if opening[1]:
         return re.compile(rf"</{opening[1]}\s*>", re.IGNORECASE)
-    return re.compile(re.escape("[/THINK]" if opening[2] else "◁/think▷"))
+    mark = "[/THINK]" if opening[2] else "◁/think▷" if opening[3] else "<channel|>"
+    return re.compile(re.escape(mark))
 
 
 def _same(closing: re.Match[str]) -> re.Pattern[str]:
@@ -126,14 +131,19 @@ def _channels(text: str, sent: Iterable[Message], *, typed: bool) -> tuple[list[
         if (typed and is_json(text)) or _is_shown(re.compile(re.escape("<|message|>")), sent):
             return [], text
         thoughts.append(_ended(text[: header.start()]))
-    while header[1] != "final":
-        following = _HEADER.search(text, header.end())
-        end = len(text) if following is None else following.start()
-        thoughts.append(_ended(text[header.end() : end]))
-        if following is None:
-            return thoughts, ""
+    answer: int | None = None  # its place among the parts
+    while header is not None:
+        part = _ended(text[header.end() :]).lstrip()
+        is_whole = header[1] == "final" and typed and is_json(part)  # what it holds is quoted
+        if is_whole or len(thoughts) >= _MOST:
+            following = None
+        elif following := _HEADER.search(text, header.end()):
+            part = _ended(text[header.end() : following.start()]).lstrip()
+        if header[1] == "final":
+            answer = len(thoughts)
+        thoughts.append(part)
         header = following
-    return thoughts, _ended(text[header.end() :]).lstrip()
+    return thoughts, "" if answer is None else thoughts.pop(answer)
 
 
 def _ended(text: str) -> str:
