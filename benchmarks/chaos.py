@@ -5,9 +5,9 @@
 A *story* is drawn from its seed: a task, a client, an engine, options, a server that is more or
 less well, and one trouble, such as a kill at the 40th request. Its first act is one process (or two
 at once) in that trouble. Its second act runs the same rows to the end, against a server that is
-well. The server keeps books of all that it was asked and what it answered, and writes down the time
-of nothing: troubles come at a request. A promise that did not hold is printed with the seed of its
-story: ``--seed N --stories 1`` tells it again.
+well. Troubles come at a request, not at a time, and the server keeps books of all that it was
+asked. A promise that did not hold is printed with the seed of its story: ``--seed N --stories 1``
+tells it again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,8 +99,7 @@ class Books:
     """A rule for the server, and what it was asked.
 
     Attributes:
-        asked: row -> requests of the act at hand.
-        last: row -> the number of its last request.
+        requests, asked: of the act at hand, in all and by row.
     """
 
     def __init__(self, story: Story):
@@ -403,10 +401,10 @@ def tell(story: Story) -> Verdict:
         books.begin(well=False, trouble=trouble)
         began = time.monotonic()
         many = 2 if story.trouble == "two processes" else 1
-        for number in range(many):
-            first.append(
-                Process(story, server.url, store, folder, name=f"first{number}", calm=False)
-            )
+        first += [
+            Process(story, server.url, store, folder, name=f"first{number}", calm=False)
+            for number in range(many)
+        ]
         told = [process.told() for process in first]
         for process, one in zip(first, told, strict=True):
             verdict.check(one.code is not None, "no process gets stuck")
@@ -446,12 +444,6 @@ def tell(story: Story) -> Verdict:
             )
         verdict.check(time.monotonic() - began < STUCK, "a story ends")
     return verdict
-
-
-@contextmanager
-def _flushed() -> Iterator[None]:
-    yield
-    sys.stdout.flush()
 
 
 def table(verdicts: list[Verdict]) -> str:
@@ -495,8 +487,7 @@ def main() -> None:
         verdict = tell(Story.of(seed))
         verdicts.append(verdict)
         for promise in verdict.broken[:5]:
-            with _flushed():
-                print(f"seed {seed}: {promise}\n    {verdict.story}")
+            print(f"seed {seed}: {promise}\n    {verdict.story}", flush=True)
         seed += 1
     print(f"\nSeeds {given.seed} to {seed - 1}.\n\n{table(verdicts)}")
     sys.exit(any(verdict.broken for verdict in verdicts))

@@ -170,6 +170,30 @@ def test_constraints_are_told_and_hold() -> None:
     assert task.parse('{"stars": 5, "mood": null}') == {"stars": 5, "mood": None}
 
 
+@pytest.mark.parametrize(
+    ("type_", "reply", "value"),
+    [
+        (bool, "true", True),
+        (bool, "False.", False),
+        (bool | None, "**true**", True),
+        (Stars, "4", 4),
+        (list[Annotated[Literal["a", "b"], "which"]], '{"out": ["A"]}', ["a"]),
+        (list[Colour], '{"out": ["RED"]}', [Colour.RED]),
+    ],
+)
+def test_what_has_one_reading_is_read(type_: Any, reply: str, value: Any) -> None:
+    assert Outputs({"out": Field(type_)}).parse(reply)["out"] == value
+
+
+@pytest.mark.parametrize(
+    ("type_", "reply", "rule"),
+    [(Stars, "9", "less than or equal to 5"), (int, "4.5", "fractional"), (bool, "yes", "JSON")],
+)
+def test_a_bare_value_that_breaks_a_rule_is_told_which(type_: Any, reply: str, rule: str) -> None:
+    with pytest.raises(BadOutput, match=rule):
+        Outputs({"out": Field(type_)}).parse(reply)
+
+
 def test_a_validator_in_a_type_is_asked_about_every_reply() -> None:
     seen: list[int] = []
     counted = Annotated[int, pydantic.AfterValidator(lambda n: seen.append(n) or n)]

@@ -68,7 +68,8 @@ _NO_MODEL_WORDS = (
 )
 #: How the message of a 404 begins that is about the model, in the words of most servers.
 _NOT_FOUND = re.compile(
-    r"(?is)no such model\b|no models? (?:is |are )?loaded\b|(?:the |requested |publisher |failed to load |unable to access )*"
+    r"(?is)no such model\b|no models? (?:is |are )?loaded\b|"
+    r"(?:the |requested |publisher |failed to load |unable to access )*"
     r"models?\b.{0,300}?\b(?:not found|not exist|not available|not deployed|not loaded)"
 )
 #: Codes, types and reasons of a key that is not accepted, whatever the status.

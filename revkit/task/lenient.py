@@ -19,7 +19,9 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+
+from .annotations import labels_of
 
 if TYPE_CHECKING:
     import pydantic
@@ -78,6 +80,7 @@ class Value:
         labels: of a class output, or of each item of a list of labels; else empty.
         is_list: it is a list, and the others say of what.
         is_number: it is an ``int`` or a ``float``, which may be optional.
+        is_bool: it is a ``bool``, which may be optional.
         is_text: it is a ``str``, which a number may stand for.
         is_decimal: it is a ``Decimal``, whose digits count.
         is_time: it is a date, a time of day, or both.
@@ -87,6 +90,7 @@ class Value:
     labels: tuple[Any, ...] = ()
     is_list: bool = False
     is_number: bool = False
+    is_bool: bool = False
     is_text: bool = False
     is_decimal: bool = False
     is_time: bool = False
@@ -187,9 +191,11 @@ def _value(tp: Any, labels: tuple[Any, ...] | None) -> Value | None:
         return found and dataclasses.replace(found, is_optional=is_optional)
     if get_origin(tp) is list and get_args(tp):
         item = get_args(tp)[0]
-        if get_origin(item) is Literal:
-            return Value(get_args(item), is_list=True)
-        found = _value(item, None)
+        if get_origin(item) is Annotated:
+            item, *metadata = get_args(item)
+            if _is_guarded(metadata):
+                return None
+        found = _value(item, labels_of(item))
         return None if found is None or found.is_list else dataclasses.replace(found, is_list=True)
     if labels:
         return Value(labels)
@@ -198,6 +204,7 @@ def _value(tp: Any, labels: tuple[Any, ...] | None) -> Value | None:
 
 _PLAIN: dict[Any, Value] = {
     **dict.fromkeys((int, float), Value(is_number=True)),
+    bool: Value(is_bool=True),
     **dict.fromkeys((dt.date, dt.datetime, dt.time), Value(is_time=True)),
     str: Value(is_text=True),
     decimal.Decimal: Value(is_decimal=True),
@@ -248,7 +255,7 @@ def _check_repeated(members: Iterable[tuple[str, Any, str]]) -> None:
 
 
 def bare(text: str, form: Form) -> str | None:
-    """The object that a bare label or number stands for, where there is one output.
+    """The object that a bare label, number or boolean stands for, where there is one output.
 
     None where it is neither.
     """
@@ -258,12 +265,15 @@ def bare(text: str, form: Form) -> str | None:
     value = form.values.get(name)
     if value is None or value.is_list:
         return None
-    if not (value.labels or value.is_number):
+    if not (value.labels or value.is_number or value.is_bool):
         return None
     if value.labels:
         label = _label(text.strip().strip("\"'`.*!"), value.labels)
         return None if label is _NONE else json.dumps({name: label})
     number = text.strip().strip("\"'`*").strip()
+    if value.is_bool:
+        found = number.rstrip(".").casefold()
+        return f"{{{json.dumps(name)}: {found}}}" if found in _BOOLEANS else None
     return f"{{{json.dumps(name)}: {number}}}" if _NUMBER.fullmatch(number) else None
 
 

@@ -7,7 +7,6 @@ pydantic model) into one pydantic model, lazily, so that ``import revkit`` does 
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
 import re
@@ -376,13 +375,18 @@ class Outputs(Mapping[str, Field]):
         return parsed
 
     def _bare(self, texts: list[str]) -> dict[str, Any] | None:
-        """A text that is nothing but a label or a number of the only output; the last one."""
+        """A text that is nothing but a value of the only output; the last one."""
         import pydantic
 
+        problem: str | None = None
         for text in reversed(texts):
             if (made := lenient.bare(text, self._form)) is not None:
-                with contextlib.suppress(pydantic.ValidationError):
+                try:
                     return self._values(self.model.model_validate_json(made))
+                except pydantic.ValidationError as error:
+                    problem = problem or _explain(error, made)
+        if problem is not None:
+            raise BadOutput(problem, text=texts[0])
         return None
 
     @cached_property
