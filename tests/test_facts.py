@@ -25,9 +25,9 @@ import revkit
 from revkit import OpenAICompatible, Reply, Secret
 from revkit.clients.contract import Client
 from revkit.store.beside import contradict
-from revkit.store.file import COLUMNS
 from revkit.store.keys import ReplyKeys
 from revkit.store.replies import Store
+from revkit.store.rows import COLUMNS
 from revkit.store.shared import SharedStore
 from revkit.task.kinds import Template
 from revkit.testing import FakeModel

@@ -38,7 +38,7 @@ from revkit import Reply, store
 from revkit.errors import RevkitError, UsageError
 from revkit.store import Store, StoreWarning
 from revkit.store import file as store_file
-from revkit.store.file import COLUMNS
+from revkit.store.rows import COLUMNS
 
 FULL = Reply("positive", 120, 3, "stop", {"sentiment": {"positive": 0.75, "negative": 0.25}})
 COUNT = 2_000
@@ -493,7 +493,26 @@ def test_what_could_not_be_written_at_the_end_is_said(
             other.execute("BEGIN IMMEDIATE")
             with pytest.warns(StoreWarning, match="locked"):
                 assert not put(replies, many(count=3))
+            with pytest.warns(StoreWarning, match="3 replies could not be written.*asks for them"):
+                replies.close()
+            replies.close()  # once
         assert "3 replies could not be written" in (replies.problem or "")
+
+
+def test_replies_that_a_store_could_take_no_more_are_counted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        error = sqlite3.OperationalError("attempt to write a readonly database")
+        error.sqlite_errorname = "SQLITE_READONLY"
+        raise error
+
+    with Store.open(path) as replies:
+        monkeypatch.setattr("revkit.store.replies.insert", refuse)
+        with pytest.warns(StoreWarning, match="cannot be written any more"):
+            assert not put(replies, many(count=3))
+        with pytest.warns(StoreWarning, match="3 replies could not be written"):
+            replies.close()
 
 
 # ------------------------------------------------------------------ damage
@@ -557,10 +576,10 @@ def misname(path: Path) -> None:
         db.execute(f"PRAGMA schema_version={version + 1}")  # says that it is to be read again
 
 
-@pytest.mark.parametrize("damage", [scribble, misname])
+@pytest.mark.parametrize(("damage", "left"), [(scribble, 0), (misname, COUNT)])
 @pytest.mark.parametrize("found_by", ["get", "put", "forget"])
 def test_damage_found_in_use_is_set_aside(
-    path: Path, found_by: str, damage: Callable[[Path], None]
+    path: Path, found_by: str, damage: Callable[[Path], None], left: int
 ) -> None:
     # The first page of the table is good, so that the file can be opened.
     filled(path)
@@ -568,12 +587,13 @@ def test_damage_found_in_use_is_set_aside(
         damage(path)
         with pytest.warns(StoreWarning, match="damaged.*kept as") as told:
             if found_by == "get":
-                assert replies.get([key(n) for n in range(COUNT)]) == {}
+                assert replies.get([key(n) for n in range(COUNT)]) == dict(many(count=left))
             elif found_by == "forget":
                 replies.forget([key(n) for n in range(COUNT)])
             assert put(replies, many(5, 5))
         assert len(told) == 1
-        assert replies.get([key(n) for n in range(COUNT)]) == dict(many(5, 5))
+        wanted = dict(many(count=left)) | dict(many(5, 5))
+        assert replies.get([key(n) for n in range(COUNT)]) == wanted
     kept, *logs = kept_aside(path)
     assert logs == []
     assert kept.stat().st_size > 50_000
@@ -644,13 +664,47 @@ def test_who_opens_a_damaged_file_at_once_finds_one_new_one(path: Path, attempt:
     assert store.info(path).replies == 20
 
 
-def test_a_file_that_was_removed_in_use_is_begun_again(path: Path) -> None:
+def remove(path: Path) -> None:
+    for name in ("", "-wal", "-shm"):
+        Path(f"{path}{name}").unlink()
+
+
+@pytest.mark.parametrize("found_by", ["put", "close"])
+def test_a_file_that_was_removed_in_use_is_begun_again(path: Path, found_by: str) -> None:
+    filled(path)  # of another run
     with Store.open(path) as replies:
-        assert put(replies, many(0, 5))
-        for name in ("", "-wal", "-shm"):
-            Path(f"{path}{name}").unlink()
-        assert put(replies, many(5, 5))
-    assert store.info(path).replies == 5
+        assert put(replies, many(COUNT, 5))
+        remove(path)
+        with pytest.warns(StoreWarning, match=r"removed.*the 2,005 replies that .* copied") as told:
+            if found_by == "put":
+                assert put(replies, many(COUNT + 5, 5))
+                assert put(replies, many(COUNT + 10, 5))
+            else:
+                replies.close()
+        assert len(told) == 1
+    last = COUNT + (15 if found_by == "put" else 5)
+    with Store.open(path) as replies:
+        assert replies.get([key(n) for n in range(last)]) == dict(many(count=last))
+        assert len(kept_aside(path)) == 0
+
+
+def test_a_file_of_which_nothing_was_written_is_not_begun_again(path: Path) -> None:
+    filled(path)
+    with Store.open(path) as replies:
+        assert len(replies.get([key(0)])) == 1
+        remove(path)
+    assert not path.exists()
+
+
+def test_two_stores_bring_a_removed_file_back(path: Path) -> None:
+    with Store.open(path) as one, Store.open(path) as other:
+        assert put(one, many(0, 5))
+        assert put(other, many(5, 5))
+        remove(path)
+        for store_, first in ((one, 10), (other, 15)):
+            with pytest.warns(StoreWarning, match="removed"):
+                assert put(store_, many(first, 5))
+        assert one.get([key(n) for n in range(20)]) == dict(many(0, 20))
 
 
 def test_a_file_that_was_removed_without_its_log_is_begun_again(path: Path) -> None:
@@ -660,15 +714,33 @@ def test_a_file_that_was_removed_without_its_log_is_begun_again(path: Path) -> N
         assert other.stdout is not None
         assert other.stdout.readline() == "ready\n"
         path.unlink()
-        with pytest.warns(StoreWarning, match="removed, but not its log.*kept as") as told:
+        with pytest.warns(StoreWarning, match="removed.*log is kept as.*5 replies") as told:
             assert put(one, many(10, 5))
         assert len(told) == 1
         _, said = other.communicate("\n")
-        assert (other.returncode, said) == (0, "")
-        assert one.get([key(n) for n in range(20)]) == dict(many(5, 10))
-    assert store.info(path).replies == 10
+        assert other.returncode == 1  # it has copied as well, and says so
+        assert "was removed or replaced while it was in use" in said
+        assert one.get([key(n) for n in range(20)]) == dict(many(0, 15))
     logs = list(path.parent.glob("replies.sqlite.removed-*-wal"))
     assert [b"reply 4" in log.read_bytes() for log in logs] == [True]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9")
+def test_the_log_of_a_removed_file_is_read_by_the_next_run(path: Path) -> None:
+    with writer(path, 0, 1_000_000, 10) as process:
+        start(process)
+        assert process.stdout is not None
+        last = int(process.stdout.readline())
+        process.kill()
+        for line in process.stdout:
+            last = int(line) if line.endswith("\n") else last
+    path.unlink()
+    with pytest.warns(StoreWarning, match="removed, but not its log.*can still be read"):
+        replies = Store.open(path)
+    with replies:
+        found = replies.get([key(n) for n in range(last)])
+    assert found.items() <= dict(many(count=last)).items()
+    assert len(found) > 0
 
 
 def test_a_file_that_another_program_replaced_in_use_is_left_alone(path: Path) -> None:

@@ -7,8 +7,10 @@ thing: a prompt whose key is in the file is not sent. No prompt and no key of a 
     keys      the key of a reply
     contract  ReplyStore: what a run asks of a store
     beside    what stands beside a reply: facts of the model, its thought, its format
+    rows      the table of replies
+    recover   reads what is left of a damaged file
+    file      opens the file, and sets a damaged one aside
     replies   Store: replies in one SQLite file
-    file      opens that file, and sets a damaged one aside
     shared    SharedStore: replies in a directory that the workers of a cluster share
     choice    which store a run gets
     manage    what users call: info, clear, to_parquet

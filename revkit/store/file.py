@@ -14,16 +14,18 @@ import os
 import re
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UsageError
 from .lock import locked
+from .recover import Remains
+from .rows import COLUMNS, FIRST, LATER, TABLE, Row, copy
 
 __all__ = [
-    "COLUMNS",
     "SQLITE_ERRORS",
     "File",
     "identity",
@@ -36,42 +38,6 @@ __all__ = [
 SCHEMA = 1
 #: "rvkt": says that a file is a store of ours.
 APPLICATION = 0x72766B74
-#: The columns that revkit 0.1.0 knew. It names them in all that it writes, so it can still use a
-#: file that has more.
-_FIRST = (
-    "key",
-    "text",
-    "prompt_tokens",
-    "completion_tokens",
-    "finish_reason",
-    "probabilities",
-    "task",
-    "model",
-    "weights",
-    "created",
-)
-#: Those that came later, each of which may be NULL: a file gets them when it is first written.
-_LATER = {
-    "served": "TEXT",  # name of the model that answered, as the server gives it
-    "format": "TEXT",  # how the reply's form was asked for
-    "thought": "TEXT",  # what the model thought before it answered
-    "truncated": "INTEGER",  # 1: the text was cut, and kept
-    "facts": "TEXT",  # JSON: what the server said of the model
-}
-COLUMNS = (*_FIRST, *_LATER)
-_TABLE = """
-CREATE TABLE replies (
-    key BLOB PRIMARY KEY,       -- see keys.py
-    text TEXT NOT NULL,         -- what the model said
-    prompt_tokens INTEGER,
-    completion_tokens INTEGER,
-    finish_reason TEXT,
-    probabilities TEXT,         -- JSON: output -> label -> probability
-    task TEXT NOT NULL,         -- fingerprint of the task that asked
-    model TEXT NOT NULL,
-    weights TEXT,               -- digest of the model's weights, where it is known
-    created INTEGER NOT NULL    -- seconds since 1970, UTC
-)"""
 #: What a statement raises; the second, where a damaged name stands in SQLite's own message.
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 #: Others commit in milliseconds: who has to wait longer than this (seconds) goes on without.
@@ -130,13 +96,44 @@ class _Outdated(Exception):
     """The file has another schema; ``args[0]`` says which."""
 
 
-def open_file(path: Path, warn: Warn, *, damaged: Identity | None = None) -> File:
+@dataclass
+class _Aside:
+    """A file that was set aside.
+
+    Attributes:
+        kept: where it is now.
+        found: the replies in it that can be read go into the new one.
+    """
+
+    kind: str
+    was: str
+    kept: Path
+    found: Remains | None = None
+    copied: int = 0
+
+    def __str__(self) -> str:
+        message = f"{self.was}: it is kept as {self.kept.name}, and a new one is begun"
+        if self.found is None:
+            return message
+        lost = len(self.found.known - self.found.read)
+        message += f" with the {self.copied:,} replies that can still be read"
+        return message + (f"; {lost:,} are lost, and are asked for again" if lost else "")
+
+
+def open_file(
+    path: Path,
+    warn: Warn,
+    *,
+    damaged: Identity | None = None,
+    held: sqlite3.Connection | None = None,
+) -> File:
     """Open the store at ``path``, and begin it where there is none.
 
     Args:
         path: absolute.
         warn: called with a kind and a message for everything that could not be done.
         damaged: the file that was found damaged in use: set aside, if it is still at ``path``.
+        held: a connection to the file that was at ``path`` before; its replies are copied.
 
     Raises:
         UsageError: there is something at ``path`` that is not a store.
@@ -146,17 +143,18 @@ def open_file(path: Path, warn: Warn, *, damaged: Identity | None = None) -> Fil
     except OSError as error:
         warn("off", f"the directory {path.parent} cannot be made ({error.strerror}): {_OFF}")
         return File()
+    aside: _Aside | None = None
     # One process at a time begins a file or sets one aside; who waits too long goes on without.
     with locked(path.parent, wait_s=_PATIENCE):
         try:
             if damaged is not None and damaged == identity(path):
-                _set_aside(path, "damaged", "is damaged", warn)
+                aside = _set_aside(path, "damaged", "is damaged")
             elif identity(path) is None and _beside(path, _COMPANIONS):
                 # Others may have them in use still, and a new file must not meet them.
-                _set_aside(path, "removed", "was removed, but not its log", warn)
+                aside = _set_aside(path, "removed", "was removed, but not its log")
             for _ in range(2):
                 try:
-                    return _open(path, warn)
+                    file = _open(path, warn)
                 except _Outdated as outdated:
                     (version,) = outdated.args
                     if version > SCHEMA:
@@ -168,7 +166,7 @@ def open_file(path: Path, warn: Warn, *, damaged: Identity | None = None) -> Fil
                         )
                         return File()
                     was = f"has an older format ({version}) than this revkit's ({SCHEMA})"
-                    _set_aside(path, f"format{version}", was, warn)
+                    aside = _set_aside(path, f"format{version}", was)
                 except SQLITE_ERRORS as error:
                     if not is_damage(error):
                         raise
@@ -177,11 +175,53 @@ def open_file(path: Path, warn: Warn, *, damaged: Identity | None = None) -> Fil
                             f"{path} is not a store of revkit, nor any SQLite file; pass store= "
                             'a directory, or a path at which there is nothing ("replies.sqlite")'
                         ) from None
-                    _set_aside(path, "damaged", f"is damaged ({error})", warn)
+                    aside = _set_aside(path, "damaged", f"is damaged ({error})")
+                else:
+                    try:
+                        _fill(file, path, aside, held, warn)
+                    except BaseException:
+                        file.close()
+                        raise
+                    return file
             warn("off", f"{path} is damaged again as soon as it is begun: {_OFF}")
         except (OSError, sqlite3.Error) as error:
+            if aside is not None:
+                warn(aside.kind, f"the store {path} {aside}")
             warn("off", f"the store {path} cannot be opened ({error}): {_OFF}")
     return File()
+
+
+def _fill(
+    file: File, path: Path, aside: _Aside | None, held: sqlite3.Connection | None, warn: Warn
+) -> None:
+    """Copy the replies that are left of the file before into the new one."""
+    copied = 0
+    if file.db is not None and file.writable:
+        # What cannot be copied now stays in the file that was set aside.
+        with contextlib.suppress(*SQLITE_ERRORS, OSError):
+            if held is not None:
+                copied = copy(file.db, file.columns, _held(held))
+            if aside is not None and aside.found is not None:
+                aside.copied = copy(file.db, file.columns, aside.found.rows())
+    if held is not None:
+        was = "was removed or replaced while it was in use"
+        if aside is not None:
+            was += f" (its log is kept as {aside.kept.name}-wal)"
+            copied += aside.copied
+        warn(
+            "removed",
+            f"the store {path} {was}; the {copied:,} replies that were still there are copied to "
+            "the new file",
+        )
+    elif aside is not None:
+        warn(aside.kind, f"the store {path} {aside}")
+
+
+def _held(db: sqlite3.Connection) -> Iterator[Row]:
+    """The replies of a file that may have no name any more."""
+    there = _columns(db)
+    names = ", ".join(name if name in there else "NULL" for name in COLUMNS)
+    yield from db.execute(f"SELECT {names} FROM replies")
 
 
 _OFF = "replies of this run are not kept"
@@ -281,7 +321,7 @@ def _begin(db: sqlite3.Connection) -> None:
     try:
         # Where directories cannot be locked, another process may have begun it just now.
         if db.execute("PRAGMA application_id").fetchone() != (APPLICATION,):
-            db.execute(_TABLE)
+            db.execute(TABLE)
             db.execute(f"PRAGMA application_id={APPLICATION}")
             db.execute(f"PRAGMA user_version={SCHEMA}")
         db.execute("COMMIT")
@@ -304,7 +344,7 @@ def _add_columns(db: sqlite3.Connection) -> None:
         db.execute("BEGIN IMMEDIATE")
         try:
             there = _columns(db)  # another process may have been faster
-            for name, kind in _LATER.items():
+            for name, kind in LATER.items():
                 if name not in there:
                     db.execute(f"ALTER TABLE replies ADD COLUMN {name} {kind}")
             db.execute("COMMIT")
@@ -315,7 +355,7 @@ def _add_columns(db: sqlite3.Connection) -> None:
 
 def _check(db: sqlite3.Connection) -> None:
     try:
-        db.execute(f"SELECT {', '.join(_FIRST)} FROM replies LIMIT 0").fetchone()
+        db.execute(f"SELECT {', '.join(FIRST)} FROM replies LIMIT 0").fetchone()
     except sqlite3.OperationalError as error:
         if _name(error) == "SQLITE_ERROR":  # no such table, no such column
             raise sqlite3.DatabaseError(f"malformed: {error}") from None
@@ -342,7 +382,7 @@ def _beside(path: Path, suffixes: Iterable[str]) -> list[Path]:
     return [file for file in files if file.exists()]
 
 
-def _set_aside(path: Path, kind: str, was: str, warn: Warn) -> None:
+def _set_aside(path: Path, kind: str, was: str) -> _Aside:
     """Rename the file and its log. The caller has closed its own connections."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     kept, number = path.with_name(f"{path.name}.{kind}-{stamp}"), 0
@@ -352,7 +392,7 @@ def _set_aside(path: Path, kind: str, was: str, warn: Warn) -> None:
     for suffix in ("", *_COMPANIONS):
         with contextlib.suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(f"{kept}{suffix}")
-    warn(kind, f"the store {path} {was}: it is kept as {kept.name}, and a new one is begun")
+    return _Aside(kind, was, kept, Remains(kept) if kind in ("damaged", "removed") else None)
 
 
 def identity(path: Path) -> Identity | None:

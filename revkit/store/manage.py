@@ -13,9 +13,10 @@ from typing import Any
 
 from ..errors import RevkitError, UsageError
 from .beside import FIELDS, read_facts
-from .file import COLUMNS, SQLITE_ERRORS, network_file_system
+from .file import SQLITE_ERRORS, network_file_system
 from .files import replacing
 from .replies import Store, default_path, locate
+from .rows import COLUMNS
 from .shared import MARK
 
 __all__ = ["StoreInfo", "clear", "configured", "info", "is_off", "to_parquet"]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
-import json
 import os
 import sqlite3
 import threading
@@ -16,18 +13,14 @@ from typing import Any
 
 from ..errors import UsageError, warn
 from ..task.chat import Reply
-from .beside import FIELDS, NO_FIELDS, contradict, read_facts, read_fields, write_facts
+from .beside import contradict, read_facts, write_facts
 from .contract import NO_FACTS, Facts
-from .file import COLUMNS, SQLITE_ERRORS, File, identity, is_damage, open_file
+from .file import SQLITE_ERRORS, File, identity, is_damage, open_file
+from .rows import LOOKUP, Row, insert, read_columns, reply_of, row_of, transaction
 
 __all__ = ["Store", "StoreWarning", "default_path", "locate"]
 
 _FILE = "replies.sqlite"
-#: Keys looked up by one statement; every build of SQLite takes 999 variables.
-_LOOKUP = 500
-#: Replies put in by one statement. SQLite's module gives the interpreter away at each row of an
-#: ``executemany``, and gets it back in competition with the loop that replies come in on.
-_INSERTED = 999 // len(COLUMNS)
 
 
 class StoreWarning(UserWarning):
@@ -80,8 +73,10 @@ class Store:
         self._troubles: dict[str, str] = {}
         #: Rows that could not be written yet, and how many there are when it is tried again: twice
         #: as many each time, so that a disk that stays full costs next to nothing.
-        self._waiting: list[tuple[Any, ...]] = []
+        self._waiting: list[Row] = []
         self._try_at = 0
+        #: replies that could not be written, and never will be; and whether any was
+        self._lost, self._wrote = 0, False
         self._in_use = False
         self._file = open_file(self.path, self._warn)
         self._in_use = True
@@ -124,25 +119,17 @@ class Store:
         return self._file.journal
 
     def get(self, keys: Sequence[bytes], *, facts: Facts = NO_FACTS) -> dict[bytes, Reply]:
-        found: dict[bytes, Reply] = {}
-        try:
-            with self._reading() as db:
-                if db is None:
-                    return found
-                for start in range(0, len(keys), _LOOKUP):
-                    some: list[Any] = list(keys[start : start + _LOOKUP])
-                    marks = ", ".join("?" * len(some))
-                    names = ", ".join(_read_columns(self._file.columns))
-                    query = f"SELECT {names} FROM replies WHERE key IN ({marks})"
-                    for row in db.execute(query, some).fetchall():
-                        kept, whole = read_facts(row[-1], row[6])
-                        if not contradict(kept, facts):
-                            found[row[0]] = _reply(row, whole=whole)
-        except (sqlite3.Error, ValueError) as error:
-            with self._lock:
-                if db in (self._file.db, self._file.reader):  # nobody has seen to it meanwhile
-                    self._unread(error)
-        return found
+        for _ in range(2):  # a damaged file is begun again with what can be read of it
+            try:
+                with self._reading() as db:
+                    return {} if db is None else _find(db, self._file.columns, keys, facts)
+            except (sqlite3.Error, ValueError) as error:
+                with self._lock:
+                    if db in (self._file.db, self._file.reader):  # nobody has seen to it meanwhile
+                        self._unread(error)
+                if not is_damage(error):
+                    break
+        return {}
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
@@ -168,7 +155,7 @@ class Store:
             if not self._file.writable:
                 return False
             about, told = (task, model, facts.get("weights"), now), write_facts(facts)
-            self._waiting.extend(_row(key, reply, about, told) for key, reply in items)
+            self._waiting.extend(row_of(key, reply, about, told) for key, reply in items)
             return len(self._waiting) >= self._try_at and self._write()
 
     @contextlib.contextmanager
@@ -182,7 +169,7 @@ class Store:
             if self._file.db is None or not self._file.writable:
                 return
             try:
-                with _transaction(self._file.db) as db:
+                with transaction(self._file.db) as db:
                     db.executemany("DELETE FROM replies WHERE key = ?", [(key,) for key in keys])
             except SQLITE_ERRORS as error:
                 self._trouble(error)
@@ -190,10 +177,19 @@ class Store:
     def close(self) -> None:
         """Write what waits, and close the file. Closing twice does nothing."""
         with self._lock:
-            if self._waiting and not self._write() and self._waiting:
-                lost = f"{len(self._waiting)} replies could not be written to {self.path}"
-                self._troubles["unwritten"] = lost
+            if self._wrote and identity(self.path) != self._file.identity:
+                self._reopen()
+            if self._waiting and not self._write():
+                self._lost += len(self._waiting)
                 self._waiting.clear()
+            if self._lost:
+                self._troubles.pop("unwritten", None)
+                self._warn(
+                    "lost",
+                    f"{self._lost:,} replies could not be written to {self.path}, and are not "
+                    "kept: the next run asks for them again",
+                )
+            self._wrote, self._lost = False, 0
             self._close_file()
 
     def _write(self) -> bool:
@@ -205,16 +201,17 @@ class Store:
             self._reopen()
         for _ in range(2):
             if self._file.db is None or not self._file.writable:
+                self._lost += len(self._waiting)
                 self._waiting.clear()
                 return False
             try:
-                _insert(self._file.db, self._file.columns, self._waiting)
+                insert(self._file.db, self._file.columns, self._waiting)
             except SQLITE_ERRORS as error:
                 if not self._trouble(error):
                     return False
             else:
                 self._waiting.clear()
-                self._try_at = 0
+                self._wrote, self._try_at = True, 0
                 self._troubles.pop("unwritten", None)
                 return True
         return False
@@ -226,6 +223,7 @@ class Store:
             return True
         if getattr(error, "sqlite_errorname", "").startswith("SQLITE_READONLY"):
             self._file = self._file._replace(writable=False)
+            self._lost += len(self._waiting)
             self._waiting.clear()
             self._warn("readonly", f"the store {self.path} cannot be written any more ({error})")
             return False
@@ -252,12 +250,23 @@ class Store:
             self._warn("off", f"the store {self.path} is damaged, and its place cannot be written")
 
     def _reopen(self, *, damaged: bool = False) -> None:
-        was = self._file.identity
-        self._close_file()
+        """Begin the file again, with what can be read of the one that was open."""
+        was = self._file
+        if damaged:
+            self._close_file()
         try:
-            self._file = open_file(self.path, self._warn, damaged=was if damaged else None)
+            opened = open_file(
+                self.path,
+                self._warn,
+                damaged=was.identity if damaged else None,
+                held=None if damaged else was.db,
+            )
         except UsageError as error:  # somebody put another file there in the meantime
             self._warn("off", str(error))
+            opened = File()
+        with self._read_lock:
+            self._file.close()
+            self._file = opened
 
     def _close_file(self) -> None:
         with self._read_lock:
@@ -287,133 +296,18 @@ class Store:
         return f"Store({str(self.path)!r})"
 
 
-def _insert(db: sqlite3.Connection, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """All or nothing."""
-    outdated = _outdated(db, columns, rows)
-    if not outdated and len(rows) <= _INSERTED:  # a statement is a transaction
-        _insert_some(db, columns, rows)
-        return
-    with _transaction(db):
-        db.executemany("DELETE FROM replies WHERE key = ?", [(key,) for key in outdated])
-        for start in range(0, len(rows), _INSERTED):
-            _insert_some(db, columns, rows[start : start + _INSERTED])
-
-
-def _insert_some(
-    db: sqlite3.Connection, columns: tuple[str, ...], rows: list[tuple[Any, ...]]
-) -> None:
-    if len(columns) < len(COLUMNS):  # of a file that could not get the later ones
-        rows = [row[: len(columns)] for row in rows]
-    db.execute(_insertion(columns, len(rows)), list(itertools.chain.from_iterable(rows)))
-
-
-@functools.cache
-def _insertion(columns: tuple[str, ...], rows: int) -> str:
-    row = f"({', '.join('?' * len(columns))})"
-    return (
-        f"INSERT INTO replies ({', '.join(columns)}) VALUES {', '.join([row] * rows)} "
-        "ON CONFLICT (key) DO NOTHING"
-    )
-
-
-def _outdated(
-    db: sqlite3.Connection, columns: tuple[str, ...], rows: list[tuple[Any, ...]]
-) -> list[bytes]:
-    """The keys whose kept reply has other facts than the new one."""
-    new = {row[0]: read_facts(row[-1], row[_WEIGHTS])[0] for row in rows if row[-1] is not None}
-    keys, outdated = list(new), []
-    facts = "facts" if "facts" in columns else "NULL"
-    for start in range(0, len(keys), _LOOKUP):
-        some = keys[start : start + _LOOKUP]
+def _find(
+    db: sqlite3.Connection, columns: tuple[str, ...], keys: Sequence[bytes], facts: Facts
+) -> dict[bytes, Reply]:
+    found = {}
+    for start in range(0, len(keys), LOOKUP):
+        some: list[Any] = list(keys[start : start + LOOKUP])
         marks = ", ".join("?" * len(some))
-        query = f"SELECT key, weights, {facts} FROM replies WHERE key IN ({marks})"
-        for key, weights, text in db.execute(query, some):
-            try:
-                is_outdated = contradict(read_facts(text, weights)[0], new[key])
-            except ValueError:  # no JSON
-                is_outdated = True
-            if is_outdated:
-                outdated.append(key)
-    return outdated
-
-
-#: Where the digest of the weights stands in a row.
-_WEIGHTS = COLUMNS.index("weights")
-
-
-@functools.cache
-def _read_columns(columns: tuple[str, ...]) -> list[str]:
-    """What is read of a row: NULL for what the file does not have."""
-    wanted = (*COLUMNS[:6], "weights", *FIELDS, "facts")
-    return [name if name in columns else "NULL" for name in wanted]
-
-
-@contextlib.contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """All or nothing, whatever ends it: an interrupt, too."""
-    try:
-        db.execute("BEGIN IMMEDIATE")
-        yield db
-        db.execute("COMMIT")
-    finally:
-        if db.in_transaction:
-            with contextlib.suppress(sqlite3.Error):
-                db.execute("ROLLBACK")
-
-
-def _row(key: bytes, reply: Reply, about: tuple[Any, ...], facts: str | None) -> tuple[Any, ...]:
-    return (
-        key,
-        _text(reply.text),
-        _count(reply.prompt_tokens),
-        _count(reply.completion_tokens),
-        reply.finish_reason and _text(reply.finish_reason),
-        _shares(reply),
-        *about,
-        reply.model and _text(reply.model),
-        reply.format,
-        reply.thought and _text(reply.thought),
-        reply.truncated or None,
-        facts,
-    )
-
-
-def _text(text: str) -> str | bytes:
-    """Text for SQLite, which refuses half of a surrogate pair; a reply may hold one."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
-    return text
-
-
-def _shares(reply: Reply) -> str | None:
-    if reply.probabilities is None:
-        return None
-    try:
-        return json.dumps(
-            {
-                output: {str(label): float(share) for label, share in shares.items()}
-                for output, shares in reply.probabilities.items()
-            }
-        )
-    except (TypeError, ValueError, AttributeError):  # a user's own client; the text is what counts
-        return None
-
-
-def _count(tokens: int | None) -> int | None:
-    """A server may count to anything; SQLite counts to 2**63."""
-    return int(tokens) if tokens is not None and -(2**63) <= tokens < 2**63 else None
-
-
-def _reply(row: tuple[Any, ...], *, whole: bool) -> Reply:
-    """The reply of a row, without the later fields where these are another reply's."""
-    _, text, prompt_tokens, completion_tokens, reason, probabilities, _, *more, _ = row
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "surrogatepass")
-    if isinstance(reason, bytes):
-        reason = reason.decode("utf-8", "surrogatepass")
-    if probabilities is not None:
-        probabilities = json.loads(probabilities)
-    fields = read_fields(more) if whole and more != NO_FIELDS else {}
-    return Reply(text, prompt_tokens, completion_tokens, reason, probabilities, **fields)
+        names = ", ".join(read_columns(columns))
+        for row in db.execute(
+            f"SELECT {names} FROM replies WHERE key IN ({marks})", some
+        ).fetchall():
+            kept, whole = read_facts(row[-1], row[6])
+            if not contradict(kept, facts):
+                found[row[0]] = reply_of(row, whole=whole)
+    return found
