@@ -221,9 +221,9 @@ class Held:
         return said(row)
 
 
-def test_a_claim_whose_reply_came_meanwhile_is_given_up_at_once(tmp_path: Path) -> None:
+def test_the_reply_to_a_claim_that_was_released_is_found_at_once(tmp_path: Path) -> None:
     here, there = SharedStore(tmp_path), SharedStore(tmp_path)
-    let: list[Any] = []
+    keys = [b"came", b"mine", b"taken"]
 
     class Asked:
         """A session; between its first look and its claim, another one has kept a reply."""
@@ -232,13 +232,13 @@ def test_a_claim_whose_reply_came_meanwhile_is_given_up_at_once(tmp_path: Path) 
             there.put([(b"came", Reply("good"))], task="a task", model="a model")
             return {"taken": [b"taken"], "parts": [there.part]}
 
-        def release(self, store: str, keys: list[bytes]) -> None:
-            let.append((store, keys))
-
     store = ClaimingStore(here, cast("PartitionSession", Asked()), "replies")
-    assert store.get([b"came", b"mine", b"taken"]) == {b"came": Reply("good")}
-    assert store.taken == {b"taken"}
-    assert let == [("replies", [b"came"])]
+    assert store.get(keys) == {}
+    before = store.version
+    taken, after = store.claim(keys)
+    assert taken == {b"taken"}
+    assert before != after
+    assert store.get(keys) == {b"came": Reply("good")}
     here.close()
     there.close()
 

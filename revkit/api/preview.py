@@ -334,7 +334,7 @@ def _look(wiring: Wiring, *, offline: bool) -> tuple[RowCounts, dict[int, int]]:
         sizes = {row: wiring.prompts.size(row) for row in looked}
     else:
         with contextlib.closing(store):
-            ahead = wiring.lookahead(store, looked, offline=offline)
+            ahead = wiring.lookahead(store, looked, offline=offline, claims=False)
             more = True
             while more:
                 seen = ahead.look()

@@ -101,7 +101,12 @@ class _PartitionWiring(Wiring):
         return limits
 
     def lookahead(
-        self, store: ReplyStore, todo: Iterable[int] | None = None, *, offline: bool = False
+        self,
+        store: ReplyStore,
+        todo: Iterable[int] | None = None,
+        *,
+        offline: bool = False,
+        claims: bool = True,
     ) -> Lookahead:
         assert self._claims is not None
         return ClaimingLookahead(self.plan, self.prompts, self._claims, self._session, self.answers)

@@ -143,10 +143,6 @@ class PartitionSession:
             freed, self._freed = self._freed, set()
             return freed
 
-    @property
-    def engine_started(self) -> bool:
-        return self._stop_engine is not None
-
     def report_now(self) -> None:
         """Report without waiting for the next tick."""
         self._woken.set()

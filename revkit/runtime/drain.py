@@ -89,7 +89,7 @@ class Drain:
         self._progress = ProgressSink(wiring, record)
         self._store = None
         if lookahead is not None:
-            self._store = StoreSink(lookahead, record, scheduler, workers=plan.workers)
+            self._store = StoreSink(lookahead, record, scheduler)
         self._events = None
         if wiring.observers:
             from .sinks.events import EventSink
@@ -112,7 +112,7 @@ class Drain:
     @property
     def is_looking_up(self) -> bool:
         """Whether rows are left to be looked up, and none so far needs the model."""
-        return self._store is not None and self._store.wants_rows and not self._store.found_work
+        return self._store is not None and self._store.has_rows and not self._store.found_work
 
     @property
     def has_store_work(self) -> bool:

@@ -184,6 +184,8 @@ class Run:
                     self.scheduler.stop(timed_out(timeout))
                     break
                 drain.open_display()
+                if not drain.has_store_work:  # all rows wait for another run
+                    yield Wait(_TICK)
                 yield from self._step()
             if wiring.open_store is not None and wiring.plan.loop_factory is None:
                 # Without a store it takes no time, nor on a virtual clock of the client's.

@@ -4,11 +4,15 @@ Rows are rendered, keyed and looked up in the store in batches, a bounded number
 workers come to them. What is kept settles without a worker. A row whose twin (the same prompt, so
 the same key) is running or waiting follows it, and shares its outcome. Where the model does not
 repeat itself rows have no twins: each is a draw of its own (``draws.py``).
+
+A key that is not in the store is claimed before its row starts, so that no two runs pay for the
+same prompt. A row whose key another run has claimed waits, and holds no worker. When the claim is
+released the row is looked up again: it finds the reply, or gets the claim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -21,12 +25,13 @@ from ..task.kinds import ModelTask
 from .prompts import Prompts
 
 if TYPE_CHECKING:
-    from ..store.contract import ReplyStore
+    from ..store.contract import Claims, ReplyStore
 
 __all__ = ["Lookahead", "Seen"]
 
-#: Rows that are looked up at once.
-_BATCH = 256
+#: Rows that are looked up at once; and those that are, beside two for each worker, before the
+#: workers come to them.
+_BATCH = _AHEAD = 256
 
 
 @dataclass(slots=True)
@@ -46,6 +51,14 @@ class Seen:
     more: bool = True
 
 
+@dataclass(slots=True)
+class _Missing:
+    """Rows with one key that is not in the store, and their prompt."""
+
+    rows: list[int]
+    messages: list[Message]
+
+
 class Lookahead:
     """Looks the rows of one run up in the store, in order, and keeps their replies there.
 
@@ -58,6 +71,8 @@ class Lookahead:
         draw: number of the draw of a row, by its key as the first one; None: rows with one prompt
             share its reply.
         offline: do not ask the server for facts of its model; any reply that is kept will do.
+        workers: of the run.
+        claims: those of the store; None: rows are run without.
     """
 
     def __init__(
@@ -72,6 +87,8 @@ class Lookahead:
         sample: Callable[[int], int] = lambda row: 0,
         draw: Callable[[int, bytes], int] | None = None,
         offline: bool = False,
+        workers: int = 1,
+        claims: Claims | None = None,
     ):
         self._task = task
         self._client = client
@@ -90,25 +107,60 @@ class Lookahead:
         self._unfit: set[bytes] = set()
         #: replies that the store could not write so far
         self._unwritten = 0
-        #: rows that need the model and are not settled
+        #: rows that need the model, may run, and are not settled
         self._key: dict[int, bytes] = {}
-
-    @property
-    def pending(self) -> int:
-        """Rows that need the model and are not settled."""
-        return len(self._key)
+        self._claims = claims
+        # What a run claims, no other one can do meanwhile.
+        at_once = _BATCH if claims is None else claims.at_once
+        self._window = 2 * workers + (_AHEAD if at_once else 0)
+        self._at_once = at_once or workers
+        #: rows are left that were not looked at
+        self._left = True
+        #: keys that need the model and are not claimed; and those that another run has claimed
+        self._missing: dict[bytes, _Missing] = {}
+        self._waiting: dict[bytes, _Missing] = {}
+        #: the claims' version when the first of these was looked up
+        self._looked_at: object = None
 
     @property
     def ready(self) -> bool:
         """Whether it is time to look at the next rows."""
-        return True
+        if len(self._key) >= self._window:
+            return False
+        if self._left or self._missing:
+            return True
+        return self._claims is not None and bool(self._waiting) and self._claims.has_news
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for another run."""
+        return sum(len(missing.rows) for missing in self._waiting.values())
+
+    @property
+    def only_waits(self) -> bool:
+        """Whether all rows that are left wait for another run."""
+        return bool(self._waiting) and not (self._left or self._missing)
 
     def look(self) -> Seen:
-        """Look at the next rows. Reads the store, and may block."""
+        """Look at the next rows. Reads the store, writes claims, and may block."""
         seen = Seen()
+        if self._claims is not None and self._waiting and self._claims.has_news:
+            free = set(self._claims.freed(list(self._waiting)))
+            first = {key: self._waiting.pop(key) for key in list(self._waiting) if key in free}
+            self._missing = first | self._missing
+        if self._left and len(self._missing) < self._at_once:
+            self._look_up(seen)
+        if self._missing:
+            self._claim(seen)
+        seen.run.sort()
+        seen.more = bool(self._left or self._missing or self._waiting)
+        return seen
+
+    def _look_up(self, seen: Seen) -> None:
+        """Look at the next rows: those that are not in the store are missing."""
         keyed: list[tuple[int, bytes, list[Message]]] = []
         batch = list(islice(self._todo, _BATCH))
-        seen.more = len(batch) == _BATCH
+        self._left = len(batch) == _BATCH
         if batch and self._asks_facts:
             self._asks_facts = False
             self.facts = _facts(self._client)
@@ -119,27 +171,57 @@ class Lookahead:
                 if self._draw is not None and (draw := self._draw(row, key)):
                     key = self._keys.key(messages, self._sample(row), draw)
             except Exception:  # noqa: BLE001 - the attempt fails with it, as that row's error
-                key, messages = b"", []
+                seen.run.append(row)
+                self._key[row] = b""
+                continue
             keyed.append((row, key, messages))
         first = self._first
+        if self._claims is not None and not (self._missing or self._waiting):
+            self._looked_at = self._claims.version
         wanted = list({key for _, key, _ in keyed if key not in first})
         found = self._store.get(wanted, facts=self.facts)
         for row, key, messages in keyed:
-            twin = first.get(key) if key else None
-            if twin is not None:
+            if (twin := first.get(key)) is not None:
                 seen.twins.append((row, twin))
-                continue
-            reply = found.get(key)
-            kept = None if reply is None else self._read(key, reply, messages)
-            if kept is not None:
-                seen.kept.append((row, *kept))
-                continue
-            seen.run.append(row)
-            self._key[row] = key
-            if key:
-                first[key] = row
+            elif (same := self._missing.get(key) or self._waiting.get(key)) is not None:
+                same.rows.append(row)
+            elif not self._is_kept(row, key, found.get(key), messages, seen):
+                self._missing[key] = _Missing([row], messages)
+
+    def _claim(self, seen: Seen) -> None:
+        """Claim the next missing keys, and let those that no other run has claimed run."""
+        claims, some = self._claims, list(islice(self._missing, self._at_once))
+        taken: Collection[bytes] = ()
+        found: Mapping[bytes, Reply] = {}
+        if claims is not None:
+            taken, version = claims.claim(some)
+            if version != self._looked_at:
+                # A claim is released after its reply was written, so it is found now.
+                found = self._store.get(some, facts=self.facts)
+        for key in some:
+            missing = self._missing.pop(key)
+            reply, messages = found.get(key), missing.messages
+            left = [r for r in missing.rows if not self._is_kept(r, key, reply, messages, seen)]
+            if key in taken:
+                if left:
+                    self._waiting[key] = _Missing(left, messages)
+            elif left:
+                row, *twins = left
+                seen.run.append(row)
+                self._key[row] = key
+                self._first[key] = row
                 self._prompts.keep(row, messages)
-        return seen
+                seen.twins += [(twin, row) for twin in twins]
+            elif claims is not None:
+                claims.release([key])
+
+    def _is_kept(
+        self, row: int, key: bytes, reply: Reply | None, messages: list[Message], seen: Seen
+    ) -> bool:
+        kept = None if reply is None else self._read(key, reply, messages)
+        if kept is not None:
+            seen.kept.append((row, *kept))
+        return kept is not None
 
     def _read(
         self, key: bytes, reply: Reply, sent: list[Message]
@@ -186,9 +268,21 @@ class Lookahead:
         """What the store could not do, None where all is well."""
         return self._store.problem
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to call :meth:`flush`."""
+        return self._claims is not None and self._claims.is_due
+
+    def flush(self) -> None:
+        """Let other runs know of released claims. May block."""
+        assert self._claims is not None
+        self._claims.flush()
+
     def settled(self, row: int) -> None:
         """The row is done with."""
-        self._key.pop(row, None)
+        key = self._key.pop(row, None)
+        if key and self._claims is not None:
+            self._claims.release([key])
         self._prompts.drop(row)
 
 

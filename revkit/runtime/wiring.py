@@ -73,12 +73,18 @@ class Wiring:
         )
 
     def lookahead(
-        self, store: ReplyStore, todo: Iterable[int] | None = None, *, offline: bool = False
+        self,
+        store: ReplyStore,
+        todo: Iterable[int] | None = None,
+        *,
+        offline: bool = False,
+        claims: bool = True,
     ) -> Lookahead:
         """Looks rows up in the store, and keeps the prompts of the others in ``prompts``.
 
         Args:
             todo: the rows to look at; None: all that were not refused.
+            claims: rows that need the model will be run, and are claimed.
         """
         plan = self.plan
         assert plan.client is not None
@@ -93,6 +99,8 @@ class Wiring:
             sample=lambda row: plan.place(row)[1],
             draw=None if plan.draws is None else plan.draw,
             offline=offline,
+            workers=plan.workers,
+            claims=store.claims if claims else None,
         )
 
     def throttle(self) -> Throttle | None:

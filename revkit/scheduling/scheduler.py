@@ -113,7 +113,7 @@ class Scheduler:
         self._batches: deque[Iterator[int]] = deque([iter(rows)])
         #: the next row to be started, where it has been looked at
         self._next: int | None = None
-        self._more, self._commits, self._uncommitted = more, commits, 0
+        self._more, self._more_here, self._commits, self._uncommitted = more, more, commits, 0
         self._max_workers = max_workers
         self._retry = Retry() if retry is None else retry
         self._max_failures, self._fail_fast, self._failures = max_failures, fail_fast, failed
@@ -190,10 +190,10 @@ class Scheduler:
             self.listener(Started(attempt, now))
         return attempt
 
-    def add(self, rows: Iterable[int], *, more: bool) -> None:
-        """Give it rows to run, after those that it has; ``more``: others will follow."""
+    def add(self, rows: Iterable[int], *, more: bool, elsewhere: bool = False) -> None:
+        """Give it rows; ``more``: others follow; ``elsewhere``: when another run lets them go."""
         self._batches.append(iter(rows))
-        self._more = more
+        self._more, self._more_here = more, more and not elsewhere
         self._has_next()
         self._decide_the_rest()
 
@@ -390,7 +390,7 @@ class Scheduler:
 
     def _is_rest(self) -> bool:
         """Whether nothing is left but rows that are parked."""
-        return not (self._running or self._again or self._more or self._has_next())
+        return not (self._running or self._again or self._more_here or self._has_next())
 
     def _end(self, reason: str) -> None:
         """Stop the run, for every other row would fail in the same way."""

@@ -5,12 +5,13 @@ thing: a prompt whose key is in the file is not sent. No prompt and no key of a 
 ``docs/store.md`` says what decides whether a reply is reused.
 
     keys      the key of a reply
-    contract  ReplyStore: what a run asks of a store
+    contract  ReplyStore and Claims: what a run asks of a store
     beside    what stands beside a reply: facts of the model, its thought, its format
     rows      the table of replies
     recover   reads what is left of a damaged file
     file      opens the file, and sets a damaged one aside
     replies   Store: replies in one SQLite file
+    claims    which of several runs asks the model for which key
     shared    SharedStore: replies in a directory that the workers of a cluster share
     choice    which store a run gets
     manage    what users call: info, clear, to_parquet

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from ..errors import UsageError
 from .lock import locked
 from .recover import Remains
-from .rows import COLUMNS, FIRST, LATER, TABLE, Row, copy
+from .rows import CLAIMS, COLUMNS, FIRST, LATER, TABLE, Row, copy, transaction
 
 __all__ = [
     "SQLITE_ERRORS",
@@ -258,7 +258,7 @@ def _open(path: Path, warn: Warn) -> File:
                 db.execute(f"PRAGMA journal_mode={journal}")
             if version is None:
                 _begin(db)
-            _add_columns(db)
+            _add_later(db)
         else:
             reason = "cannot be written: replies are read from it, and new ones are not kept"
             warn("readonly", f"the store {path} {reason}")
@@ -336,21 +336,17 @@ def _columns(db: sqlite3.Connection) -> tuple[str, ...]:
     return tuple(name for name in COLUMNS if name in there)
 
 
-def _add_columns(db: sqlite3.Connection) -> None:
-    """Add the columns that a file of an earlier revkit lacks; without them it is used as it is."""
-    if len(_columns(db)) == len(COLUMNS):
+def _add_later(db: sqlite3.Connection) -> None:
+    """Add what a file of an earlier revkit lacks; it can be used without."""
+    query = "SELECT count(*) FROM sqlite_master WHERE name = 'claims'"
+    if len(_columns(db)) == len(COLUMNS) and db.execute(query).fetchone() == (1,):
         return
-    with contextlib.suppress(sqlite3.OperationalError):  # it is in use, or there is no room
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            there = _columns(db)  # another process may have been faster
-            for name, kind in LATER.items():
-                if name not in there:
-                    db.execute(f"ALTER TABLE replies ADD COLUMN {name} {kind}")
-            db.execute("COMMIT")
-        finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
+    with contextlib.suppress(sqlite3.OperationalError), transaction(db):  # in use, or no room
+        there = _columns(db)  # another process may have been faster
+        for name, kind in LATER.items():
+            if name not in there:
+                db.execute(f"ALTER TABLE replies ADD COLUMN {name} {kind}")
+        db.execute(CLAIMS)
 
 
 def _check(db: sqlite3.Connection) -> None:

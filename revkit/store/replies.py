@@ -14,7 +14,8 @@ from typing import Any
 from ..errors import UsageError, warn
 from ..task.chat import Reply
 from .beside import contradict, read_facts, write_facts
-from .contract import NO_FACTS, Facts
+from .claims import FileClaims
+from .contract import NO_FACTS, Claims, Facts
 from .file import SQLITE_ERRORS, File, identity, is_damage, open_file
 from .rows import LOOKUP, Row, insert, read_columns, reply_of, row_of, transaction
 
@@ -64,8 +65,10 @@ class Store:
     """
 
     def __init__(self, path: Path):
-        # SQLite keeps its log beside the file that a link leads to.
-        self.path = Path(os.path.realpath(path)) if path.is_symlink() else path
+        self.path = path
+        if path.is_symlink():
+            # SQLite keeps its log beside the file that the link leads to.
+            self.path = Path(os.path.realpath(path))
         #: For all but reading. The file's connections are closed under both, this one taken first.
         self._lock = threading.Lock()
         self._read_lock = threading.Lock()
@@ -78,6 +81,7 @@ class Store:
         #: replies that could not be written, and never will be; and whether any was
         self._lost, self._wrote = 0, False
         self._in_use = False
+        self._claims = FileClaims(self.path, self.connection, self._warn)
         self._file = open_file(self.path, self._warn)
         self._in_use = True
 
@@ -117,6 +121,11 @@ class Store:
     def journal(self) -> str:
         """``"wal"``; ``"delete"`` on a network file system; empty where the store is off."""
         return self._file.journal
+
+    @property
+    def claims(self) -> Claims | None:
+        """None where the file cannot be written, or is on a network file system."""
+        return self._claims if self.writable and self.journal == "wal" else None
 
     def get(self, keys: Sequence[bytes], *, facts: Facts = NO_FACTS) -> dict[bytes, Reply]:
         for _ in range(2):  # a damaged file is begun again with what can be read of it
@@ -176,6 +185,7 @@ class Store:
 
     def close(self) -> None:
         """Write what waits, and close the file. Closing twice does nothing."""
+        self._claims.close()
         with self._lock:
             if self._wrote and identity(self.path) != self._file.identity:
                 self._reopen()
@@ -274,11 +284,12 @@ class Store:
             self._file = File()
 
     def _warn(self, kind: str, message: str) -> None:
-        """Note a trouble, and warn of it once for each kind."""
-        known = kind in self._troubles
-        self._troubles[kind] = message
-        if known:
-            return
+        """Note a trouble, and warn of it once for each kind; without a kind it is none."""
+        if kind:
+            known = kind in self._troubles
+            self._troubles[kind] = message
+            if known:
+                return
         try:
             warn(message, StoreWarning)
         except StoreWarning:

@@ -14,6 +14,7 @@ from ..task.chat import Reply
 from .beside import FIELDS, NO_FIELDS, contradict, read_facts, read_fields
 
 __all__ = [
+    "CLAIMS",
     "COLUMNS",
     "FIRST",
     "LATER",
@@ -67,6 +68,12 @@ CREATE TABLE replies (
     model TEXT NOT NULL,
     weights TEXT,               -- digest of the model's weights, where it is known
     created INTEGER NOT NULL    -- seconds since 1970, UTC
+)"""
+#: See ``claims.py``; a file gets it when it is first written.
+CLAIMS = """
+CREATE TABLE IF NOT EXISTS claims (
+    owner TEXT PRIMARY KEY,     -- names the file that the owner has locked
+    keys TEXT NOT NULL          -- in hex, with blanks between them
 )"""
 #: Keys looked up by one statement; every build of SQLite takes 999 variables.
 LOOKUP = 500

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from ..errors import UsageError, warn
 from ..task.chat import Reply
 from .beside import FIELDS, contradict, fields_of, read_facts, read_fields, write_facts
-from .contract import NO_FACTS, Facts
+from .contract import NO_FACTS, Claims, Facts
 from .file import Identity, identity
 from .files import replacing
 from .replies import StoreWarning
@@ -77,6 +77,9 @@ class SharedStore:
     True
     'positive'
     """
+
+    #: the partitions of a Dask run have theirs elsewhere
+    claims: Claims | None = None
 
     def __init__(self, path: Path):
         self.path = path

@@ -13,27 +13,22 @@ from ..lookahead import Lookahead, Seen
 
 __all__ = ["StoreSink"]
 
-#: Rows that are looked up before the workers come to them, beside two for each worker.
-_AHEAD = 256
-
 
 class StoreSink:
     """Takes replies to the store, and rows out of it.
 
     Args:
         lookahead: looks rows up, and keeps their replies.
-        workers: of the run.
 
     Attributes:
         found_work: a row needs the model.
         apply: makes a change of the scheduler where the engine makes its own.
     """
 
-    def __init__(self, lookahead: Lookahead, record: Record, scheduler: Scheduler, *, workers: int):
+    def __init__(self, lookahead: Lookahead, record: Record, scheduler: Scheduler):
         self._lookahead = lookahead
         self._record = record
         self._scheduler = scheduler
-        self._window = 2 * workers + _AHEAD
         self.found_work = False
         self.apply: Callable[[Callable[[], object]], object] = lambda change: change()
         #: good replies that are not committed
@@ -54,7 +49,7 @@ class StoreSink:
     @property
     def has_work(self) -> bool:
         """Whether :meth:`visit` has something to do."""
-        return bool(self._good) or self.wants_rows
+        return bool(self._good) or self.wants_rows or self._lookahead.is_due
 
     @property
     def has_news(self) -> bool:
@@ -62,14 +57,19 @@ class StoreSink:
         return bool(self._good) or self._seen is not None
 
     @property
+    def has_rows(self) -> bool:
+        """Whether rows are left to be looked up, now or when another run lets them go."""
+        return self._more and self._scheduler.stopped is None
+
+    @property
     def wants_rows(self) -> bool:
         """Whether it is time to look up more rows."""
-        if not self._more or self._scheduler.stopped is not None:
-            return False
-        return self._lookahead.ready and self._lookahead.pending < self._window
+        return self.has_rows and self._lookahead.ready
 
     def visit(self) -> None:
         """Put good replies away, in one commit, and look up the next rows. May block."""
+        if self._lookahead.is_due:
+            self._lookahead.flush()
         if self._good:
             began = time.monotonic()
             if replies := self._lookahead.keep(self._good):
@@ -116,6 +116,7 @@ class StoreSink:
         rows = [] if self._seen is None else self._seen.run
         kept = self._seen is not None and bool(self._seen.kept)
         committed, more, scheduler = len(self._good), self._more, self._scheduler
+        elsewhere = self._lookahead.only_waits
         self._good, self._seen = [], None
         self.found_work = self.found_work or bool(rows)
         if ended:
@@ -126,7 +127,7 @@ class StoreSink:
                 scheduler.answered()
             scheduler.committed(committed)
             scheduler.failed_without(failed)
-            scheduler.add(rows, more=more)
+            scheduler.add(rows, more=more, elsewhere=elsewhere)
 
         self.apply(change)
         return self.wants_rows
