@@ -9,6 +9,7 @@ thing: a prompt whose key is in the file is not sent. No prompt and no key of a 
     beside    what stands beside a reply: facts of the model, its thought, its format
     rows      the table of replies
     recover   reads what is left of a damaged file
+    trust     who else can write the file
     file      opens the file, and sets a damaged one aside
     replies   Store: replies in one SQLite file
     claims    which of several runs asks the model for which key

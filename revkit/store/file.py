@@ -24,6 +24,7 @@ from ..errors import UsageError
 from .lock import locked
 from .recover import Remains
 from .rows import CLAIMS, COLUMNS, FIRST, LATER, TABLE, Row, copy, transaction
+from .trust import exposure
 
 __all__ = [
     "SQLITE_ERRORS",
@@ -57,6 +58,9 @@ _NETWORK = {
     *("gpfs", "beegfs", "ncpfs", "ocfs2", "gfs2", "vboxsf", "virtiofs", "fuse.sshfs"),
     *("fuse.glusterfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.vmhgfs-fuse"),
 }
+#: Those of them that make owners and modes up.
+_OWNERLESS = {*("cifs", "smb", "smb2", "smb3", "smbfs", "9p", "vboxsf", "virtiofs")}
+_OWNERLESS |= {kind for kind in _NETWORK if kind.startswith("fuse.")}
 _MOUNTS = Path("/proc/self/mounts")
 
 Identity = tuple[int, int]
@@ -136,13 +140,17 @@ def open_file(
         held: a connection to the file that was at ``path`` before; its replies are copied.
 
     Raises:
-        UsageError: there is something at ``path`` that is not a store.
+        UsageError: there is something at ``path`` that is not a store, or a stranger could have
+            planted it.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         warn("off", f"the directory {path.parent} cannot be made ({error.strerror}): {_OFF}")
         return File()
+    real = network_file_system(path) not in _OWNERLESS
+    if real and (exposed := exposure(path, _beside(path, _COMPANIONS))) is not None:
+        warn("", exposed)  # it is no trouble of the store's
     aside: _Aside | None = None
     # One process at a time begins a file or sets one aside; who waits too long goes on without.
     with locked(path.parent, wait_s=_PATIENCE):

@@ -18,6 +18,7 @@ from .claims import FileClaims
 from .contract import NO_FACTS, Claims, Facts
 from .file import SQLITE_ERRORS, File, identity, is_damage, open_file
 from .rows import LOOKUP, Row, insert, read_columns, reply_of, row_of, transaction
+from .trust import refuse_link
 
 __all__ = ["Store", "StoreWarning", "default_path", "locate"]
 
@@ -67,6 +68,7 @@ class Store:
     def __init__(self, path: Path):
         self.path = path
         if path.is_symlink():
+            refuse_link(path)
             # SQLite keeps its log beside the file that the link leads to.
             self.path = Path(os.path.realpath(path))
         #: For all but reading. The file's connections are closed under both, this one taken first.
