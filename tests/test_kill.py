@@ -52,6 +52,33 @@ def test_a_kill_loses_at_most_what_was_in_flight(engine: str, path: Path) -> Non
     assert store.info(path).replies == ROWS
 
 
+def test_a_kill_after_the_store_was_removed_loses_at_most_what_was_in_flight(
+    engine: str, path: Path
+) -> None:
+    lock = threading.Lock()
+    asked: list[int] = []
+
+    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> Answer:
+        row = number_in(messages)
+        with lock:
+            asked.append(row)
+            if len(asked) == 100:
+                for name in ("", "-wal", "-shm"):
+                    Path(f"{path}{name}").unlink()
+            if len(asked) == 200:
+                child.send_signal(signal.SIGKILL)
+        return said(row)
+
+    with serve(rule) as server:
+        child = Child(server.url, path, rows=ROWS, workers=WORKERS, engine=engine)
+        child.go()
+        assert child.told() is None
+        found = kept(path, ollama(server.url), ROWS)
+    assert found == {row: said(row) for row in found}
+    assert len(asked) == len(set(asked))
+    assert len(set(asked) - set(found)) <= WORKERS
+
+
 def test_an_interrupted_run_goes_on_from_there(engine: str, path: Path) -> None:
     answered = 50
     lock = threading.Lock()
