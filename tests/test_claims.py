@@ -17,10 +17,10 @@ from failing import TASK, number_in, ollama, reviews, right_answer, said
 from hypothesis import given
 from hypothesis import strategies as st
 from kills import Child, Told
-from servers import HANG, Answer, Status, serve
+from servers import HANG, RESET, Answer, Status, serve
 
 import revkit
-from revkit import Interrupted, Reply, Retry
+from revkit import Interrupted, Reply, Retry, RunCancelled
 from revkit.dask.claims import Claims as ClusterClaims
 from revkit.scheduling.events import Attempt, Decision, Failure, Success
 from revkit.scheduling.scheduler import Scheduler
@@ -254,9 +254,10 @@ def test_two_threads_with_one_store_pay_once(run_on: Run, path: Path) -> None:
 
 @every_engine
 def test_a_row_that_failed_elsewhere_is_asked_for_here(run_on: Run, path: Path) -> None:
-    """And one with the same prompt shares the reply, though both of them waited."""
+    """While the other run goes on. One with the same prompt shares the reply; both have waited."""
     asked = Counter[int]()
-    came, other_waits, lock = threading.Event(), threading.Event(), threading.Lock()
+    came, other_waits, again = threading.Event(), threading.Event(), threading.Event()
+    lock = threading.Lock()
 
     def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> Answer:
         row = number_in(messages)
@@ -267,6 +268,10 @@ def test_a_row_that_failed_elsewhere_is_asked_for_here(run_on: Run, path: Path) 
             came.set()
             assert other_waits.wait(60)
             return Status(413, {"error": "too long"})
+        if row == 0:
+            again.set()
+        elif not again.wait(30):
+            return "the failed row was not let go"
         return said(row)
 
     def freed(self: FileClaims, keys: Any) -> Any:
@@ -327,6 +332,78 @@ def test_an_interrupt_ends_a_run_that_waits(
     result = caught.value.result
     assert result.rows["status"].tolist() == ["not_started"] * 4 + ["ok"] * has_other_rows
     assert len(owners(path)) == 0
+
+
+@every_engine
+def test_a_stop_ends_a_run_that_waits(
+    run_on: Run, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks, cancel = FileClaims.freed, Counter[str](), revkit.CancelToken()
+
+    def freed(self: FileClaims, keys: Any) -> Any:
+        looks["all"] += 1
+        if looks["all"] == 3:
+            cancel.cancel("enough")
+        return look(self, keys)
+
+    ask = FileClaims.claim
+
+    def claimed(self: FileClaims, keys: Any) -> Any:
+        ask(other, keys)  # faster
+        return ask(self, keys)
+
+    with Store.open(path) as store:
+        other = claims_of(store)
+        monkeypatch.setattr(FileClaims, "freed", freed)
+        monkeypatch.setattr(FileClaims, "claim", claimed)
+        fake = FakeModel(said_of)
+        with pytest.raises(RunCancelled) as caught:
+            run_on(reviews(4), TASK, model=fake, store=path, cancel=cancel)
+    assert caught.value.result.rows["status"].tolist() == ["not_started"] * 4
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize("run_on", [by_thread, by_loop])
+def test_a_row_that_failed_is_let_go_while_others_wait(
+    run_on: Run, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be that the server is away, which no row that waits can show."""
+    ask, taken = FileClaims.claim, list[bytes]()
+
+    def claimed(self: FileClaims, keys: Any) -> Any:
+        if not taken:
+            taken.append(keys[0])
+            ask(other, taken)  # faster
+        return ask(self, keys)
+
+    def settled(done: int, total: int, row: Any) -> None:
+        if row.status == "error":
+            other.release(taken)
+            other.flush()
+
+    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> Answer:
+        row = number_in(messages)
+        if row == 2:
+            assert first_is_through.wait(30)
+        elif row == 1:
+            first_is_through.set()
+        return RESET if row == 2 else said(row)
+
+    first_is_through = threading.Event()
+    with Store.open(path) as store, serve(rule) as server:
+        other = claims_of(store)
+        monkeypatch.setattr(FileClaims, "claim", claimed)
+        run = run_on(
+            reviews(3),
+            TASK,
+            model=ollama(server.url),
+            store=path,
+            max_workers=2,
+            retry=Retry(attempts=2, initial=0.001),
+            progress=settled,
+            timeout=30,
+        )
+    assert run.rows["status"].tolist() == ["ok", "ok", "error"]
 
 
 def test_rows_that_wait_elsewhere_do_not_keep_a_parked_row_waiting() -> None:
