@@ -185,7 +185,7 @@ class Lookahead:
                 seen.twins.append((row, twin))
             elif (same := self._missing.get(key) or self._waiting.get(key)) is not None:
                 same.rows.append(row)
-            elif not self._is_kept(row, key, found.get(key), messages, seen):
+            elif key not in found or not self._is_kept(row, key, found[key], messages, seen):
                 self._missing[key] = _Missing([row], messages)
 
     def _claim(self, seen: Seen) -> None:
@@ -200,8 +200,10 @@ class Lookahead:
                 found = self._store.get(some, facts=self.facts)
         for key in some:
             missing = self._missing.pop(key)
-            reply, messages = found.get(key), missing.messages
-            left = [r for r in missing.rows if not self._is_kept(r, key, reply, messages, seen)]
+            left, messages = missing.rows, missing.messages
+            if key in found:
+                reply = found[key]
+                left = [row for row in left if not self._is_kept(row, key, reply, messages, seen)]
             if key in taken:
                 if left:
                     self._waiting[key] = _Missing(left, messages)
@@ -211,14 +213,15 @@ class Lookahead:
                 self._key[row] = key
                 self._first[key] = row
                 self._prompts.keep(row, messages)
-                seen.twins += [(twin, row) for twin in twins]
+                if twins:
+                    seen.twins += [(twin, row) for twin in twins]
             elif claims is not None:
                 claims.release([key])
 
     def _is_kept(
-        self, row: int, key: bytes, reply: Reply | None, messages: list[Message], seen: Seen
+        self, row: int, key: bytes, reply: Reply, messages: list[Message], seen: Seen
     ) -> bool:
-        kept = None if reply is None else self._read(key, reply, messages)
+        kept = self._read(key, reply, messages)
         if kept is not None:
             seen.kept.append((row, *kept))
         return kept is not None

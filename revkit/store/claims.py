@@ -56,8 +56,8 @@ class FileClaims:
         self._warn = warn
         self._owner: _Owner | None = None
         self._is_off = False
-        #: keys that are claimed, in order
-        self._mine: dict[bytes, None] = {}
+        #: keys that are claimed, in order, and in hex
+        self._mine: dict[bytes, str] = {}
         self._look_at, self._release_at = -math.inf, math.inf
 
     @property
@@ -158,8 +158,10 @@ class FileClaims:
                     db.execute("DELETE FROM claims WHERE owner = ?", (name,))
                 others = _others(db, self._name)
                 theirs: set[bytes] = set().union(*others.values())
-                self._mine.update((key, None) for key in keys if key not in theirs)
-                mine = " ".join(map(bytes.hex, self._mine))
+                for key in keys:
+                    if key not in theirs:
+                        self._mine[key] = key.hex()
+                mine = " ".join(self._mine.values())
                 db.execute("REPLACE INTO claims (owner, keys) VALUES (?, ?)", (self._name, mine))
                 version = _version(db)
         self._release_at = math.inf
