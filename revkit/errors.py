@@ -74,8 +74,12 @@ __all__ = [
     "RunTimeout",
     "ServerError",
     "UsageError",
+    "message_of",
     "nearest",
     "one_line",
+    "plural",
+    "said",
+    "type_of",
     "warn",
 ]
 
@@ -338,6 +342,54 @@ def one_line(text: str) -> str:
         c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape").decode()
         for c in " ".join(text.split())
     )
+
+
+#: An error message may quote a whole reply; a column of them should stay readable.
+_MESSAGE_BOUND = 2_000
+
+
+def message_of(error: BaseException) -> str:
+    """What an exception says, on one line that any column can hold.
+
+    Its class may be anyone's: whatever ``__str__`` raises, and whatever it returns.
+    """
+    try:
+        return one_line(str.__str__(str(error))[:_MESSAGE_BOUND])
+    except BaseException as broken:  # noqa: BLE001 - it may raise anything
+        return f"(its message cannot be read: {type_of(broken)})"
+
+
+def type_of(error: BaseException) -> str:
+    """The name of an exception's class, whatever its metaclass does."""
+    return one_line(type.__dict__["__name__"].__get__(type(error))[:_MESSAGE_BOUND])
+
+
+def said(error: BaseException) -> str:
+    """An exception as one line: its class, and what it says.
+
+    >>> said(ValueError("two\\nlines"))
+    'ValueError: two lines'
+    """
+    return f"{type_of(error)}: {message_of(error)}"
+
+
+def plural(count: int, what: str, then: str = "") -> str:
+    """So many of what is counted, and what is said of it: ``then`` has the plural's verb.
+
+    >>> plural(1, "row"), plural(1200, "row")
+    ('1 row', '1,200 rows')
+    >>> plural(1, "row", "are done"), plural(2, "row", "are done")
+    ('1 row is done', '2 rows are done')
+    """
+    words = f"{count:,} {what}" + ("" if count == 1 else "s")
+    if not then:
+        return words
+    verb, _, rest = then.partition(" ")
+    verb = _SINGULAR.get(verb, verb) if count == 1 else verb
+    return f"{words} {verb} {rest}".rstrip()
+
+
+_SINGULAR = {"are": "is", "were": "was", "have": "has"}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -21,7 +21,15 @@ from threads import join_workers
 
 import revkit
 from revkit import BadOutput, Interrupted, RunFailed, Signature, UsageError
-from revkit.errors import AccessDenied, ConnectionFailed, ModelError, ModelMissing, ServerError
+from revkit.errors import (
+    AccessDenied,
+    ConnectionFailed,
+    FactoryFailed,
+    ModelError,
+    ModelMissing,
+    QuotaUsedUp,
+    ServerError,
+)
 from revkit.runtime.engines import beside
 from revkit.runtime.plan import available_cpus
 from revkit.scheduling.policy import worker_count
@@ -265,6 +273,50 @@ class Unreadable(Exception):
         raise RuntimeError("no words")
 
 
+def saying(raised: type[BaseException]) -> BaseException:
+    """An exception that raises another one when it is read."""
+
+    class Saying(Exception):
+        def __str__(self) -> str:
+            raise raised("no words")
+
+        __repr__ = __str__
+
+    return Saying()
+
+
+class Nameless(type):
+    @property
+    def __name__(cls) -> str:
+        raise SystemExit
+
+
+class Closed(Exception, metaclass=Nameless):
+    """Nothing of it can be read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit(name)
+
+
+class Text(str):
+    def __getitem__(self, key: Any) -> str:
+        raise SystemExit
+
+
+class SaysText(Exception):
+    def __str__(self) -> str:
+        return Text("words")
+
+
+class OddFields(revkit.RowFailure):
+    """What is made from an error of revkit may have anything in its fields."""
+
+    status, pause, transient = "x", "soon", 7  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "odd")
+
+
 class Own(BaseException):
     pass
 
@@ -280,17 +332,34 @@ RAISED = [
     (Frozen("cold"), "Frozen: cold"),
     (Unreadable(), "Unreadable: (its message cannot be read: RuntimeError)"),
     (BadOutput("not mine to retry"), "BadOutput: not mine to retry"),
-    (AccessDenied("not a server's word"), "AccessDenied: not a server's word"),
+    (GeneratorExit("closed"), "GeneratorExit: closed"),
+    (StopAsyncIteration("over"), "StopAsyncIteration: over"),
+    (saying(SystemExit), "Saying: (its message cannot be read: SystemExit)"),
+    (saying(KeyboardInterrupt), "Saying: (its message cannot be read: KeyboardInterrupt)"),
+    (saying(GeneratorExit), "Saying: (its message cannot be read: GeneratorExit)"),
+    (Closed, "Closed"),  # its class: pytest would read it
+    (SaysText(), "SaysText: words"),
+    (OddFields(), "OddFields: odd"),
+    (AccessDenied("not a server's word", status=401), "AccessDenied: not a server's word"),
+    (AccessDenied("not a server's word", status=403), "AccessDenied: not a server's word"),
+    (QuotaUsedUp("not the account", status=429), "QuotaUsedUp: not the account"),
+    (ModelMissing("no model", status=404), "ModelMissing: no model"),
+    (FactoryFailed("no factory"), "FactoryFailed: no factory"),
+    (ServerError("busy", status=429, pause=1e6), "ServerError: busy"),
+    (ServerError("busy", status=429, pause=float("nan")), "ServerError: busy"),
+    (RunFailed("another run"), "RunFailed: another run"),
+    (revkit.Interrupted("another run"), "Interrupted: another run"),
+    (UsageError("another call"), "UsageError: another call"),
+    (RuntimeError("can't start new thread"), "RuntimeError: can't start new thread"),
+    (MemoryError(), "MemoryError"),
     (ExceptionGroup("two", [ValueError("a"), ValueError("b")]), "ExceptionGroup: two (2 sub-e"),
     (ValueError("x" * 10_000), "ValueError: " + "x" * 1000),
 ]
 
 
-@pytest.mark.parametrize(("error", "words"), RAISED, ids=[type(e).__name__ for e, _ in RAISED])
+@pytest.mark.parametrize(("error", "words"), RAISED, ids=[words[:40] for _, words in RAISED])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_a_callable_raises_is_that_rows_error(
-    engine: str, error: BaseException, words: str
-) -> None:
+def test_what_a_callable_raises_is_that_rows_error(engine: str, error: Any, words: str) -> None:
     if isinstance(error, StopIteration) and engine == "async":
         words = "RuntimeError: coroutine raised StopIteration"  # Python's own doing
 
@@ -299,21 +368,121 @@ def test_what_a_callable_raises_is_that_rows_error(
             raise error
         return n
 
-    stops = isinstance(error, AccessDenied)
-    try:
-        run = run_with(engine, raises_at_first_and_last, 9, max_workers=2)
-    except RunFailed as failed:
-        assert stops
-        run = failed.result
-    assert not stops or run.metrics.not_started > 0
+    run = run_with(engine, raises_at_first_and_last, 9, max_workers=2)
     errors = run.frame["error"]
     assert errors.iloc[0].startswith(words)
     assert len(errors.iloc[0]) < 2200
-    if not stops:
-        assert errors.iloc[8].startswith(words)
-        assert run.frame["response"].tolist()[1:8] == list(range(1, 8))
-        assert run.metrics.attempts == 9  # nothing of a callable is tried again
+    assert errors.iloc[8].startswith(words)
+    assert run.frame["response"].tolist()[1:8] == list(range(1, 8))
+    assert run.metrics.attempts == 9  # nothing of a callable is tried again
     assert run_with(engine, abs).metrics.succeeded == 3  # whatever it was, the next run runs
+
+
+@pytest.mark.parametrize("error", [GeneratorExit("mine"), asyncio.CancelledError("mine")])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_factory_that_raises_what_ends_tasks_has_failed(
+    engine: str, error: BaseException
+) -> None:
+    def factory(worker: int) -> Any:
+        raise error
+
+    def plain(n: int, context: Any) -> int:
+        raise AssertionError
+
+    async def awaited(n: int, context: Any) -> int:
+        raise AssertionError
+
+    with pytest.raises(RunFailed) as failed:
+        revkit.parallel_map([1, 2], plain if engine == "thread" else awaited, factory=factory)
+    assert "FactoryFailed: factory(" in str(failed.value)
+    assert f"raised {type(error).__name__}: mine" in str(failed.value)
+
+
+@pytest.mark.parametrize("error", [GeneratorExit("mine"), asyncio.CancelledError("mine")])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_state_that_cannot_be_closed_costs_no_row(engine: str, error: BaseException) -> None:
+    class State:
+        def close(self) -> None:
+            raise error
+
+    def plain(n: int, context: Any) -> int:
+        return n
+
+    async def awaited(n: int, context: Any) -> int:
+        return n
+
+    function = plain if engine == "thread" else awaited
+    with pytest.warns(UserWarning, match=f"could not be closed: {type(error).__name__}: mine"):
+        run = revkit.parallel_map([1, 2], function, factory=lambda worker: State(), max_workers=1)
+    assert run.metrics.succeeded == 2
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_fewer_threads_than_workers_run_all_rows(
+    monkeypatch: pytest.MonkeyPatch, given: int
+) -> None:
+    """The system gives some threads and then no more."""
+    start, left = threading.Thread.start, given
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal left
+        if thread.name.startswith("revkit-worker"):
+            if not left:
+                raise RuntimeError("can't start new thread")
+            left -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.warns(UserWarning, match="could not start another thread") as warned:
+        run = revkit.parallel_map(range(50), lambda n: n, max_workers=8)
+    assert f"had {given} worker" in str(warned[0].message)
+    assert run.frame["response"].tolist() == list(range(50))
+    assert run.metrics.workers == given
+
+
+def test_without_any_thread_each_row_has_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with (
+        pytest.warns(UserWarning, match="had 0 workers instead of 2"),
+        pytest.raises(RunFailed, match="can't start new thread") as failed,
+    ):
+        revkit.parallel_map(range(5), lambda n: n, max_workers=2)
+    assert failed.value.result.metrics.not_started == 5
+
+
+def test_a_thread_that_cannot_be_replaced_leaves_fewer_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, left = threading.Thread.start, 2
+    release, refused = threading.Event(), threading.Event()
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal left
+        if thread.name.startswith("revkit-worker"):
+            if not left:
+                refused.set()
+                raise RuntimeError("can't start new thread")
+            left -= 1
+        start(thread)
+
+    def function(n: int) -> int:
+        if n == 0:
+            release.wait(30)
+        refused.wait(0.02)  # the other worker is not through before that
+        return n
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    once = revkit.Retry(attempts=1)
+    with pytest.warns(UserWarning, match="had 1 worker instead of 2"):
+        run = revkit.parallel_map(
+            range(500), function, max_workers=2, attempt_timeout=0.3, retry=once
+        )
+    release.set()
+    assert run.metrics.succeeded == 499
+    assert run.frame["error"].iloc[0].startswith("AttemptTimeout")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -5,6 +5,7 @@ plan       what a run is going to do: all that is decided before anything is sen
 wiring     makes the parts of one run from its plan
 prompts    the rendered prompts of one run
 state      what each worker of a function works with, and no other worker
+failures   what an attempt's exception comes to
 work       what a worker does in one attempt
 draws      which of its prompt's replies a row gets, where a model may vary
 lookahead  ahead of the workers: which rows need the model at all

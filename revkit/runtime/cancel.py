@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["CancelToken", "is_done_to_the_worker"]
+if TYPE_CHECKING:
+    from asyncio import Task
+
+__all__ = ["CancelToken", "is_done_to", "is_interrupt", "may_be_the_engines"]
 
 
 class CancelToken:
@@ -65,10 +69,37 @@ class CancelToken:
                 self._callbacks.remove(callback)
 
 
-def is_done_to_the_worker(error: BaseException) -> bool:
-    """Whether an exception cancels or interrupts the worker, and is not an error of its row."""
-    if isinstance(error, KeyboardInterrupt):
-        return threading.current_thread() is threading.main_thread()
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an exception is a Ctrl-C, or cannot be told from one.
+
+    Python raises one in the main thread only.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    return main and issubclass(type(error), KeyboardInterrupt)
+
+
+def may_be_the_engines(error: BaseException) -> bool:
+    """Whether an exception in a task may be no error of its row.
+
+    The engine that runs the task knows: see :func:`is_done_to`.
+    """
     from asyncio import CancelledError
 
-    return isinstance(error, CancelledError | GeneratorExit)
+    return is_interrupt(error) or issubclass(type(error), CancelledError | GeneratorExit)
+
+
+def is_done_to(task: Task[Any] | None, error: BaseException) -> bool:
+    """Whether an exception in a worker's task cancels, closes or interrupts that task.
+
+    Else the user's own code raised it.
+    """
+    from asyncio import CancelledError, current_task
+
+    if issubclass(type(error), CancelledError):
+        return task is None or task.cancelling() > 0
+    if not issubclass(type(error), GeneratorExit):
+        return is_interrupt(error)
+    try:
+        return current_task() is not task  # it is closed, not run
+    except RuntimeError:  # its loop has ended
+        return True

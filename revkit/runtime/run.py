@@ -210,6 +210,11 @@ def _threads(run: Run) -> Engine:
     from .engines.threads import ThreadEngine
 
     plan, drain = run.wiring.plan, run.drain
+
+    def fewer(workers: int, why: str) -> None:
+        drain.record.workers = workers
+        drain.record.warnings.append(why)
+
     return ThreadEngine(
         run.scheduler,
         run.wiring.work(drain.record.warnings.append),
@@ -218,6 +223,7 @@ def _threads(run: Run) -> Engine:
         wake=drain.wake,
         awaited=drain.is_awaited,
         attempt_timeout=plan.options.failures.attempt_timeout,
+        fewer=fewer,
     )
 
 

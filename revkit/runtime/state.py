@@ -17,10 +17,11 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
+from functools import partial
 from typing import Any
 
-from ..errors import FactoryFailed
-from .cancel import is_done_to_the_worker
+from ..errors import FactoryFailed, said
+from .cancel import is_done_to
 
 __all__ = ["States"]
 
@@ -74,7 +75,7 @@ class States:
 
         def get() -> Any:
             if not made:
-                with self._may_fail(worker):
+                with self._may_fail(worker, lambda error: False):
                     new = self._make(worker)
                     self._claim(new, stack)
                     made.append(_enter(stack, new))
@@ -91,7 +92,9 @@ class States:
     @asynccontextmanager
     async def aof(self, worker: int) -> AsyncIterator[Callable[[], Awaitable[Any]]]:
         """:meth:`of` for a task."""
-        stack = AsyncExitStack()
+        from asyncio import current_task
+
+        stack, task = AsyncExitStack(), current_task()
         made: list[Any] = []
 
         async def get() -> Any:
@@ -99,7 +102,7 @@ class States:
                 if self._instances is not None:
                     made.append(self._instances[worker])
                     return made[0]
-                with self._may_fail(worker):
+                with self._may_fail(worker, partial(is_done_to, task)):
                     new = self._make(worker)
                     if inspect.isawaitable(new):
                         new = await new
@@ -112,7 +115,9 @@ class States:
         finally:
             try:
                 await stack.aclose()
-            except BaseException as error:  # noqa: BLE001 - reported; its rows are done
+            except BaseException as error:
+                if is_done_to(task, error):
+                    raise
                 self._not_closed(worker, error)
 
     def _make(self, worker: int) -> Any:
@@ -129,23 +134,21 @@ class States:
         stack.callback(self._in_use.pop, id(made), None)
 
     @contextmanager
-    def _may_fail(self, worker: int) -> Iterator[None]:
+    def _may_fail(
+        self, worker: int, is_no_failure: Callable[[BaseException], bool]
+    ) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if is_done_to_the_worker(error):
+            if is_no_failure(error):
                 raise
             raise FactoryFailed(
-                f"factory({worker}) raised {type(error).__name__}: {error}; worker {worker} has no "
+                f"factory({worker}) raised {said(error)}; worker {worker} has no "
                 "state without it, so mend the factory and run it again"
             ) from error
 
     def _not_closed(self, worker: int, error: BaseException) -> None:
-        if is_done_to_the_worker(error):
-            raise error
-        self._warn(
-            f"the state of worker {worker} could not be closed: {type(error).__name__}: {error}"
-        )
+        self._warn(f"the state of worker {worker} could not be closed: {said(error)}")
 
 
 def _enter(stack: ExitStack, made: Any) -> Any:

@@ -130,7 +130,8 @@ class Wiring:
             states = None
             if pool.factory is not None or pool.instances is not None:
                 states = States(pool.factory, pool.instances, warn)
-            return CallableWork(plan.task, plan.rows, states, plan.place)
+            max_pause = plan.options.failures.retry.max_pause
+            return CallableWork(plan.task, plan.rows, states, plan.place, max_pause=max_pause)
         assert plan.client is not None
         return ModelWork(plan.task, plan.client, self.prompts, self.answers)
 

@@ -6,7 +6,6 @@ an attempt leaves it as an exception: it becomes the outcome.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
@@ -27,25 +26,21 @@ from ..clients.contract import (
     Response,
     Transport,
 )
-from ..errors import RowFailure, one_line
-from ..scheduling.events import CANCELLED, Attempt, Failure, Outcome, Success
+from ..errors import RowFailure
+from ..scheduling.events import CANCELLED, Attempt, Outcome, Success
 from ..tables.rows import Rows
 from ..task.answer import Answers
-from ..task.chat import Message, Reply, with_known_counts
+from ..task.chat import Message, Reply
 from ..task.kinds import CallableTask, ModelTask
 from ..task.returned import values_of
-from .cancel import CancelToken, is_done_to_the_worker
+from .cancel import CancelToken, is_interrupt, may_be_the_engines
+from .failures import Failures
 from .prompts import Prompts
 from .state import States
 
 __all__ = ["CallableWork", "Context", "ModelWork", "Work", "adrive", "drive"]
 
-#: An error message may quote a whole reply; a column of them should stay readable.
-_MESSAGE_BOUND = 2_000
-
 _PLAIN = frozenset({str, int, float, bool})
-
-_OTHER_LOOP = ("bound to a different event loop", "attached to a different loop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,66 +96,13 @@ class Work(Protocol):
         """Let what runs end, where it can be reached; it may be called again."""
 
 
-class Failures:
-    """Turns exceptions into failures; the first one keeps its traceback, for the user to read."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept = False
-
-    def of(self, error: BaseException, unfit: Reply | None = None) -> Failure:
-        """
-        Args:
-            unfit: the reply that the task could not read. The model may do better when it is
-                told why, which it will not where the protocol gave the reply up.
-        """
-        with self._lock:
-            first, self._kept = not self._kept, True
-        if not first:
-            # A traceback holds every local variable of every frame: thousands would add up.
-            for name in ("__traceback__", "__context__", "__cause__"):
-                BaseException.__setattr__(error, name, None)  # a frozen dataclass refuses its own
-        message = _message(error)
-        if isinstance(error, RuntimeError) and any(words in message for words in _OTHER_LOOP):
-            message += (
-                " - the function uses an object of the notebook's own event loop: call "
-                '`await df.llm.aparallel_map(...)`, or pass loop="notebook"'
-            )
-        if isinstance(error, RowFailure):
-            return Failure(
-                type(error).__name__,
-                message,
-                status=error.status,
-                text=error.text if unfit is None else unfit.text,
-                reply=unfit
-                or (with_known_counts(error.reply) if isinstance(error.reply, Reply) else None),
-                correctable=error.correctable and unfit is not None,
-                transient=error.transient,
-                pause=error.pause,
-                reset=error.reset,
-                sent=error.sent,
-                ends_run=error.ends_run,
-                denied=error.denied,
-                cause=error,
-            )
-        text = None if unfit is None else unfit.text
-        return Failure(type(error).__name__, message, reply=unfit, text=text, cause=error)
-
-
-def _message(error: BaseException) -> str:
-    """What an exception says, on one line that any column can hold; its class may be anyone's."""
-    try:
-        return one_line(str(error)[:_MESSAGE_BOUND])
-    except Exception as broken:  # noqa: BLE001
-        return f"(its message cannot be read: {type(broken).__name__})"
-
-
 class CallableWork:
     """Calls a user's function with each row.
 
     Args:
         states: what its workers work with; None: nothing.
         place: the caller's number of a row, and that of its sample.
+        max_pause: a longer pause that the function asks for is not kept, in seconds.
     """
 
     def __init__(
@@ -169,11 +111,13 @@ class CallableWork:
         rows: Rows,
         states: States | None = None,
         place: Callable[[int], tuple[int, int]] = lambda row: (row, 0),
+        *,
+        max_pause: float = 0.0,
     ):
         self._task = task
         self._call = self._call_with_context if task.wants_context else self._call_plainly
         self._item = rows.item
-        self._failures = Failures()
+        self._failures = Failures(max_pause=max_pause)
         self._states = states
         self._place = place
         self._cancel = CancelToken()
@@ -207,20 +151,29 @@ class CallableWork:
 
     def _attempt(self, attempt: Attempt, get: Callable[[], Any] | None = None) -> Outcome:
         try:
-            return Success(self._values(self._call(attempt, None if get is None else get())))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
+            state = None if get is None else get()
+        except BaseException as error:  # noqa: BLE001 - without a state no row can be run
             return self._failures.of(error)
+        try:
+            return Success(self._values(self._call(attempt, state)))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
+            return self._failures.of_function(error)
 
     async def _aattempt(
         self, attempt: Attempt, get: Callable[[], Awaitable[Any]] | None = None
     ) -> Outcome:
         try:
             state = None if get is None else await get()
-            return Success(self._values(await self._call(attempt, state)))
         except BaseException as error:
-            if is_done_to_the_worker(error):
+            if may_be_the_engines(error):
                 raise
             return self._failures.of(error)
+        try:
+            return Success(self._values(await self._call(attempt, state)))
+        except BaseException as error:
+            if may_be_the_engines(error):
+                raise
+            return self._failures.of_function(error)
 
     def _call_plainly(self, attempt: Attempt, state: Any) -> Any:
         return self._task.fn(self._item(attempt.row))
@@ -283,7 +236,7 @@ class ModelWork:
         try:
             messages = self._messages(attempt)
         except BaseException as error:  # noqa: BLE001 - out of a value of the user's own
-            return self._failures.of(error)._replace(sent=False)
+            return self._failures.of_function(error)._replace(sent=False)
         try:
             reply = drive(self._session.exchange(messages), self._transport.send)
         except Aborted:
@@ -296,12 +249,14 @@ class ModelWork:
         assert self._async_transport is not None
         try:
             messages = self._messages(attempt)
-        except Exception as error:  # noqa: BLE001 - out of a value of the user's own
-            return self._failures.of(error)._replace(sent=False)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            return self._failures.of_function(error)._replace(sent=False)  # of the user's own value
         try:
             reply = await adrive(self._session.exchange(messages), self._async_transport.send)
         except BaseException as error:
-            if is_done_to_the_worker(error):
+            if may_be_the_engines(error):
                 raise
             return self._failures.of(error)
         return self._read(reply, messages)
@@ -323,8 +278,10 @@ class ModelWork:
         reply = self._answers.split(reply, sent)
         try:
             return Success(*self._answers.read(reply))
-        except Exception as error:  # noqa: BLE001 - out of a validator of the user's own, say
-            return self._failures.of(error, reply)
+        except BaseException as error:  # out of a validator of the user's own, say
+            if is_interrupt(error):
+                raise
+            return self._failures.of_function(error, reply)
 
 
 def drive(exchange: Exchange, send: Callable[[Request], Response]) -> Reply:

@@ -10,8 +10,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ...errors import message_of, type_of
 from ...scheduling.events import CANCELLED, Attempt, Failure, Outcome, Stop, StopKind
 from ...scheduling.scheduler import DONE, WAIT, Scheduler, Step
+from ..cancel import is_done_to
 from ..work import AsyncAttempts, Work
 from . import OFTEN, Emit, Ended, overran
 
@@ -283,7 +285,7 @@ class LoopEngine:
 
     async def _work_off(self, worker: int, attempts: AsyncAttempts) -> None:
         scheduler, clock = self._scheduler, self._clock
-        limited = self.attempt_timeout is not None
+        limited, task = self.attempt_timeout is not None, asyncio.current_task()
         now = clock()
         while True:
             step = scheduler.take(worker, now)
@@ -298,12 +300,13 @@ class LoopEngine:
                 self._wake_next(start)
             try:
                 outcome = await (self._limited(attempts(step)) if limited else attempts(step))
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+            except (asyncio.CancelledError, GeneratorExit) as error:
+                if not is_done_to(task, error):  # something that the function awaited was cancelled
+                    outcome = Failure(type_of(error), message_of(error), cause=error)
+                elif isinstance(error, GeneratorExit):
+                    raise
+                else:
                     outcome = CANCELLED
-                else:  # the user's own: something that the function awaited was cancelled
-                    outcome = Failure("CancelledError", str(error), cause=error)
             if self._given_up:
                 return
             now = end = clock()

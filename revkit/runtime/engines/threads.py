@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from ...errors import message_of, plural
 from ...scheduling.events import CANCELLED, Attempt, Stop, StopKind
 from ...scheduling.scheduler import DONE, WAIT, Scheduler
 from ..work import Attempts, Work
@@ -28,6 +29,8 @@ class ThreadEngine:
         wake: wakes the drain, for which there are facts.
         awaited: rows wait for the drain; else it is in no hurry.
         attempt_timeout: seconds that one attempt may take; None: any time.
+        fewer: receives the number of workers where the system does not give a thread to each, and
+            what to say of it.
     """
 
     clock = staticmethod(time.monotonic)
@@ -42,10 +45,12 @@ class ThreadEngine:
         wake: Callable[[], None],
         awaited: bool,
         attempt_timeout: float | None = None,
+        fewer: Callable[[int, str], object] = lambda workers, why: None,
     ):
         self._scheduler = scheduler
         self._work = work
         self._workers = workers
+        self._fewer = fewer
         self._emit = emit
         self._wake = wake
         self._awaited = awaited
@@ -77,9 +82,11 @@ class ThreadEngine:
         for worker in range(self._workers):
             try:
                 self._spawn(worker)
-            except RuntimeError as error:  # the system gives no more threads
+            except (RuntimeError, MemoryError) as error:  # the system gives no more threads
                 with self._changed:
-                    self._fail(error, "the system could not start another thread")
+                    self._fewer(worker, self._no_thread(worker, error))
+                    if not worker:
+                        self._fail(error, "the system could not start a thread")
                     self._left -= self._workers - worker
                     last = not self._left
                 if last:
@@ -142,7 +149,8 @@ class ThreadEngine:
         self._wake()
         self._changed.notify_all()
         if not self._work.replaceable:
-            self._lose_a_worker()
+            limit = f"attempt_timeout={self._attempt_timeout:g}"
+            self._lose_a_worker(f"an attempt on each of instances= overran {limit}")
             return
         self._replaced += 1
         if self._replaced > self._workers:
@@ -153,20 +161,23 @@ class ThreadEngine:
             self._scheduler.stop(Stop(StopKind.FATAL, reason, cancels=True))
         try:
             self._spawn(worker)
-        except RuntimeError as error:
-            self._fail(error, "the system could not start another thread")
-            self._left -= 1
-            if not self._left:
-                self._end()
+        except (RuntimeError, MemoryError) as error:
+            why = self._no_thread(self._left - 1, error)
+            self._fewer(self._left - 1, why)
+            self._lose_a_worker(why)
 
-    def _lose_a_worker(self) -> None:
-        """The state of an abandoned worker is not used again, so nobody takes its place."""
+    def _no_thread(self, workers: int, error: BaseException) -> str:
+        return (
+            f"the system could not start another thread ({message_of(error)}), so the run had "
+            f"{plural(workers, 'worker')} instead of {self._workers}; use fewer with max_workers=, "
+            "or raise the limit of threads (ulimit -u)"
+        )
+
+    def _lose_a_worker(self, why: str) -> None:
+        """Nobody takes the place of an abandoned worker; its state is not used again."""
         self._left -= 1
         if not self._left:
-            reason = (
-                f"no worker is left: an attempt on each of instances= overran "
-                f"attempt_timeout={self._attempt_timeout:g}"
-            )
+            reason = f"no worker is left: {why}"
             self._scheduler.stop(Stop(StopKind.FATAL, reason, cancels=True))
             self._end()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from ...errors import said
 from ...record.record import Record, RowResult
 from ..wiring import Display, Wiring
 
@@ -52,7 +53,7 @@ class ProgressSink:
             self._callback = None
             # Said when the run is over: where warnings are errors, it would end the run.
             self._record.warnings.append(
-                f"the progress callback raised {type(error).__name__}: {error}; it was not "
+                f"the progress callback raised {said(error)}; it was not "
                 "called again, and the run went on"
             )
         return None
@@ -87,6 +88,6 @@ class ProgressSink:
         except Exception as error:  # noqa: BLE001 - reported, and the run goes on
             self._display = None
             self._record.warnings.append(
-                f"the progress display raised {type(error).__name__}: {error}; it was not "
+                f"the progress display raised {said(error)}; it was not "
                 "drawn again, and the run went on"
             )
