@@ -572,3 +572,65 @@ def test_a_mix_within_a_chunk_is_text_and_that_is_said(tmp_path: Path) -> None:
         done = revkit.map_parquet(tmp_path / "in.parquet", value, tmp_path / "out.parquet")
     assert told[0].filename == __file__
     assert pd.read_parquet(done.path)["response"].tolist() == ["even", "1", "even", "3"]
+
+
+def as_unfinished(path: Path) -> None:
+    """Note of a file what revkit 0.1.0 noted of a chunk that a timeout had cut short."""
+    table = pq.read_table(path)
+    note = json.loads(table.schema.metadata[b"revkit.map_parquet"])
+    note.get("totals", note)["succeeded"] = 1
+    metadata = {**table.schema.metadata, b"revkit.map_parquet": json.dumps(note).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def test_a_part_that_was_kept_unfinished_is_run_again(source: Path, sink: Path) -> None:
+    CALLS.clear()
+    BROKEN.update({9})
+    with pytest.raises(revkit.RunFailed):
+        map_parquet(source, square, sink, chunk_rows=3, fail_fast=True)
+    BROKEN.clear()
+    parts = sorted(Path(f"{sink}.parts").glob("*.parquet"))
+    assert [path.stem[-2:] for path in parts] == ["03", "06", "09"]
+    as_unfinished(parts[1])
+    with pytest.warns(UserWarning, match="2 rows of 3 were not finished; rows 3 and after are run"):
+        done = map_parquet(source, square, sink, chunk_rows=3)
+    assert done.metrics.total == done.metrics.succeeded == 10
+    assert [CALLS[n] for n in range(10)] == [1] * 3 + [2] * 7
+    assert pd.read_parquet(sink)["response"].tolist() == [n**2 for n in range(10)]
+
+
+def test_a_sink_that_was_finished_with_unfinished_rows_is_made_again(
+    source: Path, sink: Path
+) -> None:
+    map_parquet(source, double, sink)
+    as_unfinished(sink)
+    with pytest.warns(UserWarning, match="9 rows of 10 were not finished; all rows are run again"):
+        done = map_parquet(source, double, sink)
+    assert done.metrics.succeeded == 10
+    assert map_parquet(source, double, sink).metrics.succeeded == 10
+
+
+@pytest.mark.parametrize("settled", [0, 2])
+def test_a_chunk_with_unfinished_rows_is_never_kept(
+    source: Path, sink: Path, settled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it comes about that an engine is through before its rows are."""
+    from revkit.scheduling.scheduler import DONE, Scheduler
+
+    take, taken = Scheduler.take, 0
+
+    def ends_early(self: Scheduler, worker: int, now: float) -> Any:
+        nonlocal taken
+        taken += 1
+        return DONE if taken > settled else take(self, worker, now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, "take", ends_early)
+        with pytest.raises(revkit.RunFailed) as failed:
+            map_parquet(source, double, sink, chunk_rows=4, max_workers=1)
+        assert failed.value.result.metrics.not_started == 4 - settled
+        assert not list(Path(f"{sink}.parts").glob("*.parquet"))
+        taken = 0
+        with pytest.raises(revkit.RunFailed, match="were not finished"):
+            revkit.parallel_map([{"n": 1}, {"n": 2}, {"n": 3}], double, max_workers=1)
+    assert map_parquet(source, double, sink, chunk_rows=4).metrics.succeeded == 10

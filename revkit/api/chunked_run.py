@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Interrupted, RunFailed, RunTimeout, UsageError
+from ..errors import Interrupted, RunFailed, RunTimeout, UsageError, plural
 from ..record.record import RowResult
 from ..results.result import ParallelResult
 from ..runtime.draws import Draws, PromptCounts
@@ -78,8 +78,8 @@ class ChunkedRun:
         """Count the rows that an earlier call finished; they come before the first chunk."""
         if self._limit is not None and not self._failures.fail_fast and before.failed > self._limit:
             raise UsageError(
-                f"max_failures={self._failures.max_failures!r}: {before.failed:,} rows of the "
-                "finished chunks have failed already; allow more, or begin anew"
+                f"max_failures={self._failures.max_failures!r}: "
+                f"{plural(before.failed, 'row')} of the finished chunks failed already; allow more, or begin anew"
             )
         self.settled = self._done = before.total
         self.failed, self.succeeded = before.failed, before.succeeded
@@ -143,7 +143,8 @@ class ChunkedRun:
         except (RunFailed, Interrupted) as error:
             result, record = error.result, error.result._record
             # A chunk all of whose rows failed is no reason to stop: what counts is the whole.
-            if isinstance(error, Interrupted) or record.stopped or record.ended_by:
+            cut_short = record.stopped or record.ended_by or record.has_unfinished
+            if isinstance(error, Interrupted) or cut_short:
                 stopped = error
         metrics = result.metrics
         first = self._done
@@ -167,10 +168,12 @@ class ChunkedRun:
         record = error.result._record
         if isinstance(error, Interrupted):
             reason = "it was interrupted"
+        elif record.stopped is None and record.ended_by is None:
+            reason = "it ended before its last row"
         elif record.stopped is None:
             reason = f"it broke off: {type(record.ended_by).__name__}: {record.ended_by}"
         elif record.stopped.kind is StopKind.FAILURES and not self._failures.fail_fast:
-            failed = f"{self.failed:,} row{'' if self.failed == 1 else 's'} failed"
+            failed = plural(self.failed, "row", "failed")
             reason = f"{failed}, more than max_failures allows ({self._limit})"
         elif record.stopped.kind is StopKind.TIMEOUT:
             assert self._timeout is not None
@@ -187,10 +190,12 @@ class ChunkedRun:
 
     def _stop_message(self, reason: str) -> str:
         all_rows = "" if self._total is None else f" of {self._total:,}"
-        what = "rows" if self._samples == 1 else "samples"
+        what = "row" if self._samples == 1 else "sample"
+        counted = self.succeeded if self._total is None else self._total
         return (
             f"the run was stopped in chunk {self._chunks}: {reason}; {self.succeeded:,}{all_rows} "
-            f"{what} {'is' if self.succeeded == 1 else 'are'} done and {self.failed:,} failed"
+            f"{what}{'' if counted == 1 else 's'} {'is' if self.succeeded == 1 else 'are'} done "
+            f"and {self.failed:,} failed"
         )
 
     def end(self) -> None:

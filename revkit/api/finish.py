@@ -14,6 +14,7 @@ from ..errors import (
     RunFailed,
     RunTimeout,
     UsageError,
+    plural,
     warn,
 )
 from ..record import columns, samples
@@ -25,6 +26,7 @@ from ..runtime.plan import Plan
 from ..runtime.run import aexecute, execute
 from ..scheduling.events import Status, StopKind
 from ..tables.dtypes import same_rows, snapshot
+from ..tables.frame_lock import frame_lock
 from ..task.kinds import CallableTask, ModelTask
 from ..task.outputs import Field
 from .prepare import Prepared, Task
@@ -91,32 +93,41 @@ def finish(call: Prepared, record: Record) -> ParallelResult:
     sampled = None
     if record.samples > 1:
         sampled = columns.finished(record.values, _fields(task))
-    labels, arrays = outputs_of(record, task, frame, writing)
-    made = {labels[name]: array for name, array in arrays.items()}
-    if writing.error is not None:
-        made[writing.error] = columns.errors(record)
-    written = call.target is not None and _can_write(call, made)
-    columns.write(frame, made, task.fingerprint)
-    if written and call.target is not None:
-        columns.write(call.target, made, task.fingerprint)
-    result = _last = ParallelResult(
-        record,
-        frame=frame,
-        task=task,
-        rows=plan.rows,
-        columns=labels,
-        sampled=sampled,
-        model_name=None if plan.client is None else plan.client.name,
-        find_price=price_finder(plan.client, plan.options.limits.budget),
-        provenance=provenance.of_run(call.provenance, record),
-        rerun=_Rerun(call, record),
-    )
+    with frame_lock():
+        labels, arrays = outputs_of(record, task, frame, writing)
+        made = {labels[name]: array for name, array in arrays.items()}
+        if writing.error is not None:
+            made[writing.error] = columns.errors(record)
+        changed = None if call.target is None else _change_of(call, made)
+        written = call.target is not None and changed is None
+        columns.write(frame, made, task.fingerprint)
+        if written and call.target is not None:
+            columns.write(call.target, made, task.fingerprint)
+        result = _last = ParallelResult(
+            record,
+            frame=frame,
+            task=task,
+            rows=plan.rows,
+            columns=labels,
+            sampled=sampled,
+            model_name=None if plan.client is None else plan.client.name,
+            find_price=price_finder(plan.client, plan.options.limits.budget),
+            provenance=provenance.of_run(call.provenance, record),
+            rerun=_Rerun(call, record),
+        )
+    if changed is not None:
+        warn(
+            f"nothing was written to the frame: {changed}; the finished frame is run.frame, also "
+            "as revkit.last_result().frame"
+        )
     for message in record.warnings:
         warn(message)
     if isinstance(record.ended_by, KeyboardInterrupt):
-        done = f"interrupted: {result.metrics.succeeded} of {record.total} rows are done, and stand"
         where = "the columns and in " if written else ""
-        raise Interrupted(f"{done} in {where}revkit.last_result().frame{_go_on(record)}", result)
+        raise Interrupted(
+            f"interrupted: {_done(result)} in {where}revkit.last_result().frame{_go_on(record)}",
+            result,
+        )
     if isinstance(record.ended_by, Exception):
         fault = f"{type(record.ended_by).__name__}: {record.ended_by}"
         from ..display import failure_message
@@ -126,18 +137,26 @@ def finish(call: Prepared, record: Record) -> ParallelResult:
         )
     if record.ended_by is not None:  # the awaiting task was cancelled
         if not record.ended_by.args:
-            done = f"{result.metrics.succeeded} of {record.total} rows are done, and stand"
-            record.ended_by.args = (f"{done} in revkit.last_result().frame{_go_on(record)}",)
+            record.ended_by.args = (
+                f"{_done(result)} in revkit.last_result().frame{_go_on(record)}",
+            )
         raise record.ended_by
     succeeded = result.metrics.succeeded
     stopped = record.stopped
-    if (stopped is not None and succeeded < record.total) or (record.failed and not succeeded):
+    some_failed = stopped is not None and succeeded < record.total
+    if some_failed or record.has_unfinished or (record.failed and not succeeded):
         cause = record.first_failure[1].cause if record.first_failure else None
         kind = RunFailed if stopped is None else error_of_stop(stopped.kind)
         from ..display import failure_message
 
         raise kind(failure_message(record), result) from cause
     return result
+
+
+def _done(result: ParallelResult) -> str:
+    total, verb = result.metrics.total, "is" if result.metrics.succeeded == 1 else "are"
+    stand = "stands" if verb == "is" else "stand"
+    return f"{result.metrics.succeeded} of {plural(total, 'row')} {verb} done, and {stand}"
 
 
 def _go_on(record: Record) -> str:
@@ -194,24 +213,18 @@ def _once_more(call: Prepared) -> Prepared:
     return dataclasses.replace(call, before=snapshot(call.before))
 
 
-def _can_write(call: Prepared, made: Mapping[Any, Any]) -> bool:
-    """Whether the caller's frame is still as it was; a warning says where it is not."""
-    assert call.target is not None
-    target, fingerprint = call.target, call.plan.task.fingerprint
-    new = [label for label in made if label not in call.before.columns and label in target.columns]
-    if not call.plan.options.writing.overwrite and any(
-        columns.is_foreign(target, x, fingerprint) for x in new
-    ):
-        why = f'a column "{new[0]}" has appeared in it while the run went on'
-    elif not same_rows(target, call.before, call.inputs):
-        why = "its rows were changed while the run went on"
-    else:
-        return True
-    warn(
-        f"nothing was written to the frame: {why}; the finished frame is run.frame, also as "
-        "revkit.last_result().frame"
-    )
-    return False
+def _change_of(call: Prepared, made: Mapping[Any, Any]) -> str | None:
+    """What was changed in the caller's frame while the run went on; None: nothing that matters."""
+    target, task = call.target, call.plan.task
+    assert target is not None
+    if not call.plan.options.writing.overwrite:
+        for label in made:
+            if columns.is_foreign(target, label, task.fingerprint):
+                done = "was replaced" if label in call.before.columns else "has appeared in it"
+                return f'a column "{label}" {done} while the run went on'
+    if not same_rows(target, call.before, call.inputs):
+        return "its rows were changed while the run went on"
+    return None
 
 
 def last_result() -> ParallelResult | None:

@@ -24,6 +24,7 @@ from ..store.choice import store_of
 from ..tables.batch import batch
 from ..tables.binding import Binding, bind_frame, bind_items, bind_series, series_frame
 from ..tables.dtypes import snapshot
+from ..tables.frame_lock import frame_lock
 from ..task.kinds import CallableTask, ModelTask, as_task
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ def prepare(
     """
     pool = options.pool
     task, inputs = _task(task, options.inputs)
-    frame, binding = _bound(source, task, inputs)
+    with frame_lock():  # what is checked and bound from here on, no other thread can change
+        target = source if isinstance(source, pd.DataFrame) else None
+        frame, binding = _bound(source if target is None else snapshot(target), task, inputs)
     client = _client(task, options.replies)
     if isinstance(task, CallableTask) and options.failures.truncated != "error":
         raise UsageError(f"truncated= is for tasks that ask a model; {task.name} is a function")
@@ -124,8 +127,8 @@ def prepare(
     plan = plan.with_draws(counts)
     return Prepared(
         plan=plan,
-        before=snapshot(frame),
-        target=frame if options.writing.inplace else None,
+        before=frame,
+        target=target if options.writing.inplace else None,
         inputs=binding.columns,
         provenance=provenance.of_call(plan, inputs=binding.columns or frame.columns[:1]),
         open_store=open_store,

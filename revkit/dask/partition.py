@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..api.finish import error_of_stop
-from ..errors import Interrupted, RunFailed
+from ..errors import Interrupted, RunFailed, plural
 from ..observers import ObserverSpec
 from ..record.record import Record
+from ..runtime.drain import INTERRUPTED
 from ..runtime.draws import DRAWS_OF_A_PARTITION
 from ..runtime.lifecycle import timed_out
 from ..runtime.lookahead import Lookahead
@@ -175,8 +176,8 @@ def run_partition(job: Job, run: RunHandle, number: int, frame: pd.DataFrame) ->
         stop=stop or record.stopped,
         lost=closed.get("lost", 0),
     )
-    unfinished = record.stopped is not None and record.total > record.status.count(Status.OK)
-    if unfinished and not session.collected:
+    stopped = record.stopped is not None and record.total > record.status.count(Status.OK)
+    if (stopped or record.has_unfinished) and not session.collected:
         raise _failed(job, part)
     return part
 
@@ -193,8 +194,7 @@ def _make_light(record: Record) -> None:
 
 def _failed(job: Job, part: Part) -> RunFailed:
     record = part.record
-    stop = part.stop or record.stopped
-    assert stop is not None
+    stop = part.stop or record.stopped or INTERRUPTED
     done = record.status.count(Status.OK)
     kept = (
         f"Replies that came are kept in {job.store}: compute it again to go on from there."
@@ -202,8 +202,8 @@ def _failed(job: Job, part: Part) -> RunFailed:
         else "For the partial result, revkit.collect(…) instead."
     )
     message = (
-        f"the run was stopped: {stop.reason}; of the {record.total} rows of partition "
-        f"{part.number}, {done} are done. {kept}"
+        f"the run was stopped: {stop.reason}; of the {plural(record.total, 'row')} of partition "
+        f"{part.number}, {done} {'is' if done == 1 else 'are'} done. {kept}"
     )
     return error_of_stop(stop.kind)(message)
 

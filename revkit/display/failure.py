@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from ..errors import plural
 from ..record.metrics import cut_off
 from ..scheduling.events import Status, StopKind
 from . import facts
@@ -25,9 +26,11 @@ def failure_message(record: Record) -> str:
     if done and record.store is not None and record.store_problem is None:
         next_step += " Run the same again to go on from there: replies that came are kept."
     left = record.total - done - failed
-    rows = "rows" if record.samples == 1 else "samples"
+    row_or_sample = "row" if record.samples == 1 else "sample"
+    rows = f"{row_or_sample}s"
     head = (
-        f"of {record.total} {rows} {done} {'is' if done == 1 else 'are'} done, {failed} failed and "
+        f"of {plural(record.total, row_or_sample)} {done} {'is' if done == 1 else 'are'} done, "
+        f"{failed} failed and "
         f"{left} {'was' if left == 1 else 'were'} not finished"
     )
     first_failure = record.first_failure
@@ -36,10 +39,12 @@ def failure_message(record: Record) -> str:
         is_below = record.stopped.kind is StopKind.FATAL and record.stopped.reason == first_text
         why = "every other row would fail too" if is_below else record.stopped.reason
         head = f"the run was stopped: {why}; {head}"
+    elif left:
+        head = f"the run ended before its last row; {head}"
     if first_failure is None:
         return f"{head}.\n{next_step}"
     row, first = first_failure
-    if record.stopped is None and not done:
+    if record.stopped is None and not done and not left:
         head = f"all {failed} {rows} failed" if failed > 1 else "the only row failed"
         if not len(record.row):
             head += ", and nothing was sent"

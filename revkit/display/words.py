@@ -8,7 +8,7 @@ import textwrap
 import unicodedata
 from typing import TYPE_CHECKING
 
-from ..errors import one_line
+from ..errors import one_line, plural
 
 if TYPE_CHECKING:
     from ..scheduling.events import Away
@@ -119,15 +119,6 @@ def number(value: float) -> str:
     if value != value:
         return NONE
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def plural(count: int, what: str) -> str:
-    """So many of what is counted.
-
-    >>> plural(1, "row"), plural(1200, "row")
-    ('1 row', '1,200 rows')
-    """
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def rows_of(total: int, samples: int) -> str:

@@ -113,7 +113,9 @@ def result_labels(
     for name in names:
         label = wanted = f"{prefix}{name}"
         while isinstance(task, CallableTask) and (
-            label == error or (not overwrite and is_foreign(frame, label, task.fingerprint))
+            label == error
+            or label in labels.values()
+            or (not overwrite and is_foreign(frame, label, task.fingerprint))
         ):
             label = f"output_{label}"
         if isinstance(task, CallableTask) and label != wanted:
@@ -159,12 +161,14 @@ def _array(values: list[Any], field: Field | None) -> Any:
     """Values as an array of the type that the field asks for; None becomes NA.
 
     Values that the type cannot hold (an integer of 30 digits) make it an array of objects: no
-    reply is lost over a dtype.
+    reply is lost over a dtype, whatever a value of a function's raises when it is looked at.
     """
     try:
-        return _typed(values, field)
-    except (ArithmeticError, TypeError, ValueError):  # Arrow's errors are kinds of these
-        return _objects(values)
+        array = _typed(values, field)
+        # pandas looks at objects: an array of times, say, has the type of times.
+        return pd.Series(array).array if isinstance(array, np.ndarray) else array
+    except BaseException:  # noqa: BLE001 - these values are as they were returned
+        return pd.Series(_objects(values), dtype=object).array
 
 
 def _typed(values: list[Any], field: Field | None) -> Any:
@@ -208,9 +212,7 @@ _ARROW = {str: "string", int: "int64", float: "double", bool: "bool"}
 
 
 def _objects(values: list[Any]) -> Any:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
+    return np.fromiter(values, dtype=object, count=len(values))  # which asks no value anything
 
 
 def _inferred(values: list[Any]) -> Any:
@@ -237,6 +239,8 @@ def _inferred(values: list[Any]) -> Any:
 def write(frame: pd.DataFrame, columns: Mapping[Any, Any], fingerprint: str) -> None:
     """Put result columns into a frame, by position, and note who wrote them."""
     for label, values in columns.items():
+        if pd.api.types.is_object_dtype(values):  # pandas would look at them once more
+            values = pd.Series(values, index=frame.index, dtype=object)
         if label in frame.columns:
             frame.isetitem(list(frame.columns).index(label), values)
         else:

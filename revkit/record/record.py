@@ -293,6 +293,11 @@ class Record:
             else:
                 self.status[row] = Status.ERROR
 
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether there are rows that neither are ok nor have failed."""
+        return Status.NOT_STARTED in self.status or Status.CANCELLED in self.status
+
     def name(self, row: int) -> str:
         """What a row is called: ``row 3``, or ``row 3, sample 0`` where rows are repeated."""
         number, sample = divmod(row, self.samples)

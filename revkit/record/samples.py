@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from enum import Enum
 from numbers import Real
 from typing import Any, NamedTuple
@@ -51,18 +51,28 @@ def vote(given: Sequence[Any], samples: int, labels: Sequence[Any] | None = None
     >>> vote(["mild", "hot", "hot", "mild"], 5, labels=["hot", "mild"])
     Vote(value='hot', agreement=0.4, tied=True)
     """
-    first: dict[Hashable, Any] = {}
-    counts: Counter[Hashable] = Counter()
-    for value in given:
-        key = _key(value)
-        first.setdefault(key, value)
-        counts[key] += 1
+    try:
+        first, counts = _counted(given, _key)
+    except Exception:  # noqa: BLE001 - out of an object of the user's: those are equal that read so
+        first, counts = _counted(given, repr)
     most = max(counts.values())
     leaders = [key for key in first if counts[key] == most]
     if labels is not None and len(leaders) > 1:
         order = [_key(label) for label in labels]
         leaders.sort(key=lambda key: order.index(key) if key in order else len(order))
     return Vote(first[leaders[0]], most / samples, len(leaders) > 1)
+
+
+def _counted(
+    given: Sequence[Any], key_of: Callable[[Any], Hashable]
+) -> tuple[dict[Hashable, Any], Counter[Hashable]]:
+    first: dict[Hashable, Any] = {}
+    counts: Counter[Hashable] = Counter()
+    for value in given:
+        key = key_of(value)
+        first.setdefault(key, value)
+        counts[key] += 1
+    return first, counts
 
 
 def _key(value: Any) -> Hashable:

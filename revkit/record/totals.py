@@ -145,6 +145,11 @@ class Totals:
             setattr(self, name, rule(getattr(self, name), getattr(other, name)))
 
     @property
+    def is_whole(self) -> bool:
+        """Whether each row is ok or has failed."""
+        return self.succeeded + self.failed == self.total
+
+    @property
     def rows_per_s(self) -> float:
         """Rows per second of wall time; NaN where it took none."""
         return self.total / self.wall_s if self.wall_s > 0 else math.nan

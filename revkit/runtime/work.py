@@ -40,8 +40,6 @@ from .state import States
 
 __all__ = ["CallableWork", "Context", "ModelWork", "Work", "adrive", "drive"]
 
-_PLAIN = frozenset({str, int, float, bool})
-
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -184,8 +182,9 @@ class CallableWork:
         return self._task.fn(self._item(attempt.row), context=context)
 
     def _values(self, value: Any) -> Mapping[str, Any]:
-        if type(value) in _PLAIN and value == value:  # nearly always, and the rest costs more
-            return {self._task.output: value}
+        kind = type(value)
+        if kind is str or (kind is float and value == value) or kind is bool:
+            return {self._task.output: value}  # nearly always, and the rest costs more
         return values_of(value, self._task.output, self._task.name)
 
 

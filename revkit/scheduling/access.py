@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from ..errors import plural
+
 __all__ = ["Access"]
 
 #: Fewest denied rows, one after the other, that end a run which has had replies.
@@ -53,4 +55,4 @@ class Access:
         """Why the run ends; continues the sentence "the run was stopped:"."""
         if not self._answered:
             return failure
-        return f"{self._denied} rows were denied access, and no other got a reply: {failure}"
+        return f"{plural(self._denied, 'row', 'were denied access')}, and no other got a reply: {failure}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from .events import Stop, StopKind
 
 __all__ = ["Retry", "check_count", "failure_limit", "failure_stop", "worker_count"]
@@ -112,8 +112,7 @@ def failure_stop(failed: int, limit: int | None, *, fail_fast: bool) -> Stop | N
     reason = (
         "a row failed, and fail_fast=True"
         if fail_fast
-        else f"{failed} row{'' if failed == 1 else 's'} failed, "
-        f"more than max_failures allows ({limit})"
+        else f"{plural(failed, 'row', 'failed')}, more than max_failures allows ({limit})"
     )
     return Stop(StopKind.FAILURES, reason, cancels=fail_fast)
 

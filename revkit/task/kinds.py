@@ -313,6 +313,13 @@ def _plain(value: Any, depth: int = 4) -> str:
     """Plain values as text; anything else by its type and where it lives, for it cannot be told
     whether another one does the same.
     """
+    try:
+        return _read_plain(value, depth)
+    except BaseException:  # noqa: BLE001 - out of an object of the user's
+        return f"{id(type(value)):x}@{id(value):x}"
+
+
+def _read_plain(value: Any, depth: int) -> str:
     if value is None or isinstance(value, str | bytes | int | float | bool):
         return repr(value)
     if depth and isinstance(value, tuple | list | set | frozenset):

@@ -8,7 +8,7 @@ from typing import Unpack
 
 import pandas as pd
 
-from ...errors import RunFailed, UsageError
+from ...errors import RunFailed, UsageError, plural
 from ...record.metrics import Usage
 from ...record.totals import Totals
 from ...runtime.options import Options, Showing
@@ -192,7 +192,7 @@ def map_parquet(
                 kept.put(joined(table, result), totals)
         except (RunFailed, KeyboardInterrupt) as error:
             error.add_note(
-                f"{kept.rows:,} rows are finished and kept in {kept.directory}; the same call goes "
+                f"{plural(kept.rows, 'row', 'are finished and kept')} in {kept.directory}; the same call goes "
                 "on from there."
             )
             raise

@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...errors import UsageError, warn
+from ...errors import UsageError, plural, warn
 from ...record.totals import Totals
 from ...results.result import ParallelResult
 from ...results.saved.values import UNFIT
@@ -90,7 +90,14 @@ class Sink:
                 "sink, or pass restart=True to replace it when the new one is whole"
             ) from None
         self._check(noted, f"{self.path} is there already")
-        return Totals.from_json(noted["totals"])
+        totals = Totals.from_json(noted["totals"])
+        if totals.is_whole:
+            return totals
+        warn(
+            f"{self.path} was kept by revkit 0.1.0 as finished, and {_unfinished(totals)}; all "
+            "rows are run again, and those whose replies are in the store are not asked for again"
+        )
+        return None
 
     def _check(self, noted: Mapping[str, Any], what: str) -> None:
         """Refuse what something else has made."""
@@ -139,14 +146,31 @@ class Sink:
             yield
 
     def _whole_parts(self) -> Iterator[Part]:
-        """The parts that follow one another from the first row on; others are removed."""
+        """The parts that follow one another from the first row on; others are removed.
+
+        So is one with rows that were never finished, which revkit 0.1.0 kept after a timeout.
+        """
         stop = 0
         for path in sorted(self.directory.glob("*.parquet")):
             first, _, last = path.stem.partition("-")
             try:
                 with pq.ParquetFile(path) as file:
                     fits = int(first) == stop and file.metadata.num_rows == int(last) - stop
-            except (OSError, ValueError, pa.ArrowException):  # as a power cut may leave it
+                    totals = Totals.from_json(json.loads(file.metadata.metadata[METADATA]))
+                if fits and not totals.is_whole:
+                    fits = False
+                    warn(
+                        f"{path} was kept by revkit 0.1.0 as finished, and {_unfinished(totals)}; "
+                        f"rows {stop:,} and after are run again, and those whose replies are in "
+                        "the store are not asked for again"
+                    )
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                pa.ArrowException,
+            ):  # as a power cut may leave it
                 fits = False
             if not fits:
                 path.unlink()
@@ -157,6 +181,8 @@ class Sink:
 
     def put(self, table: pa.Table, totals: Totals) -> None:
         """Keep a finished chunk: the rows after those that are there."""
+        if not totals.is_whole:
+            raise RuntimeError(f"an unfinished chunk is not kept: {_unfinished(totals)}")
         start, stop = self.rows, self.rows + len(table)
         note = {METADATA: json.dumps(totals.to_json()).encode()}
         table = table.replace_schema_metadata((table.schema.metadata or {}) | note)
@@ -192,6 +218,11 @@ class Sink:
         os.replace(self.directory, self._finished_parts)
         shutil.rmtree(self._finished_parts, ignore_errors=True)
         self.parts = []
+
+
+def _unfinished(totals: Totals) -> str:
+    left = totals.total - totals.succeeded - totals.failed
+    return plural(left, "row", f"of {totals.total:,} {'was' if left == 1 else 'were'} not finished")
 
 
 def _digest(value: Any) -> str:
