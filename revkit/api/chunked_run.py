@@ -79,7 +79,8 @@ class ChunkedRun:
         if self._limit is not None and not self._failures.fail_fast and before.failed > self._limit:
             raise UsageError(
                 f"max_failures={self._failures.max_failures!r}: "
-                f"{plural(before.failed, 'row')} of the finished chunks failed already; allow more, or begin anew"
+                f"{plural(before.failed, 'row')} of the finished chunks failed already; "
+                "allow more, or begin anew"
             )
         self.settled = self._done = before.total
         self.failed, self.succeeded = before.failed, before.succeeded

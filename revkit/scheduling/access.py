@@ -55,4 +55,5 @@ class Access:
         """Why the run ends; continues the sentence "the run was stopped:"."""
         if not self._answered:
             return failure
-        return f"{plural(self._denied, 'row', 'were denied access')}, and no other got a reply: {failure}"
+        denied = plural(self._denied, "row", "were denied access")
+        return f"{denied}, and no other got a reply: {failure}"

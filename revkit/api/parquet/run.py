@@ -192,8 +192,8 @@ def map_parquet(
                 kept.put(joined(table, result), totals)
         except (RunFailed, KeyboardInterrupt) as error:
             error.add_note(
-                f"{plural(kept.rows, 'row', 'are finished and kept')} in {kept.directory}; the same call goes "
-                "on from there."
+                f"{plural(kept.rows, 'row', 'are finished and kept')} in {kept.directory}; the "
+                "same call goes on from there."
             )
             raise
         finally:
