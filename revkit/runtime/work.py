@@ -32,7 +32,7 @@ from ..tables.rows import Rows
 from ..task.answer import Answers
 from ..task.chat import Message, Reply
 from ..task.kinds import CallableTask, ModelTask
-from ..task.returned import values_of
+from ..task.returned import HUGE, values_of
 from .cancel import CancelToken, is_interrupt, may_be_the_engines
 from .failures import Failures
 from .prompts import Prompts
@@ -183,7 +183,12 @@ class CallableWork:
 
     def _values(self, value: Any) -> Mapping[str, Any]:
         kind = type(value)
-        if kind is str or (kind is float and value == value) or kind is bool:
+        if (
+            kind is str
+            or (kind is int and -HUGE < value < HUGE)
+            or (kind is float and value == value)
+            or kind is bool
+        ):
             return {self._task.output: value}  # nearly always, and the rest costs more
         return values_of(value, self._task.output, self._task.name)
 

@@ -18,12 +18,12 @@ from typing import Any
 from ..errors import BadOutput, said
 from .objects import fields_of
 
-__all__ = ["values_of"]
+__all__ = ["HUGE", "values_of"]
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _ROUTINES = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
 #: Python refuses to write integers of more digits than 4,300.
-_HUGE = 10**4000
+HUGE = 10**4000
 #: A value may hold so many levels of lists and mappings, and so many of these. Arrow and JSON end
 #: the process, or take minutes, at far more.
 _LEVELS, _CONTAINERS = 100, 1_000_000
@@ -65,7 +65,8 @@ def values_of(value: Any, output: str, function: str) -> dict[str, Any]:
                 f'{function} returned two outputs "{name}": the names of outputs are text, so give '
                 "each another one"
             )
-        values[name] = _fit(item, function, f' as "{name}"')
+        plain = type(item) in _PLAIN and type(item) is not int
+        values[name] = item if plain else _fit(item, function, f' as "{name}"')
     if not values:
         raise BadOutput(f"{function} returned an empty mapping: it has no outputs")
     return values
@@ -166,7 +167,7 @@ class _Copy:
 
 
 def _written(value: int) -> int:
-    if -_HUGE < value < _HUGE:
+    if -HUGE < value < HUGE:
         return value
     raise _Unfit("an integer of more than 4,000 digits", "return a smaller one, or text")
 
