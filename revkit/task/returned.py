@@ -26,7 +26,7 @@ _ROUTINES = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, fu
 HUGE = 10**4000
 #: A value may hold so many levels of lists and mappings, and so many of these. Arrow and JSON end
 #: the process, or take minutes, at far more.
-_LEVELS, _CONTAINERS = 100, 1_000_000
+_LEVELS, _CONTAINERS = 100, 100_000
 #: Classes of these packages can be shown; others are tried.
 _SHOWN = frozenset({"numpy", "pandas", "datetime", "fractions", "pathlib", "uuid"})
 
