@@ -236,10 +236,9 @@ class Histories(RuleBasedStateMachine):
         was_stopped = self.stopped is not None
         when = None if was_stopped else self.next_try(row, outcome, wait, counts)
         if is_trouble(outcome) and self.alive and not was_stopped:
-            used_up = when is None
-            if outcome.status != 429 or used_up:
+            if counts:
                 self.troubled.add(row)
-            if used_up and (self.waiting or self.again or self.running or self.later):
+            if when is None and (self.waiting or self.again or self.running or self.later):
                 assert decision is Decision.PARK
                 self.doubtful.discard(row)
                 self.parked[row] = self.now
