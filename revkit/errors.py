@@ -137,6 +137,7 @@ class RowFailure(RevkitError):
         ends_run: True where every other row must fail in the same way, so that going on
             would only cost time or money.
         denied: True where the server denied access, which may be about this row's text alone.
+        no_room: True where this process had no file descriptor left for the connection.
         correctable: True where the model may do better when it is shown the message.
     """
 
@@ -146,6 +147,7 @@ class RowFailure(RevkitError):
     sent = True
     ends_run = False
     denied = False
+    no_room = False
     correctable = False
 
     def __init__(

@@ -23,6 +23,7 @@ secret             a key by where it is kept
 http               proxies, TLS and limits of size, for both transports
 httpx_transport    requests of threads, or over a client of the user's
 aiohttp_transport  requests of the event loop
+descriptors        how many connections this process may have open
 transport_errors   faults of a connection, in the same words for both transports
 prices             what models cost
 """

@@ -145,6 +145,8 @@ class Client:
         engines: the engines that can carry it; the first one is what ``engine="auto"`` takes.
         loop_factory: makes a loop for each run on the async engine (a virtual clock, say); None:
             the run takes the loop that revkit keeps.
+        opens_connections: whether each worker has a connection of its own, so that the process's
+            limit of open files bounds the workers.
         keeps_replies: whether runs keep its replies in the store where nothing else is said.
     """
 
@@ -156,6 +158,7 @@ class Client:
     rate_limit: RateLimit | None = None
     engines: tuple[str, ...] = ("async", "thread")
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    opens_connections: bool = True
     keeps_replies: bool = True
 
     def repeats_itself(self, task: ModelTask) -> str | None:

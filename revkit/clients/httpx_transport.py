@@ -23,6 +23,7 @@ from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from ..errors import RowFailure
 from .contract import Aborted, Request, Response
 from .http import (
     CONNECT_TIMEOUT,
@@ -95,7 +96,7 @@ class HttpxTransport:
         #: Ours, one for each thread: in a pool that threads share, httpcore may take a connection
         #: for idle that another thread has just begun to use, and close it under its hands.
         self._own = threading.local()
-        self._opened: list[httpx.HTTPTransport] = []
+        self._opened: list[tuple[int, httpx.HTTPTransport]] = []
         self._tls = tls_for(endpoint) if http is None else None
         self._proxy = proxy
 
@@ -115,7 +116,10 @@ class HttpxTransport:
                 return Response(status, headers, body.end())
         except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
             self._go_on()
-            raise from_httpx(error, self._errors) from None
+            failure = from_httpx(error, self._errors)
+            if isinstance(failure, RowFailure) and failure.no_room:
+                self._close_idle()
+            raise failure from None
         finally:
             self._is_through()
 
@@ -175,11 +179,18 @@ class HttpxTransport:
             if _has_more(response):
                 response.extensions["network_stream"].close()
 
+    def _close_idle(self) -> None:
+        """Close the connections of threads that wait for a row: they hold file descriptors."""
+        with self._lock:  # with which no thread begins a request
+            for thread, own in self._opened:
+                if thread not in self._at_work:
+                    own.close()  # it opens another one with its next request
+
     def _of_this_thread(self) -> httpx.HTTPTransport:
         own: httpx.HTTPTransport | None = getattr(self._own, "http", None)
         if own is None:
             own = self._own.http = _own_http(self._proxy, self._tls)
-            self._opened.append(own)
+            self._opened.append((threading.get_ident(), own))
         return own
 
     def close(self) -> None:
@@ -188,7 +199,7 @@ class HttpxTransport:
         What is still on its way (for an attempt that was abandoned) is aborted.
         """
         self.abort()
-        for own in self._opened:
+        for _, own in self._opened:
             own.close()
 
 

@@ -11,6 +11,7 @@ import socket
 from typing import TypeVar
 
 from ..errors import AttemptTimeout, BadReply, ConnectionFailed, ModelError, RevkitError
+from .descriptors import are_few, is_no_descriptor
 from .http import CONNECT_TIMEOUT, display_url
 
 __all__ = ["TransportErrors", "from_aiohttp", "from_httpx"]
@@ -41,6 +42,14 @@ class TransportErrors:
         self._timeout = timeout
         self._connect_timeout = min(timeout, CONNECT_TIMEOUT)
         self._hint = hint
+
+    def no_descriptor(self) -> ConnectionFailed:
+        failure = ConnectionFailed(
+            f"no connection to {self.where}{self._through}: this process has too many open files "
+            "and connections; raise its limit (ulimit -n), or set max_workers= to fewer"
+        )
+        failure.no_room = True
+        return _unsent(failure)
 
     def unreachable(self, error: BaseException) -> ConnectionFailed:
         reason, hint = _reason(error)
@@ -140,6 +149,8 @@ def _reason(error: BaseException, *, otherwise: str = "") -> tuple[str, str]:
 def from_httpx(error: Exception, errors: TransportErrors) -> Exception:
     """One of our errors for one of httpx, or of httpcore where a transport lets it through."""
     names = {cls.__name__ for cls in type(error).__mro__}
+    if _is_out_of_descriptors(error):
+        return errors.no_descriptor()
     if "ConnectTimeout" in names:
         return errors.no_connection_in_time()
     if "TimeoutException" in names or isinstance(error, TimeoutError):
@@ -166,6 +177,8 @@ def from_aiohttp(error: Exception, errors: TransportErrors) -> Exception:
     """One of our errors for one of aiohttp."""
     import aiohttp
 
+    if _is_out_of_descriptors(error):
+        return errors.no_descriptor()
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return errors.no_connection_in_time()
     if isinstance(error, TimeoutError):
@@ -181,6 +194,22 @@ def from_aiohttp(error: Exception, errors: TransportErrors) -> Exception:
     if isinstance(error, aiohttp.ClientConnectionError):
         return errors.broken(error)
     return _from_any(error, errors)
+
+
+def _is_out_of_descriptors(error: Exception) -> bool:
+    """Whether there was no file descriptor for a connection.
+
+    A look-up of a name fails without a word of it, as if there were no such name.
+    """
+    if isinstance(error, RevkitError):
+        return False
+    return is_no_descriptor(error) or (_is_lookup(error) and are_few())
+
+
+def _is_lookup(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, socket.gaierror):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _from_any(error: Exception, errors: TransportErrors) -> Exception:

@@ -59,6 +59,7 @@ class Failures:
                 sent=error.sent,
                 ends_run=error.ends_run,
                 denied=error.denied,
+                no_room=error.no_room,
                 cause=error,
             )
         text = None if unfit is None else unfit.text

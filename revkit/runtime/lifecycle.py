@@ -93,8 +93,9 @@ class Run:
         may_wait: bool = True,
         now: Callable[[], float] = time.monotonic,
     ):
-        plan, failures = wiring.plan, wiring.plan.options.failures
         self.wiring = wiring
+        self._crowded = wiring.make_room()
+        plan, failures = wiring.plan, wiring.plan.options.failures
         self._limits = plan.options.limits
         self._now = now
         self.hand_over = HandOver(wake)
@@ -156,6 +157,8 @@ class Run:
                 yield from self._during()
             ended = self._ended_at()
             yield from self._step()
+            if times := self.scheduler.crowding.times:
+                drain.record.warnings.append(crowded_out(times))
             yield Call(drain.close_store)
             drain.close(ended=ended)
             yield Call(lambda: drain.close_observers(self._is_interrupted))
@@ -239,6 +242,8 @@ class Run:
             drain.starts(self._now, self._now(), looked=self.looked)
             wiring.started(self.scheduler.stop, lambda change: change())
             return
+        if self._crowded:
+            drain.record.warnings.append(self._crowded)
         engine = self._engine = self._make_engine(self)
         began = engine.start()
         drain.starts(engine.clock, began, looked=self.looked, apply=engine.apply)
@@ -318,6 +323,15 @@ class Run:
 
 def _cancelled_by(cancel: CancelToken) -> Stop:
     return Stop(StopKind.CANCELLED, cancel.reason, cancels=True)
+
+
+def crowded_out(times: int) -> str:
+    """That the process ran out of file descriptors."""
+    what = "request was" if times == 1 else "requests were"
+    return (
+        f"{times:,} {what} put off because this process had too many open files and connections; "
+        "the run went on with fewer workers: raise the limit (ulimit -n), or set max_workers="
+    )
 
 
 def timed_out(seconds: float) -> Stop:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from ..clients.descriptors import make_room
 from ..record.record import Record
 from ..scheduling.adaptive import AdaptiveLimit
 from ..scheduling.events import Stop
@@ -60,6 +62,19 @@ class Wiring:
         self.prompts = Prompts(plan.task, plan.rows)
         self.callback = plan.options.showing.callback
         self.observers: Sequence[ObserverSpec] = plan.options.showing.observers
+
+    def make_room(self) -> str:
+        """Let there be no more workers than this process may have connections.
+
+        Returns:
+            What to tell the user of it; empty where there is nothing to say.
+        """
+        plan = self.plan
+        if plan.client is None or not plan.client.opens_connections:
+            return ""
+        workers, notice = make_room(plan.workers)
+        self.plan = dataclasses.replace(plan, workers=workers)
+        return notice
 
     @property
     def answers(self) -> Answers:

@@ -12,6 +12,7 @@ access     whether a 403 is one row's error or ends the run
 outage     whether the server is away, and how it is probed
 refusals   what a 429, 503 or 529 means for the run and for its row
 pacing     slower starts where the server refuses most of them
+crowding   fewer attempts at a time where the machine has no room for all
 unsettled  rows that have failed so far: to be tried again, or parked
 scheduler  hands out attempts, and decides about their outcomes
 """

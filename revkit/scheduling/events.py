@@ -106,6 +106,7 @@ class Failure(NamedTuple):
         sent: a request went out, which may have been billed.
         ends_run: every other row must fail in the same way.
         denied: the server denied access (403), which may be about this row's text alone.
+        no_room: this machine had no room for it (``crowding``), which uses up no attempt.
         cause: the exception, without its traceback but for the first one of a run.
         reset: seconds after which the server is certain to accept requests again, or None: a
             pause need not be longer.
@@ -122,6 +123,7 @@ class Failure(NamedTuple):
     sent: bool = True
     ends_run: bool = False
     denied: bool = False
+    no_room: bool = False
     cause: BaseException | None = None
     reset: float | None = None
 

@@ -69,6 +69,8 @@ def sign_of(failure: Failure) -> Sign | None:
     <Sign.TROUBLE: 'trouble'>
     """
     status = failure.status
+    if failure.no_room:
+        return None
     if failure.reply is not None:
         return Sign.LIFE
     if not failure.transient:

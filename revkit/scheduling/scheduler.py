@@ -2,9 +2,8 @@
 
 The scheduler is a pure machine. Workers pull from it: :meth:`Scheduler.take` gives an attempt, a
 time to ask again, :data:`WAIT` or :data:`DONE`; :meth:`Scheduler.settle` decides about its outcome;
-:meth:`Scheduler.stop` starts nothing more. It knows no threads, no loop and no clock: time is an
-argument, in seconds. An engine calls it from one place at a time: under a lock, or on its loop's
-thread.
+:meth:`Scheduler.stop` starts nothing more. Time is an argument, in seconds. An engine calls it from
+one place at a time: under a lock, or on its loop's thread.
 
 A row is in exactly one of five places:
 
@@ -15,9 +14,8 @@ A row is in exactly one of five places:
 
 A row is parked whose last attempt failed in a way that may be the server's fault: if the server
 turns out to be away (:mod:`revkit.scheduling.outage`) the row is tried again, else it has failed.
-
-With a store, a good reply holds its place among the running until it is committed. So a kill of the
-process loses at most ``max_workers`` calls.
+With a store, a good reply holds its place until it is committed: a kill loses at most
+``max_workers`` calls.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
 from .access import Access
+from .crowding import Crowding
 from .events import (
     CANCELLED,
     Attempt,
@@ -91,6 +90,7 @@ class Scheduler:
 
     Attributes:
         stopped: why the run was stopped, None while it goes on.
+        crowding: how many attempts the machine has room for.
         decided: receives what became of each row that was parked.
     """
 
@@ -114,7 +114,7 @@ class Scheduler:
         #: the next row to be started, where it has been looked at
         self._next: int | None = None
         self._more, self._more_here, self._commits, self._uncommitted = more, more, commits, 0
-        self._max_workers = max_workers
+        self.crowding = Crowding(max_workers)
         self._retry = Retry() if retry is None else retry
         self._max_failures, self._fail_fast, self._failures = max_failures, fail_fast, failed
         self._throttle = throttle
@@ -139,8 +139,7 @@ class Scheduler:
         """The next attempt for ``worker``; rows that are due to be tried again come first.
 
         Returns:
-            An attempt; the time at which there may be one, if no other change comes first; or
-            :data:`WAIT` or :data:`DONE`.
+            An attempt; when there may be one, if nothing else changes; :data:`WAIT`; :data:`DONE`.
         """
         outage = self._outage
         if outage.is_away and now >= outage.deadline and self.stopped is None:
@@ -246,6 +245,7 @@ class Scheduler:
         self._trouble.pop(row, None)
         self._uncommitted += self._commits
         self._refusals.succeeded(now)
+        self.crowding.succeeded()
         if not self._access.is_granted:
             self._access.reply()
         if not self._outage.is_calm or self._parked:
@@ -312,8 +312,7 @@ class Scheduler:
     def due(self) -> float:
         """From when on a worker that waits would get something, were nothing else to happen.
 
-        An attempt, or to hear that all is done; a time that is past: now; infinity: it waits for a
-        change. A limit may still have it wait on.
+        A time that is past: now; infinity: it waits for a change. A limit may have it wait on.
         """
         if self.stopped is not None:
             return -math.inf
@@ -354,9 +353,13 @@ class Scheduler:
     @property
     def room(self) -> int:
         """How many attempts more might run, 0 or fewer where there is no place for another one."""
-        limit = self._max_workers if self._throttle is None else self._throttle.limit
-        room = limit - len(self._running) - self._uncommitted
+        room = self._limit - len(self._running) - self._uncommitted
         return min(room, self._outage.room) if self._outage.is_narrow else room
+
+    @property
+    def _limit(self) -> int:
+        limit = self.crowding.limit
+        return limit if self._throttle is None else min(limit, self._throttle.limit)
 
     @property
     def _not_before(self) -> float:
@@ -374,9 +377,8 @@ class Scheduler:
     def _may_start(self) -> bool:
         """Whether a row may be started that never was.
 
-        None is while so many rows have failed, or have failed so far and are tried again, that
-        the run might have to stop for them: else most rows would have failed by then. Parked rows
-        do not count: only other rows can show whether they have failed.
+        None is while so many rows have failed, or are tried again, that the run might have to stop
+        for them: else most rows would have failed by then. Parked rows do not count.
         """
         doubtful = self._failures + len(self._trouble) - len(self._parked)
         if self._max_failures is not None and doubtful > self._max_failures:
@@ -409,12 +411,8 @@ class Scheduler:
     def _suspend(self, row: int, when: float | None, failure: Failure, now: float) -> float | None:
         """The server is away: all rows wait for it, and may have their attempts back.
 
-        Args:
-            row: whose attempt showed it.
-            when: it would be tried again otherwise; None: it would not.
-
-        Returns:
-            When it is tried again, None if it is not.
+        Gives when the row is tried again whose attempt showed it, or None; ``when``: it would be
+        otherwise.
         """
         outage = self._outage
         forgives = outage.forgives
@@ -428,8 +426,7 @@ class Scheduler:
 
     def _see_life(self, row: int, start: float, now: float) -> None:
         """The server has answered an attempt, which began at ``start``."""
-        limit = self._max_workers if self._throttle is None else self._throttle.limit
-        if self._outage.life(row, now, workers=limit):
+        if self._outage.life(row, now, workers=self._limit):
             self._go_on(now)
         if self._outage.is_away:
             return
@@ -474,6 +471,9 @@ class Scheduler:
         refusal = self._refusals.judge(
             attempt.row, trouble.refusals, failure, start=start, now=now, oldest=oldest
         )
+        if failure.no_room:
+            wait = self.crowding.crowded_out(len(self._running))
+            refusal = refusal._replace(wait=wait, counts=False)
         if refusal.run_pause:
             self._pause(refusal.run_pause, failure, now)
         if self.stopped is not None:

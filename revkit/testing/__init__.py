@@ -65,6 +65,7 @@ class FakeModel(Client):
     """
 
     name = "fake"
+    opens_connections = False
     keeps_replies = False  # a test would get the answers of the one before
 
     def __init__(
