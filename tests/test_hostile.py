@@ -164,6 +164,7 @@ def raw(head: str, body: bytes, then: Any = "close") -> Raw:
 
 
 #: What a server answers to one row, the type of the row's error, and its words.
+MANY_VALUES = "BadReply", "more than 1,000,000 commas and brackets, more than any model's answer"
 BAD: dict[str, tuple[Any, str, str]] = {
     # what the model says
     "empty": ("", "BadOutput", "the reply is empty"),
@@ -193,6 +194,9 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "deep arrays": (Status(200, b"[" * 100_000), "BadReply", NO_JSON),
     "deep JSON": (Status(200, b'{"a":' * 100_000), "BadReply", NO_JSON),
     "deep error": (Status(500, b"[" * 100_000), "ServerError", "answered 500"),
+    "empty lists": (Status(200, b'{"message":[' + b"[]," * 5_000_000 + b"0]}"), *MANY_VALUES),
+    "empty objects": (Status(200, b"[" + b"{}," * 400_000 + b"[" * 400_000), *MANY_VALUES),
+    "many numbers": (Status(500, b"[" + b"1," * 2_000_000 + b"1]"), *MANY_VALUES),
     # how that travels
     "length too long": (raw("content-length: 999", b"{}"), "ConnectionFailed", BROKE),
     "length too short": (raw("content-length: 5", FINE.encode(), "go on"), "BadReply", ""),

@@ -9,7 +9,7 @@ the user passes. A user cannot tell the transports apart. One rule each:
   turns the response into an error that names the target.
 - **TLS** is always verified, with the certificates of ``tls_context``.
 - **Compression**: transports ask for gzip. ``BoundedBody`` unpacks it, and bounds the body as it
-  arrives.
+  arrives, and how many values are in it.
 - **Lengths**: bytes after the end of a response close the connection. httpx would take them for
   the next response, so a row could get a reply that was not meant for it.
 - **Time**: ``timeout`` bounds a whole exchange, ``CONNECT_TIMEOUT`` the making of a connection.
@@ -63,6 +63,10 @@ CONNECT_TIMEOUT = 10.0
 KEEPALIVE = 4.0
 #: Bytes of one body, decompressed.
 MAX_BODY = 16 * 2**20
+#: Commas and opening brackets of one body: at most so many values are made of it. A reply with 20
+#: log-probabilities of each of 6,000 tokens has as many. Empty lists would take 40 times their
+#: bytes, and keep the interpreter from all other threads while they are made.
+MAX_VALUES = 1_000_000
 #: Sent with every request, to proxies as well: no key may stand here.
 HEADERS = {
     "accept": "application/json",
@@ -257,7 +261,13 @@ class BoundedBody:
         """The whole body, once the last bytes have been fed."""
         if self._unpack is not None and not self._unpack.eof and self._size:
             raise BadReply(f"the compressed reply of {self._where} breaks off")
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        if len(body) > MAX_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+            raise _final(
+                f"the reply of {self._where} has more than {MAX_VALUES:,} commas and brackets, "
+                "more than any model's answer"
+            )
+        return body
 
     def _too_large(self) -> BadReply:
         return _final(

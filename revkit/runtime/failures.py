@@ -86,7 +86,7 @@ class Failures:
 def _is_plain(failure: Failure) -> bool:
     """Whether the fields of a failure are of the types that they should be."""
     seconds = (failure.pause, failure.reset)
-    flags = (failure.transient, failure.sent, failure.correctable)
+    flags = (failure.transient, failure.sent, failure.correctable, failure.no_room)
     return (
         type(failure.status) in (int, type(None))
         and type(failure.text) in (str, type(None))

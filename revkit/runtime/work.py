@@ -6,6 +6,7 @@ an attempt leaves it as an exception: it becomes the outcome.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
@@ -15,7 +16,7 @@ from contextlib import (
     nullcontext,
 )
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ..clients.contract import (
     Aborted,
@@ -39,6 +40,10 @@ from .prompts import Prompts
 from .state import States
 
 __all__ = ["CallableWork", "Context", "ModelWork", "Work", "adrive", "drive"]
+
+#: Bytes of a response, or characters of a text, from which on a loop has it read in another thread:
+#: the other rows would wait meanwhile.
+_LONG = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +210,8 @@ class ModelWork:
         self._answers = answers
         self._failures = Failures()
         self._session = client.session(task)
+        # On a virtual clock, waiting for a thread would take hours.
+        self._long = _LONG if client.loop_factory is None else math.inf
         # What all rows share is made now, not in the service time of the first one.
         _ = task.prefix, task.outputs.json_schema
         self._transport: Transport | None = None
@@ -258,12 +265,18 @@ class ModelWork:
                 raise
             return self._failures.of_function(error)._replace(sent=False)  # of the user's own value
         try:
-            reply = await adrive(self._session.exchange(messages), self._async_transport.send)
+            reply = await adrive(
+                self._session.exchange(messages), self._async_transport.send, self._long
+            )
         except BaseException as error:
             if may_be_the_engines(error):
                 raise
             return self._failures.of(error)
-        return self._read(reply, messages)
+        if len(reply.text) < self._long:
+            return self._read(reply, messages)
+        import asyncio
+
+        return await asyncio.to_thread(self._read, reply, messages)
 
     def _messages(self, attempt: Attempt) -> list[Message]:
         messages = self._prompts.of(attempt.row)
@@ -308,8 +321,15 @@ def drive(exchange: Exchange, send: Callable[[Request], Response]) -> Reply:
         exchange.close()
 
 
-async def adrive(exchange: Exchange, send: Callable[[Request], Awaitable[Response]]) -> Reply:
-    """:func:`drive` for a transport that is awaited."""
+async def adrive(
+    exchange: Exchange, send: Callable[[Request], Awaitable[Response]], long: float = _LONG
+) -> Reply:
+    """:func:`drive` for a transport that is awaited.
+
+    Args:
+        long: bytes of a response from which on another thread reads it.
+    """
+    aside = False
     try:
         request = next(exchange)
         while True:
@@ -317,10 +337,29 @@ async def adrive(exchange: Exchange, send: Callable[[Request], Awaitable[Respons
                 response = await send(request)
             except RowFailure as error:
                 request = exchange.throw(error)
-            else:
+                continue
+            if len(response.body) < long:
                 request = exchange.send(response)
+                continue
+            import asyncio
+
+            aside = True
+            is_over, found = await asyncio.to_thread(_resumed, exchange, response)
+            aside = False
+            if is_over:
+                return cast(Reply, found)
+            request = cast(Request, found)
     except StopIteration as end:
         reply: Reply = end.value
         return reply
     finally:
-        exchange.close()
+        if not aside:  # else a thread still reads, or the exchange has raised
+            exchange.close()
+
+
+def _resumed(exchange: Exchange, response: Response) -> tuple[bool, Request | Reply]:
+    """Go on with an exchange; no thread can raise StopIteration. Says whether that was its end."""
+    try:
+        return False, exchange.send(response)
+    except StopIteration as end:
+        return True, end.value
