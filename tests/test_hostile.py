@@ -164,6 +164,24 @@ def raw(head: str, body: bytes, then: Any = "close") -> Raw:
 
 
 #: What a server answers to one row, the type of the row's error, and its words.
+
+
+class Flood:
+    """Sends the same bytes again and again, as fast as the client takes them."""
+
+    def __init__(self, head: bytes, again: bytes, share: int = 2000):
+        self.head, self.again = head, again * share
+
+    def __iter__(self) -> Any:
+        yield self.head
+        while True:
+            yield self.again
+
+
+FLOOD = "BadReply", "sent more than 524,288 bytes around the reply"
+CHUNKED = servers._http("transfer-encoding: chunked\r\n")
+FLUSH = b"5\r\n\x00\x00\x00\xff\xff\r\n"  # an empty block of deflate
+PACKED = servers._http("transfer-encoding: chunked\r\ncontent-encoding: deflate\r\n")
 MANY_VALUES = "BadReply", "more than 1,000,000 commas and brackets, more than any model's answer"
 BAD: dict[str, tuple[Any, str, str]] = {
     # what the model says
@@ -197,6 +215,18 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "empty lists": (Status(200, b'{"message":[' + b"[]," * 5_000_000 + b"0]}"), *MANY_VALUES),
     "empty objects": (Status(200, b"[" + b"{}," * 400_000 + b"[" * 400_000), *MANY_VALUES),
     "many numbers": (Status(500, b"[" + b"1," * 2_000_000 + b"1]"), *MANY_VALUES),
+    # more and more
+    "100 without end": (Raw(Flood(b"", b"HTTP/1.1 100 Continue\r\n\r\n")), *FLOOD),
+    "103 without end": (Raw(Flood(b"", b"HTTP/1.1 103 Hints\r\nlink: </a>\r\n\r\n")), *FLOOD),
+    "headers": (Raw(Flood(b"HTTP/1.1 200 OK\r\n", b"a: b\r\n")), "BadReply", "not valid HTTP"),
+    "trailers": (Raw(Flood(CHUNKED + b"2\r\n{}\r\n0\r\n", b"a: b\r\n")), "BadReply", ""),
+    "chunk extension": (Raw(Flood(CHUNKED + b"1;", b"a")), "BadReply", ""),
+    "extended chunks": (Raw(Flood(CHUNKED, b"1;" + b"a" * 200 + b"\r\n \r\n")), *FLOOD),
+    "tiny chunks": (Raw(Flood(CHUNKED, b"1\r\n \r\n")), *FLOOD),
+    "empty blocks": (
+        Raw(Flood(PACKED + b"2\r\n\x78\x9c\r\n", b"1000\r\n" + FLUSH[3:8] * 819 + b"\0\r\n", 9)),
+        *("BadReply", ""),
+    ),
     # how that travels
     "length too long": (raw("content-length: 999", b"{}"), "ConnectionFailed", BROKE),
     "length too short": (raw("content-length: 5", FINE.encode(), "go on"), "BadReply", ""),
@@ -261,15 +291,15 @@ def test_a_bad_reply_costs_its_row_only(client: Any, engine: Any, bad: str) -> N
 
 
 class Drip:
-    """Sends a byte at a time for as long as the server is up."""
+    """Sends a byte, or another piece, at a time for as long as the server is up."""
 
-    def __init__(self, server: servers.Server, head: bytes):
-        self.server, self.head = server, head
+    def __init__(self, server: servers.Server, head: bytes, piece: bytes = b" "):
+        self.server, self.head, self.piece = server, head, piece
 
     def __iter__(self) -> Any:
         yield self.head
         while not self.server.closing.wait(0.01):
-            yield b" "
+            yield self.piece
 
 
 @pytest.mark.parametrize("limit", ["attempt_timeout", "timeout"])  # the latter is the client's
@@ -306,3 +336,17 @@ def test_a_header_that_drips_for_ever_costs_its_row_only(
         answers = {"review 2": Raw(Drip(server, b"HTTP/1.1 200 OK\r\nx: "))}
         run = run_beside(answers, client(server.url, timeout=0.4), server, engine=engine)
     assert run.errors["error_type"].tolist() == ["AttemptTimeout"]
+
+
+@pytest.mark.parametrize("engine", ["thread", "async"])
+def test_informational_responses_that_drip_for_ever_cost_their_row_only(
+    client: Any, engine: Any
+) -> None:
+    with serve() as server:
+        drip = Drip(server, b"", b"HTTP/1.1 102 Processing\r\n\r\n")
+        run = run_beside(
+            {"review 2": Raw(drip)}, client(server.url, timeout=0.4), server, engine=engine
+        )
+    assert run.errors["error_type"].tolist() == ["AttemptTimeout"]
+    assert "no whole reply" in run.errors["message"][0]
+    assert "within 0.4 s" in run.errors["message"][0]

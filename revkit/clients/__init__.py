@@ -22,6 +22,8 @@ redact             keys taken out of what a server repeats
 secret             a key by where it is kept
 http               proxies, TLS and limits of size, for both transports
 httpx_transport    requests of threads, or over a client of the user's
+httpcore_stream    the bounds on a response in threads
+aiohttp_protocol   the bound on a response on the event loop
 aiohttp_transport  requests of the event loop
 descriptors        how many connections this process may have open
 transport_errors   faults of a connection, in the same words for both transports

@@ -54,6 +54,8 @@ class AiohttpTransport:
     ):
         import aiohttp
 
+        from .aiohttp_protocol import bound
+
         proxy = proxy_for(endpoint)
         self._errors = TransportErrors(endpoint, proxy=proxy, timeout=timeout, hint=hint)
         self._max_body = max_body
@@ -61,19 +63,21 @@ class AiohttpTransport:
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._deadline = _Deadline(timeout)
         self._urls: dict[str, Any] = {}  #: a run has one or two: parsing them is a tenth of a row
+        connector = aiohttp.TCPConnector(
+            limit=max_workers,
+            keepalive_timeout=KEEPALIVE,
+            ssl=tls_for(endpoint) or True,
+            socket_factory=self._socket,
+        )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=max_workers,
-                keepalive_timeout=KEEPALIVE,
-                ssl=tls_for(endpoint) or True,
-                socket_factory=self._socket,
-            ),
+            connector=connector,
             headers=HEADERS,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
         )
+        bound(connector, self._errors.flooded)
 
     async def send(self, request: Request) -> Response:
         """Send one request and wait for the whole response. Raises ``ModelError`` kinds."""

@@ -10,6 +10,7 @@ the user passes. A user cannot tell the transports apart. One rule each:
 - **TLS** is always verified, with the certificates of ``tls_context``.
 - **Compression**: transports ask for gzip. ``BoundedBody`` unpacks it, and bounds the body as it
   arrives, and how many values are in it.
+- **Floods**: a response has at most ``MAX_OVERHEAD`` bytes beside its body.
 - **Lengths**: bytes after the end of a response close the connection. httpx would take them for
   the next response, so a row could get a reply that was not meant for it.
 - **Time**: ``timeout`` bounds a whole exchange, ``CONNECT_TIMEOUT`` the making of a connection.
@@ -18,8 +19,9 @@ the user passes. A user cannot tell the transports apart. One rule each:
   ``BadReply`` (not HTTP, too large), never a library's exception. ``TransportErrors`` words them.
 
 An httpx client or transport that the user passes keeps its own proxies, certificates, auth,
-cookies and limits, and is never closed here. The other rules hold for it too. In threads httpx
-bounds each wait for the network; the total is checked whenever bytes of the body arrive.
+cookies and limits, and is never closed here. The other rules hold for it too, but that on floods.
+In threads it bounds each wait for the network; the total is checked whenever bytes of the body
+arrive.
 """
 
 from __future__ import annotations
@@ -63,6 +65,9 @@ CONNECT_TIMEOUT = 10.0
 KEEPALIVE = 4.0
 #: Bytes of one body, decompressed.
 MAX_BODY = 16 * 2**20
+#: Bytes of one response that are not its body: informational responses, headers, chunk headers. Of
+#: a gateway that sends each token as a chunk, they are enough for 60,000 tokens.
+MAX_OVERHEAD = 2**19
 #: Commas and opening brackets of one body: at most so many values are made of it. A reply with 20
 #: log-probabilities of each of 6,000 tokens has as many. Empty lists would take 40 times their
 #: bytes, and keep the interpreter from all other threads while they are made.
@@ -228,7 +233,7 @@ class BoundedBody:
         self._limit = limit
         self._where = where
         self._parts: list[bytes] = []
-        self._size = 0
+        self._size = self._packed = 0
         encoding = headers.get("content-encoding", "identity").strip().lower()
         self._unpack = None
         if encoding in ("gzip", "x-gzip", "deflate"):
@@ -247,6 +252,9 @@ class BoundedBody:
         if self._unpack is not None:
             if self._unpack.eof and chunk:
                 raise BadReply(f"the reply of {self._where} has bytes after its compressed end")
+            self._packed += len(chunk)
+            if self._packed > self._limit:  # of which little comes, or nothing
+                raise self._too_large()
             try:
                 chunk = self._unpack.decompress(chunk, self._limit - self._size + 1)
             except zlib.error:

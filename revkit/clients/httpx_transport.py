@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from .httpcore_stream import Exchanged
+
 __all__ = ["HttpxAsyncTransport", "HttpxTransport"]
 
 #: Held while garbage collection is off; reentrant, for a collection may just be closing a client.
@@ -103,6 +105,8 @@ class HttpxTransport:
     def send(self, request: Request) -> Response:
         """Send one request and wait for the whole response. Raises ``ModelError`` kinds."""
         end = time.monotonic() + self._timeout
+        exchanged = self._exchanged()
+        exchanged.begin(end)
         with self._lock:
             self._at_work.add(threading.get_ident())
         try:
@@ -112,6 +116,7 @@ class HttpxTransport:
                 for chunk in chunks:
                     if time.monotonic() > end:
                         raise self._errors.no_reply_in_time()
+                    exchanged.body += len(chunk)
                     body.feed(chunk)
                 return Response(status, headers, body.end())
         except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
@@ -179,6 +184,15 @@ class HttpxTransport:
             if _has_more(response):
                 response.extensions["network_stream"].close()
 
+    def _exchanged(self) -> Exchanged:
+        """What this thread has got of its response."""
+        found: Exchanged | None = getattr(self._own, "exchanged", None)
+        if found is None:
+            from .httpcore_stream import Exchanged
+
+            found = self._own.exchanged = Exchanged()
+        return found
+
     def _close_idle(self) -> None:
         """Close the connections of threads that wait for a row: they hold file descriptors."""
         with self._lock:  # with which no thread begins a request
@@ -189,7 +203,10 @@ class HttpxTransport:
     def _of_this_thread(self) -> httpx.HTTPTransport:
         own: httpx.HTTPTransport | None = getattr(self._own, "http", None)
         if own is None:
+            from .httpcore_stream import BoundedBackend
+
             own = self._own.http = _own_http(self._proxy, self._tls)
+            own._pool._network_backend = BoundedBackend(self._exchanged(), self._errors.flooded)
             self._opened.append((threading.get_ident(), own))
         return own
 

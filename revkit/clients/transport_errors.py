@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ..errors import AttemptTimeout, BadReply, ConnectionFailed, ModelError, RevkitError
 from .descriptors import are_few, is_no_descriptor
-from .http import CONNECT_TIMEOUT, display_url
+from .http import CONNECT_TIMEOUT, MAX_OVERHEAD, display_url
 
 __all__ = ["TransportErrors", "from_aiohttp", "from_httpx"]
 
@@ -86,6 +86,12 @@ class TransportErrors:
         return AttemptTimeout(
             f"no whole reply from {self.where}{self._through} within {self._timeout:g} s; raise "
             "the client's timeout=, or use fewer workers if the server is overloaded"
+        )
+
+    def flooded(self) -> BadReply:
+        return BadReply(
+            f"{self.where}{self._through} sent more than {MAX_OVERHEAD:,} bytes around the reply: "
+            "informational responses, headers or tiny chunks without end; see the server's log"
         )
 
     def not_http(self) -> BadReply:
