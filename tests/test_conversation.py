@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import threading
 from typing import Any
 
 import pytest
@@ -134,3 +135,50 @@ def test_what_is_refused() -> None:
         talk.ask("a")
     with pytest.raises(UsageError, match="asks a text, not int"):
         Conversation(FakeModel(lambda text: text)).ask(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_stop_ends_the_wait_of_a_conversation_in_a_thread(shared: bool) -> None:
+    """No reply ever comes, and the client would wait for two minutes."""
+    token = revkit.CancelToken()
+
+    with serve(gate=threading.Event()) as server:
+        own = Conversation(client(server))
+
+        def ask(row: Any, context: Any) -> str:
+            return (own if shared else context.state).ask(str(row))
+
+        canceller = threading.Thread(
+            target=lambda: (server.await_requests(1 if shared else 2), token.cancel("enough"))
+        )
+        canceller.start()
+        factory = None if shared else lambda worker: Conversation(client(server))
+        with pytest.raises(revkit.RunCancelled) as caught:
+            revkit.parallel_map(
+                ["a", "b"], ask, max_workers=1 if shared else 2, cancel=token, factory=factory
+            )
+        canceller.join()
+        assert server.await_hang_ups()
+        rows = caught.value.result.rows
+        assert rows["status"].tolist() == ["cancelled", "not_started" if shared else "cancelled"]
+        for thread in threading.enumerate():
+            if thread.name.startswith("revkit-worker"):
+                thread.join(10)
+                assert not thread.is_alive()
+
+
+def test_a_conversation_can_be_used_again_after_a_stop() -> None:
+    token, gate = revkit.CancelToken(), threading.Event()
+    with serve(echo, gate=gate) as server, Conversation(client(server)) as talk:
+
+        def ask(row: Any) -> str:
+            return talk.ask(str(row))
+
+        canceller = threading.Thread(target=lambda: (server.await_requests(1), token.cancel()))
+        canceller.start()
+        with pytest.raises(revkit.RunCancelled):
+            revkit.parallel_map(["a"], ask, cancel=token)
+        canceller.join()
+        gate.set()
+        assert talk.messages == []
+        assert talk.ask("b") == "heard 1: b"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..clients import registry
+from ..clients.contract import Aborted
 from ..errors import UsageError
+from ..runtime.cancel import aborted_by_stop
 from ..runtime.options import Failures
 from ..runtime.work import adrive, drive
 from ..task.answer import Answers
@@ -91,7 +93,8 @@ class Conversation:
         """Ask the model, and wait for its reply.
 
         What could not be answered is not remembered. The model's thoughts are not part of the
-        answer, and the model is not shown them again.
+        answer, and the model is not shown them again. In a function of ``parallel_map``, a stop of
+        the run that cancels what runs ends the wait.
 
         Raises:
             BadOutput: the reply is no answer: ``CutOff``, say.
@@ -111,7 +114,14 @@ class Conversation:
             self._transport = self._client.transport(max_workers=1)
         question = _question(text)
         sent = [*self.messages, question]
-        return self._remember(sent, drive(self._session.exchange(sent), self._transport.send))
+        transport = self._transport
+        try:
+            with aborted_by_stop(getattr(transport, "abort", None)):  # a user's own may have none
+                reply = drive(self._session.exchange(sent), transport.send)
+        except Aborted:
+            self.close()
+            raise
+        return self._remember(sent, reply)
 
     async def aask(self, text: str) -> str:
         """:meth:`ask`, awaited."""

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncio import Task
 
-__all__ = ["CancelToken", "is_done_to", "is_interrupt", "may_be_the_engines"]
+__all__ = [
+    "CancelToken",
+    "aborted_by_stop",
+    "is_done_to",
+    "is_interrupt",
+    "may_be_the_engines",
+    "works_for",
+]
+
+#: The token of the run whose worker this thread is, cancelled by a stop that cancels what runs.
+_of_this_worker: ContextVar[CancelToken | None] = ContextVar("revkit-cancel", default=None)
 
 
 class CancelToken:
@@ -67,6 +79,30 @@ class CancelToken:
         with self._lock:
             if callback in self._callbacks:
                 self._callbacks.remove(callback)
+
+
+@contextmanager
+def works_for(token: CancelToken) -> Iterator[None]:
+    """In here, this thread is a worker of the run that the token cancels."""
+    before = _of_this_worker.set(token)
+    try:
+        yield
+    finally:
+        _of_this_worker.reset(before)
+
+
+@contextmanager
+def aborted_by_stop(abort: Callable[[], object] | None) -> Iterator[None]:
+    """In here, a stop of the run whose worker this thread is calls ``abort``, from any thread."""
+    token = _of_this_worker.get()
+    if token is None or abort is None:
+        yield
+        return
+    take_back = token.on_cancel(abort)
+    try:
+        yield
+    finally:
+        take_back()
 
 
 def is_interrupt(error: BaseException) -> bool:

@@ -34,7 +34,7 @@ from ..task.answer import Answers
 from ..task.chat import Message, Reply
 from ..task.kinds import CallableTask, ModelTask
 from ..task.returned import HUGE, values_of
-from .cancel import CancelToken, is_interrupt, may_be_the_engines
+from .cancel import CancelToken, is_interrupt, may_be_the_engines, works_for
 from .failures import Failures
 from .prompts import Prompts
 from .state import States
@@ -135,13 +135,16 @@ class CallableWork:
         self._cancel.cancel(reason)  # nothing else stops a function of the user's
 
     def worker(self, worker: int) -> AbstractContextManager[Attempts]:
-        return nullcontext(self._attempt) if self._states is None else self._with_state(worker)
+        return self._in_thread(worker)
 
     @contextmanager
-    def _with_state(self, worker: int) -> Iterator[Attempts]:
-        assert self._states is not None
-        with self._states.of(worker) as get:
-            yield lambda attempt: self._attempt(attempt, get)
+    def _in_thread(self, worker: int) -> Iterator[Attempts]:
+        with works_for(self._cancel):
+            if self._states is None:
+                yield self._attempt
+                return
+            with self._states.of(worker) as get:
+                yield lambda attempt: self._attempt(attempt, get)
 
     def aworker(self, worker: int) -> AbstractAsyncContextManager[AsyncAttempts]:
         return nullcontext(self._aattempt) if self._states is None else self._with_astate(worker)
@@ -160,6 +163,8 @@ class CallableWork:
         try:
             return Success(self._values(self._call(attempt, state)))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is this row's error
+            if type(error) is Aborted and self._cancel.cancelled:  # the wait of a Conversation
+                return CANCELLED
             return self._failures.of_function(error)
 
     async def _aattempt(

@@ -46,7 +46,11 @@ class LoopThread:
         self._closing = False
         ready = threading.Event()
         self.loop.call_soon(ready.set)
-        threading.Thread(target=self._serve, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+        except BaseException:  # the system gives no more threads
+            self.loop.close()
+            raise
         ready.wait()
 
     def _serve(self) -> None:
@@ -114,13 +118,17 @@ class LoopBeside:
         self._row_name = row_name
         self._is_own = factory is not None
         self._thread = background() if factory is None else LoopThread(factory, "revkit-run-loop")
-        self.clock = clock_of(self._thread.loop)
-        if abs(self.clock() - time.monotonic()) > _SAME_CLOCK:  # it may leap meanwhile
-            hand_over.patience = None
         #: since when the loop has not answered; None: it has
         self._asked: float | None = None
         self._answered = threading.Event()
         self._stopping = False
+        try:
+            self.clock = clock_of(self._thread.loop)
+            if abs(self.clock() - time.monotonic()) > _SAME_CLOCK:  # it may leap meanwhile
+                hand_over.patience = None
+        except BaseException:  # nobody has the engine yet, to close it
+            self.close()
+            raise
 
     def start(self) -> float:
         began = self.clock()
