@@ -267,3 +267,33 @@ def test_limits_and_workers_are_those_of_the_run_and_times_since_it_began() -> N
 def test_partitions_that_ran_nowhere_have_rows_and_no_lanes() -> None:
     whole = merged(part(0, host="", process="", workers=0))
     assert (whole.total, whole.places, whole.workers, whole.ended) == (2, [], 1, 0.0)
+
+
+def test_lanes_are_chosen_by_when_partitions_began_not_by_their_number() -> None:
+    """On one clock, their own clocks' offsets added; workers in the order of their numbers."""
+    whole = merged(part(0, [good(0, 3, 4)], at=3.0, ended=5.0), part(1, [good(0, 1, 2)], ended=3.0))
+    assert whole.places == [Place("node", "0")]
+    whole = merged(part(0, [good(0, 1, 2)]), part(1, [good(0, 1, 2)], offset=9.0))
+    assert whole.places == [Place("node", "0")]
+    whole = merged(part(0, [good(0, 1, 2)], offset=5.0), part(1, [good(0, 11, 12)], at=10.0))
+    assert whole.places == [Place("node", "0")] * 2
+    whole = merged(part(0, [good(0, 1, 2, worker=8), good(1, 1, 2, worker=1)]))
+    assert dict(zip(whole.row, whole.worker, strict=True)) == {0: 1, 1: 0}
+
+
+def test_times_count_from_when_the_run_began_for_the_first_partition() -> None:
+    stop = Stop(StopKind.BUDGET, "it is used up", cancels=False)
+    one = part(0, began=90.0, offset=90.0)
+    two = part(1, [good(0, 1, 2)], began=95.0, offset=94.0, stop=stop, stopped_at=3.0)
+    whole = merged(one, two)
+    assert (list(whole.start), whole.ended) == ([5.0], 13.0)
+    assert (whole.stopped, whole.stopped_at) == (stop, 7.0)
+    assert merged(part(0)).started_at == NOON
+    assert merged(part(0, at=2.0, began=5.0)).started_at == NOON  # clocks differ a little
+    assert merged(part(0, at=5.0, began=2.0)).started_at == NOON - timedelta(seconds=3)
+
+
+def test_nothing_is_said_of_partitions_that_never_ran() -> None:
+    whole = merged(part(0, host=""))
+    assert (whole.warnings, whole.samples, whole.started_at) == ([], 1, NOON)
+    assert merged(part(0, lost=2)).warnings[0].startswith("about 2 attempts were made")
