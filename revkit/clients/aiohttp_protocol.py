@@ -56,3 +56,4 @@ class _Protocol(ResponseHandler):
         self.set_exception(error)
         if payload is not None and payload.exception() is None:
             payload.set_exception(error)
+            self._payload = None  # else it gets another error when the connection is lost
