@@ -48,7 +48,7 @@ class Crowding:
 
     def succeeded(self) -> None:
         """An attempt ended well. Where all that may run did so, one more may."""
-        if self.times and self.limit < self._most:
+        if self.limit < self._most:
             self._in_a_row = 0
             self._good += 1
             if self._good >= self.limit:

@@ -210,10 +210,7 @@ class Scheduler:
         self._outage.is_alive = self._outage.is_alive or alive
 
     def settle(self, attempt: Attempt, outcome: Outcome, now: float) -> Decision:
-        """Decide what the outcome of a running attempt means.
-
-        The worker that settles should take next: what it gets, others would have got.
-        """
+        """Decide what an attempt's outcome means; the worker that settles should take next."""
         return self.account(attempt, now, outcome, now).decision
 
     def account(self, attempt: Attempt, start: float, outcome: Outcome, now: float) -> Attempted:
@@ -245,7 +242,8 @@ class Scheduler:
         self._trouble.pop(row, None)
         self._uncommitted += self._commits
         self._refusals.succeeded(now)
-        self.crowding.succeeded()
+        if self.crowding.times:
+            self.crowding.succeeded()
         if not self._access.is_granted:
             self._access.reply()
         if not self._outage.is_calm or self._parked:
@@ -353,13 +351,11 @@ class Scheduler:
     @property
     def room(self) -> int:
         """How many attempts more might run, 0 or fewer where there is no place for another one."""
-        room = self._limit - len(self._running) - self._uncommitted
+        limit, throttle = self.crowding.limit, self._throttle
+        if throttle is not None:
+            limit = min(limit, throttle.limit)
+        room = limit - len(self._running) - self._uncommitted
         return min(room, self._outage.room) if self._outage.is_narrow else room
-
-    @property
-    def _limit(self) -> int:
-        limit = self.crowding.limit
-        return limit if self._throttle is None else min(limit, self._throttle.limit)
 
     @property
     def _not_before(self) -> float:
@@ -426,7 +422,10 @@ class Scheduler:
 
     def _see_life(self, row: int, start: float, now: float) -> None:
         """The server has answered an attempt, which began at ``start``."""
-        if self._outage.life(row, now, workers=self._limit):
+        limit = self.crowding.limit
+        if self._throttle is not None:
+            limit = min(limit, self._throttle.limit)
+        if self._outage.life(row, now, workers=limit):
             self._go_on(now)
         if self._outage.is_away:
             return
