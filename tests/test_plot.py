@@ -403,7 +403,7 @@ def test_a_wait_for_a_retry_is_a_line_to_the_next_attempt_of_the_row() -> None:
     (path,) = lines.get_segments()
     np.testing.assert_allclose(path[[0, -1], 0], [1.0, 3.0])  # from its end to the next start
     assert (path[0, 1], round(path[-1, 1])) == (0, 1)  # of worker 0 to that of worker 1
-    assert keys(ax)[-1] == "waited to be retried (1)"
+    assert keys(ax)[-1] == "waited to be retried"
     attempts.loc[0, "outcome"] = "failed"  # and the run was continued by retry_failed()
     assert not [c for c in drawn(attempts, workers=2).collections if c.get_label() == "waited"]
     attempts.loc[0, "outcome"] = "retried"

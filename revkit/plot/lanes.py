@@ -156,7 +156,7 @@ def draw_waits(ax: Axes, bars: Bars, scale: Scale) -> list[Artist]:
     x, y = np.stack([x0, x0, x1, x1], axis=1), np.stack([y0, below, below, edge], axis=1)
     look = {"linewidth": 1.1, "linestyle": (0, (1.5, 1.5)), "color": ink()}
     add(ax, LineCollection(list(np.stack([x, y], axis=2)), zorder=3, label="waited", **look))
-    return [Line2D([], [], label=f"waited to be retried ({len(one):,})", **look)]
+    return [Line2D([], [], label="waited to be retried", **look)]
 
 
 def write_rows(ax: Axes, bars: Bars, labels: Sequence[object] | None, scale: Scale) -> None:
