@@ -438,7 +438,7 @@ def tell(story: Story) -> Verdict:
         verdict.ok, verdict.errors = counts["ok"], counts["error"]
         verdict.unfinished = story.rows - len(done)
         verdict.again = sum(n in done for n in books.asked)
-        if story.store == "file" and story.trouble != "store damaged":
+        if story.store != "none" and story.trouble != "store damaged":
             verdict.check(
                 not verdict.again, f"{verdict.again} rows that were ok were asked for once more"
             )
