@@ -25,6 +25,7 @@ until three requests are in flight, and ``gate=threading.Event()`` until the tes
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import select
@@ -40,6 +41,8 @@ from typing import Any, Literal, cast
 
 #: Key and self-signed certificate of localhost, 127.0.0.1 and model.example, for these tests only.
 CERTIFICATE = Path(__file__).with_name("loopback.pem")
+
+_NUMBERS = itertools.count(1)
 
 #: A gate that is never filled opens after so many seconds, with a reply that says so.
 GATE_LIMIT = 20.0
@@ -396,7 +399,10 @@ class Server(Listener):
         found = self.rule(body["messages"], body)
         if isinstance(found, str):
             found = reply(found, body)
-        return Status(200, found) if isinstance(found, dict) else found
+        if not isinstance(found, dict):
+            return found
+        # As real servers do; a response that is like the one before looks like a copy of it.
+        return Status(200, found, {"x-request-id": f"{next(_NUMBERS)}"})
 
 
 def _hangs_up(connection: int) -> bool:

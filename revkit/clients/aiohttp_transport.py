@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from .contract import Request, Response
+from .doubled import DoubledResponses, Verdict
 from .http import (
     CONNECT_TIMEOUT,
     HEADERS,
@@ -54,6 +55,7 @@ class AiohttpTransport:
     ):
         import aiohttp
 
+        from .aiohttp_connections import CarriedResponse, CleanConnector
         from .aiohttp_protocol import bound
 
         proxy = proxy_for(endpoint)
@@ -62,8 +64,9 @@ class AiohttpTransport:
         self._proxy = proxy
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._deadline = _Deadline(timeout)
+        self._doubled = DoubledResponses()
         self._urls: dict[str, Any] = {}  #: a run has one or two: parsing them is a tenth of a row
-        connector = aiohttp.TCPConnector(
+        connector = CleanConnector(
             limit=max_workers,
             keepalive_timeout=KEEPALIVE,
             ssl=tls_for(endpoint) or True,
@@ -71,6 +74,7 @@ class AiohttpTransport:
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
+            response_class=CarriedResponse,
             headers=HEADERS,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -90,25 +94,10 @@ class AiohttpTransport:
         assert task is not None
         self._deadline.set(task)
         try:
-            response = await self._session.request(
-                "GET" if request.body is None else "POST",
-                url,
-                data=_payload(request.body),
-                headers=request.headers,
-                allow_redirects=False,
-                proxy=self._proxy,
-            )
-            try:
-                headers = lower_headers(response.headers.items())
-                body = BoundedBody(headers, limit=self._max_body, where=self._errors.where)
-                content = response.content
-                body.feed(await content.readany())
-                while not content.at_eof():
-                    body.feed(await content.readany())
-            except BaseException:
-                response.release()  # at its end it is released by itself, and this costs time
-                raise
-            return Response(response.status, headers, body.end())
+            while True:
+                response, verdict = await self._exchange(url, request)
+                if verdict != "ask again":
+                    return response
         except asyncio.CancelledError:
             if self._deadline.has_passed(task):
                 raise self._errors.no_reply_in_time() from None
@@ -117,6 +106,32 @@ class AiohttpTransport:
             raise from_aiohttp(error, self._errors) from None
         finally:
             self._deadline.lift(task)
+
+    async def _exchange(self, url: Any, request: Request) -> tuple[Response, Verdict | None]:
+        """The next response, and what :class:`DoubledResponses` says of it."""
+        response: Any = await self._session.request(
+            "GET" if request.body is None else "POST",
+            url,
+            data=_payload(request.body),
+            headers=request.headers,
+            allow_redirects=False,
+            proxy=self._proxy,
+        )
+        try:
+            headers = lower_headers(response.headers.items())
+            body = BoundedBody(headers, limit=self._max_body, where=self._errors.where)
+            content = response.content
+            body.feed(await content.readany())
+            while not content.at_eof():
+                body.feed(await content.readany())
+        except BaseException:
+            response.release()  # at its end it is released by itself, and this costs time
+            raise
+        received = Response(response.status, headers, body.end())
+        verdict = self._doubled.verdict(response.carrier, request, received)
+        if verdict:
+            response.carrier.close()
+        return received, verdict
 
     def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, _ = address

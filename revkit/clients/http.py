@@ -11,8 +11,9 @@ the user passes. A user cannot tell the transports apart. One rule each:
 - **Compression**: transports ask for gzip. ``BoundedBody`` unpacks it, and bounds the body as it
   arrives, and how many values are in it.
 - **Floods**: a response has at most ``MAX_OVERHEAD`` bytes beside its body.
-- **Lengths**: bytes after the end of a response close the connection. httpx would take them for
-  the next response, so a row could get a reply that was not meant for it.
+- **Lengths**: bytes after the end of a response close the connection, also those that arrive while
+  it is idle. Either library would take them for the next response, so a row could get a reply that
+  was not meant for it. ``DoubledResponses`` recognises what arrives later still.
 - **Time**: ``timeout`` bounds a whole exchange, ``CONNECT_TIMEOUT`` the making of a connection.
 - **Connections**: at most one a worker, kept open between requests; cookies are dropped.
 - **Faults** are ``ConnectionFailed`` (no connection, or it broke), ``AttemptTimeout`` or

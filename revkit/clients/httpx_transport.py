@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RowFailure
 from .contract import Aborted, Request, Response
+from .doubled import DoubledResponses, Verdict
 from .http import (
     CONNECT_TIMEOUT,
     HEADERS,
@@ -90,6 +91,7 @@ class HttpxTransport:
         self._max_body = max_body
         self._extensions = {**_waits(timeout), "trace": self._trace}
         self._http = http
+        self._doubled = DoubledResponses()
         #: guards the two below
         self._lock = threading.RLock()  # httpcore may call back while garbage is collected
         self._aborted = False
@@ -106,19 +108,14 @@ class HttpxTransport:
         """Send one request and wait for the whole response. Raises ``ModelError`` kinds."""
         end = time.monotonic() + self._timeout
         exchanged = self._exchanged()
-        exchanged.begin(end)
         with self._lock:
             self._at_work.add(threading.get_ident())
         try:
-            self._go_on()
-            with self._open(request) as (status, headers, chunks):
-                body = BoundedBody(headers, limit=self._max_body, where=self._errors.where)
-                for chunk in chunks:
-                    if time.monotonic() > end:
-                        raise self._errors.no_reply_in_time()
-                    exchanged.body += len(chunk)
-                    body.feed(chunk)
-                return Response(status, headers, body.end())
+            while True:
+                self._go_on()
+                response, verdict = self._exchange(request, end, exchanged)
+                if verdict != "ask again":
+                    return response
         except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
             self._go_on()
             failure = from_httpx(error, self._errors)
@@ -164,8 +161,27 @@ class HttpxTransport:
         with self._lock:
             self._at_work.discard(threading.get_ident())
 
+    def _exchange(
+        self, request: Request, end: float, exchanged: Exchanged
+    ) -> tuple[Response, Verdict | None]:
+        """The next response, and what :class:`DoubledResponses` says of it."""
+        exchanged.begin(end)
+        with self._open(request) as (response, chunks):
+            headers = lower_headers(response.headers.multi_items())
+            body = BoundedBody(headers, limit=self._max_body, where=self._errors.where)
+            for chunk in chunks:
+                if time.monotonic() > end:
+                    raise self._errors.no_reply_in_time()
+                exchanged.body += len(chunk)
+                body.feed(chunk)
+            received = Response(response.status_code, headers, body.end())
+            verdict = _verdict(self._doubled, request, response, received)
+            if verdict or _has_more(response):
+                response.extensions["network_stream"].close()
+            return received, verdict
+
     @contextmanager
-    def _open(self, request: Request) -> Iterator[tuple[int, dict[str, str], Iterator[bytes]]]:
+    def _open(self, request: Request) -> Iterator[tuple[httpx.Response, Iterator[bytes]]]:
         import httpx
 
         http = self._http or self._of_this_thread()
@@ -180,9 +196,7 @@ class HttpxTransport:
                 chunks = iter([response.content])
             else:
                 chunks = response.iter_raw()
-            yield response.status_code, lower_headers(response.headers.multi_items()), chunks
-            if _has_more(response):
-                response.extensions["network_stream"].close()
+            yield response, chunks
 
     def _exchanged(self) -> Exchanged:
         """What this thread has got of its response."""
@@ -285,6 +299,19 @@ def _has_more(response: httpx.Response) -> bool:
     return link is not None and bool(link._h11_state.trailing_data[0])
 
 
+def _verdict(
+    doubled: DoubledResponses, request: Request, response: httpx.Response, received: Response
+) -> Verdict | None:
+    """What is said of a response on its connection.
+
+    HTTP/2 numbers its responses, and a mock has no connection.
+    """
+    connection = response.extensions.get("network_stream")
+    if connection is None or response.extensions.get("http_version") == b"HTTP/2":
+        return None
+    return doubled.verdict(connection, request, received)
+
+
 class HttpxAsyncTransport:
     """Carries requests on the running loop, over the user's ``AsyncClient`` or transport.
 
@@ -305,23 +332,36 @@ class HttpxAsyncTransport:
         self._max_body = max_body
         self._waits = _waits(timeout)
         self._http = http
+        self._doubled = DoubledResponses()
 
     async def send(self, request: Request) -> Response:
         """Send one request and wait for the whole response. Raises ``ModelError`` kinds."""
         try:
             async with asyncio.timeout(self._timeout):
-                async with self._open(request) as (status, headers, chunks):
-                    body = BoundedBody(headers, limit=self._max_body, where=self._errors.where)
-                    async for chunk in chunks:
-                        body.feed(chunk)
-                    return Response(status, headers, body.end())
+                while True:
+                    response, verdict = await self._exchange(request)
+                    if verdict != "ask again":
+                        return response
         except Exception as error:  # noqa: BLE001 - what is not a library's comes back as it is
             raise from_httpx(error, self._errors) from None
+
+    async def _exchange(self, request: Request) -> tuple[Response, Verdict | None]:
+        """The next response, and what :class:`DoubledResponses` says of it."""
+        async with self._open(request) as (response, chunks):
+            headers = lower_headers(response.headers.multi_items())
+            body = BoundedBody(headers, limit=self._max_body, where=self._errors.where)
+            async for chunk in chunks:
+                body.feed(chunk)
+            received = Response(response.status_code, headers, body.end())
+            verdict = _verdict(self._doubled, request, response, received)
+            if verdict or _has_more(response):
+                await response.extensions["network_stream"].aclose()
+            return received, verdict
 
     @asynccontextmanager
     async def _open(
         self, request: Request
-    ) -> AsyncIterator[tuple[int, dict[str, str], AsyncIterator[bytes]]]:
+    ) -> AsyncIterator[tuple[httpx.Response, AsyncIterator[bytes]]]:
         import httpx
 
         if isinstance(self._http, httpx.AsyncClient):
@@ -335,9 +375,7 @@ class HttpxAsyncTransport:
                 chunks = _once(response.content)
             else:
                 chunks = response.aiter_raw()
-            yield response.status_code, lower_headers(response.headers.multi_items()), chunks
-            if _has_more(response):
-                await response.extensions["network_stream"].aclose()
+            yield response, chunks
         finally:
             await response.aclose()
 

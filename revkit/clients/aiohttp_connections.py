@@ -1,0 +1,78 @@
+"""What aiohttp is told of its connections beyond its own rules.
+
+Imported late, with aiohttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
+__all__ = ["CarriedResponse", "CleanConnector"]
+
+
+class CleanConnector(aiohttp.TCPConnector):
+    """Closes a connection with unread bytes instead of using it again.
+
+    aiohttp would take a response that arrived before the request for the request's own.
+    """
+
+    def __init__(self, *args: object, **kwargs: object):
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._used: WeakSet[ResponseHandler] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - theirs
+    ) -> Connection:
+        """A connection for a request; see :class:`aiohttp.BaseConnector`."""
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            carrier = connection.protocol
+            assert carrier is not None
+            if carrier not in self._used:  # TLS may have sent tickets over a new one
+                self._used.add(carrier)
+                return connection
+            if not carrier.should_close and not _is_readable(carrier.transport):
+                return connection
+            connection.close()
+
+
+class CarriedResponse(aiohttp.ClientResponse):
+    """A response that knows its connection to the end.
+
+    Attributes:
+        carrier: the connection; aiohttp itself forgets it with the last byte.
+    """
+
+    carrier: ResponseHandler
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        """Read the head; called by aiohttp."""
+        assert connection.protocol is not None
+        self.carrier = connection.protocol
+        return await super().start(connection)
+
+
+def _is_readable(transport: asyncio.BaseTransport | None) -> bool:
+    """Whether bytes, or the end, have arrived that the loop has not read yet.
+
+    Without ``poll``, on Windows, the loop has a read under way at any time.
+    """
+    found = None if transport is None else transport.get_extra_info("socket")
+    if found is None or found.fileno() < 0 or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(found.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
