@@ -371,7 +371,7 @@ class Server(Listener):
         match seen.method, seen.path:
             case "POST", "/api/chat":
                 return self._chat(seen, _ollama_reply, _ollama_missing)
-            case "POST", "/v1/chat/completions":
+            case "POST", path if path.endswith("/v1/chat/completions"):  # below a gateway's, say
                 return self._chat(seen, _openai_reply, _openai_missing)
             case "GET", "/api/tags":
                 return Status(200, {"models": [_ollama_model(name) for name in self.models or []]})

@@ -12,6 +12,7 @@ import html
 import json
 import logging
 import pickle
+import re
 import traceback
 import urllib.parse
 from collections.abc import Callable
@@ -25,11 +26,15 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import servers
+from examples import examples
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from servers import RESET, Status, serve
 
 import revkit
 from revkit import Retry, RunFailed, Signature
 from revkit.clients.contract import Client, Request
+from revkit.clients.redact import Redactor
 
 #: With characters that JSON and URLs may spell in other ways, around a part that all spell alike.
 KEY = "Zx9/hush-hush+0123456789="
@@ -71,6 +76,10 @@ WAYS: dict[str, Make] = {
     "header": lambda url, _: openai(url, headers={"X-Api-Key": KEY}),
     "password in the URL": lambda url, _: openai(within(url, f"me:{QUOTED}")),
     "user in the URL": lambda url, _: openai(within(url, QUOTED)),
+    "path": lambda url, _: revkit.OpenAICompatible("m", base_url=f"{url}/token/{QUOTED}/v1"),
+    "name and value in the body": lambda url, _: openai(
+        url, extra_body={"headers": [{"name": "X-AuthToken", "value": KEY}]}
+    ),
     "query": lambda url, _: revkit.OpenAICompatible("m", base_url=f"{url}/v1?key={QUOTED}"),
     "field of the body": lambda url, _: openai(url, extra_body={"route": {"api_key": KEY}}),
     "list in the body": lambda url, _: openai(url, extra_body={"routes": [{"api_key": KEY}]}),
@@ -265,6 +274,78 @@ def test_a_key_in_a_reply_is_not_kept(engine: Any) -> None:
         df = frame("?")
         df.llm.parallel_map(ANSWER, model=openai(server.url, api_key=KEY), engine=engine)
     assert df["answer"].tolist() == ["Your key is [key]!"]
+
+
+def spelt(key: str) -> dict[str, str]:
+    """The key in the text of a JSON string, as servers may spell it."""
+    first, rest = key[0], key[1:]
+    return {
+        "an escape": f"\\u{ord(first):04x}{rest}",
+        "a capital escape": f"\\u{ord(first):04X}{rest}",
+        "all escapes": "".join(f"\\u{ord(char):04x}" for char in key),
+        "JSON in JSON": f"\\\\u{ord(first):04x}{rest}",
+        "a URL": f"%{ord(first):02x}{rest}",
+        "a page": f"&#{ord(first)};{rest.replace('-', '&#x2D;')}",
+        "a login": base64.b64encode(f"me:{key}".encode()).decode(),
+        "another login": base64.b64encode(f"you:{key}".encode()).decode(),
+        "a third login": base64.urlsafe_b64encode(f"them:{key}:x".encode()).decode(),
+    }
+
+
+PLAIN_KEY = "Zx9hushhush0123456789"
+
+
+@pytest.mark.parametrize("engine", ["thread", "async"])
+@pytest.mark.parametrize("way", spelt(PLAIN_KEY))
+def test_a_key_is_taken_out_however_it_is_spelt(engine: Any, way: str, tmp_path: Path) -> None:
+    said = spelt(PLAIN_KEY)[way]
+    reply = {"choices": [{"message": {"content": "Your key: HERE!"}, "finish_reason": "stop"}]}
+    events: list[Any] = []
+
+    class Listener:
+        def on_event(self, event: revkit.Event) -> None:
+            events.append(event)
+
+    def rule(messages: list[dict[str, str]], _: dict[str, Any]) -> servers.Answer:
+        if messages[-1]["content"] == "bad":
+            return Status(400, json.dumps({"error": "HERE is not a key"}).replace("HERE", said))
+        return Status(200, json.dumps(reply).replace("HERE", said).encode())
+
+    store = tmp_path / "store.sqlite"
+    with serve(rule) as server:
+        df = frame("good", "bad")
+        run = df.llm.parallel_map(
+            "{question}", model=openai(server.url, api_key=PLAIN_KEY), engine=engine, store=store,
+            observer=Listener(), max_workers=1, output="answer",
+        )  # fmt: skip
+    assert "[key]" in df["answer"][0]
+    part = said if "login" in way else PLAIN_KEY
+    kept = saved(run, tmp_path / "run.parquet") | {
+        f"{path}": path.read_bytes().decode("latin-1") for path in tmp_path.iterdir()
+    }
+    for text in (everything(run) | kept | {"events": repr(events)}).values():
+        decoded = json.dumps(text).encode().decode("unicode_escape")
+        assert part not in text
+        assert part not in decoded
+
+
+@examples(100)
+@given(data=st.data(), key=st.text("abcXYZ0189-_./+=~", min_size=20, max_size=30))
+def test_any_mixture_of_spellings_is_found(data: st.DataObject, key: str) -> None:
+    assume(re.search("[A-Za-z0-9]{4}", key))
+    said = ""
+    for char in key:
+        code = ord(char)
+        ways = [char, f"\\u{code:04x}", f"\\\\u{code:04X}", f"%{code:02x}", f"&#{code};"]
+        said += data.draw(st.sampled_from([*ways, f"&#x{code:X};"]))
+    body = f'{{"a": "<{said}>", "b": "\\u0022%22\\\\ é"}}'.encode()
+    hushed = json.loads(Redactor([key]).body(body))
+    assert hushed == {"a": "<[key]>", "b": '"%22\\ é'}
+
+
+def test_a_body_without_the_key_is_left_as_it_came() -> None:
+    body = b'{"a": "100%25 \\u0073ure &#115; \\u003cb\\u003e"}'
+    assert Redactor([PLAIN_KEY]).body(body) is body
 
 
 def test_a_key_that_may_be_a_word_stays_in_replies_and_not_in_messages() -> None:

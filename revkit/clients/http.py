@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .._version import __version__
 from ..errors import BadReply, UsageError
+from .redact import keys_in_path
 
 if TYPE_CHECKING:
     import ssl
@@ -51,6 +52,7 @@ __all__ = [
     "Added",
     "BoundedBody",
     "added_by",
+    "base_url",
     "display_url",
     "engines_for",
     "lower_headers",
@@ -130,14 +132,27 @@ def added_by(http: UserHttp | None) -> Added:
 
 
 def display_url(url: str) -> str:
-    """The URL as it may be shown: without credentials, query and fragment, which can hold keys.
+    """The URL as it may be shown: without credentials, query and fragment, and keys in the path.
 
     >>> display_url("https://me:secret@example.com:8443/v1/?key=secret")
     'https://example.com:8443/v1'
+    >>> display_url("https://example.com/v1/sk-abc123/chat")
+    'https://example.com/v1/[key]/chat'
     """
     parts = urllib.parse.urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+    keys = set(keys_in_path(parts.path))
+    path = "/".join("[key]" if part in keys else part for part in parts.path.split("/"))
+    return f"{parts.scheme}://{_host(parts)}{path.rstrip('/')}"
+
+
+def base_url(url: str) -> str:
+    """The URL as requests begin: without credentials, query and fragment."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{_host(parts)}{parts.path.rstrip('/')}"
+
+
+def _host(parts: urllib.parse.SplitResult) -> str:
+    return parts.netloc.rpartition("@")[2]
 
 
 def proxy_for(url: str) -> str | None:

@@ -20,7 +20,7 @@ from ..errors import BadReply, ModelError, UsageError
 from .body import decoded
 from .contract import AsyncTransport, Client, Finding, Request, Response, Transport
 from .error_body import error_body
-from .http import HINT, added_by, display_url, engines_for
+from .http import HINT, added_by, base_url, display_url, engines_for
 from .redact import (
     MAX_QUOTE,
     Redactor,
@@ -114,8 +114,7 @@ class HttpClient(Client):
         self.timeout = float(timeout)
         self.rate_limit = rate_limit
         parts = _split(url, parameter)
-        #: As it may be shown and stored: without credentials and query.
-        self.endpoint = self.provider = display_url(url)
+        self._base = base_url(url)
         self._http = http
         self.parameter = parameter
         self._hint = hint
@@ -142,6 +141,8 @@ class HttpClient(Client):
                 *keys_in_fields(body or {}),
             }
         )
+        #: As it may be shown and stored: without keys, credentials and query.
+        self.endpoint = self.provider = self._redactor.url(display_url(url))
 
     def key_settings(self) -> dict[str, Any]:
         """:meth:`settings`, and a digest of the user's headers and query without keys, if any."""
@@ -199,7 +200,7 @@ class HttpClient(Client):
 
     def url(self, path: str) -> str:
         """Absolute URL of a path under the endpoint."""
-        return f"{self.endpoint}{path}{self._query}"
+        return f"{self._base}{path}{self._query}"
 
     def request(self, path: str, body: bytes | None = None) -> Request:
         """A request to a path under the endpoint, with the client's headers."""

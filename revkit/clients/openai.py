@@ -145,7 +145,7 @@ class OpenAICompatible(HttpClient):
     def _props(self) -> dict[str, Any]:
         """What a llama.cpp server says of itself."""
         root = copy.copy(self)
-        root.endpoint = self.endpoint.removesuffix("/v1")
+        root._base = self._base.removesuffix("/v1")
         return root.get("/props")
 
     def repeats_itself(self, task: ModelTask) -> str | None:

@@ -7,6 +7,8 @@ quote. Everything that decides what is a key lives here.
 
 from __future__ import annotations
 
+import base64
+import functools
 import hashlib
 import json
 import re
@@ -27,6 +29,7 @@ __all__ = [
     "keys_in_fields",
     "keys_in_headers",
     "keys_in_httpx",
+    "keys_in_path",
     "keys_in_url",
     "public",
     "without_keys",
@@ -43,7 +46,8 @@ _PARTS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _SECRETS = {
     *("key", "secret", "secrets", "password", "passwords", "passwd", "passphrase", "pwd"),
     *("auth", "oauth", "authorization", "authentication", "bearer", "jwt", "assertion"),
-    *("credential", "credentials", "cookie", "cookies", "signature", "sig"),
+    *("credential", "credentials", "cookie", "cookies", "signature", "sig", "passcode", "otp"),
+    *("pat", "sas", "dsn", "csrf", "xsrf"),
     *("sessionid", "apikey", "apikeys", "authkey", "accesskey", "secretkey", "privatekey"),
     *("authtoken", "apitoken", "accesstoken", "refreshtoken", "bearertoken", "sessiontoken"),
     "clientsecret",
@@ -60,6 +64,23 @@ _SECRET_TOKENS = {
 }
 #: Before ``token`` one of these says that a model's vocabulary is meant.
 _VOCABULARY = {"bos", "eos", "pad", "unk", "sep", "cls", "mask", "stop", "start", "end", "max"}
+#: A letter, digit or the like that JSON, a URL or a page spells in another way. Quotes and
+#: backslashes are none of them: a body stays JSON when they are written plainly.
+_ESCAPED = re.compile(
+    r"\\{1,8}u00(?!22|5c)([2-7][0-9a-f])|%(?!22|5c)([2-7][0-9a-f])"
+    r"|&#0{0,8}(?!34|92)([3-9]\d|1[01]\d|12[0-6]);|&#x0{0,8}(?!22|5c)([2-7][0-9a-f]);",
+    re.IGNORECASE,
+)
+#: Fields that name the header or variable whose value stands beside them.
+_NAMES = ("name", "key", "header", "header_name")
+#: A part of a URL's path that is a key, as providers write theirs.
+_PATH_KEY = re.compile(
+    r"(?:sk|pk|rk|key)[-_](?=.*\d)[\w.*~-]{5,}|(?:xai|nvapi|pplx|glpat)-[\w-]{10,}"
+    r"|(?:gsk|hf|gh[a-z]|github_pat|r8|fw|tgp|lsv2)_\w{10,}|AIza[\w-]{20,}|AKIA[A-Z0-9]{12,}"
+    r"|eyJ[\w-]+(?:\.[\w-]*){2,}",
+    re.IGNORECASE | re.ASCII,
+)
+_URL_SAFE = str.maketrans("+/", "-_")
 #: Keys as they are commonly written, a masked one included.
 _KEY = re.compile(r"(?i)\bbearer\s+[\w.~+/=*-]{8,}|\bsk-[\w.*-]{8,}")
 
@@ -74,7 +95,11 @@ def is_secret(name: str) -> bool:
     """
     found: list[str] = _PARTS.findall(name)
     words = ["", "", *map(str.lower, found)]
+    if words[-1] in ("value", "header"):  # of what is named before
+        del words[-1]
     before, last = words[-2:]
+    if last == "string":
+        return before == "connection"
     if last == "keys":
         return before in _SECRET_KEYS or not before
     if last == "tokens":
@@ -105,9 +130,24 @@ def public(fields: Mapping[str, Any]) -> dict[str, Any]:
     def shown(value: Any) -> Any:
         if isinstance(value, Mapping):
             return public(value)
-        return [*map(shown, value)] if isinstance(value, list | tuple) else value
+        if isinstance(value, list | tuple):
+            return [*map(shown, value)]
+        return without_keys(value) if isinstance(value, str) else value
 
-    return {name: shown(value) for name, value in fields.items() if not is_secret(name)}
+    secret = _secret_fields(fields)
+    return {name: shown(value) for name, value in fields.items() if name not in secret}
+
+
+def _secret_fields(fields: Mapping[str, Any]) -> set[str]:
+    """Names of the fields that are secret.
+
+    >>> _secret_fields({"name": "Authorization", "value": "Bearer me"})
+    {'value'}
+    """
+    secret = {name for name in fields if is_secret(name)}
+    if any(isinstance(said := fields.get(name), str) and is_secret(said) for name in _NAMES):
+        secret.update({"value", "values"}.intersection(fields))
+    return secret
 
 
 class Redactor:
@@ -118,11 +158,23 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str]):
-        secrets = set(secrets)
-        keys = [secret for secret in secrets if len(secret) >= MIN_KEY]
-        self._secrets, self._keys = _spellings(secrets), _spellings(keys)
+        given = {secret for secret in secrets if secret}
+        self._all = given.union(map(_unescaped, given))
+        long = [secret for secret in self._all if len(secret) >= MIN_KEY]
+        self._long = [*long, *(part for secret in long for part in _within_base64(secret))]
         #: Without any of these words in it, a response holds no key.
-        self._words = [_longest_word(key).encode() for key in keys]
+        self._words = [_longest_word(key) for key in self._long]
+        self._as_bytes = [word.encode() for word in self._words]
+
+    # Compiled where they are needed: most runs never see a key come back, and some keys are long.
+
+    @functools.cached_property
+    def _secrets(self) -> re.Pattern[str]:
+        return _spellings(self._all.union(self._long))
+
+    @functools.cached_property
+    def _keys(self) -> re.Pattern[str]:
+        return _spellings(self._long)
 
     def body(self, body: bytes) -> bytes:
         """A whole response without the keys that were sent; the same object if it has none.
@@ -130,27 +182,56 @@ class Redactor:
         Before anything is read of it, so that a key is never cut in two, and stands neither in a
         message nor in what a run keeps: a reply that repeats a key has "[key]" in its place.
         """
-        if not any(word in body for word in self._words):
+        if not self._words:
             return body
-        text = body.decode("utf-8", "surrogateescape")
-        return self._keys.sub("[key]", text).encode("utf-8", "surrogateescape")
+        if b"\\u00" not in body and b"%" not in body and b"&#" not in body:
+            if not any(word in body for word in self._as_bytes):
+                return body
+            text = body.decode("utf-8", "surrogateescape")
+        else:
+            text = _unescaped(body.decode("utf-8", "surrogateescape"))
+            if not any(word in text for word in self._words):
+                return body
+        text, found = self._keys.subn("[key]", text)
+        return text.encode("utf-8", "surrogateescape") if found else body
+
+    def url(self, url: str) -> str:
+        """An address without the keys."""
+        found = any(word in url for word in self._words)
+        return self._keys.sub("[key]", url) if found else url
 
     def quote(self, text: str) -> str:
         """A server's words as they may be shown: on one line, bounded, without keys."""
         text = text[: 64 * MAX_QUOTE]  # what comes later is not shown, and may be megabytes
-        text = one_line(without_keys(self._secrets.sub("[key]", text)))
+        hushed, found = self._secrets.subn("[key]", _unescaped(text))
+        text = one_line(without_keys(hushed if found else text))
         return text if len(text) <= MAX_QUOTE else text[:MAX_QUOTE].rstrip() + " …"
 
 
 def keys_in_url(parts: urllib.parse.SplitResult) -> Iterator[str]:
-    """What is secret in a URL: the password, or a user without one, and what a query holds."""
+    """What is secret in a URL: the password, or a user without one; keys in path and query."""
     login = parts.password or parts.username
     if login:
         yield urllib.parse.unquote(login)
+    yield from keys_in_path(parts.path)
     for pair in parts.query.split("&"):
         name, _, value = pair.partition("=")
         if is_secret(name) or len(value) >= MIN_KEY:
             yield from (value, urllib.parse.unquote(value))
+
+
+def keys_in_path(path: str) -> Iterator[str]:
+    """The parts of a URL's path that are keys: by their form, or by the part before them.
+
+    >>> list(keys_in_path("/v1/sk-abc123/chat")), list(keys_in_path("/token/n7Yxq3Wb/v1"))
+    (['sk-abc123'], ['n7Yxq3Wb'])
+    """
+    before = ""
+    for part in path.split("/"):
+        named = is_secret(before) and len(part) >= 8 and re.search(r"\d", part)
+        if named or _PATH_KEY.fullmatch(urllib.parse.unquote(part)):
+            yield part
+        before = part
 
 
 def keys_in_headers(headers: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -199,13 +280,14 @@ def keys_in_fields(fields: Mapping[str, Any]) -> Iterator[str]:
 
     def below(value: Any, secret: bool) -> Iterator[str]:
         if isinstance(value, Mapping):
+            names = _secret_fields(value)
             for name, item in value.items():
-                yield from below(item, secret or is_secret(name))
+                yield from below(item, secret or name in names)
         elif isinstance(value, list | tuple):
             for item in value:
                 yield from below(item, secret)
-        elif isinstance(value, str) and secret:
-            yield value
+        elif isinstance(value, str):
+            yield from [value] if secret else (found[0] for found in _KEY.finditer(value))
 
     yield from below(fields, False)
 
@@ -229,6 +311,36 @@ def _spellings(secrets: Iterable[str]) -> re.Pattern[str]:
 
     longest_first = sorted(filter(None, secrets), key=len, reverse=True)
     return re.compile("|".join("".join(map(spelt, secret)) for secret in longest_first) or r"\b\B")
+
+
+def _within_base64(secret: str) -> Iterator[str]:
+    """How a text of which the secret is a part, such as ``user:key``, holds it in base64.
+
+    Three bytes make four characters, so there are three ways, by the length of what is before it.
+
+    >>> login = base64.b64encode(b"user:a-long-secret").decode()
+    >>> [part in login for part in _within_base64("a-long-secret")]
+    [False, False, True]
+    """
+    for before in range(3):
+        held = bytes(before) + secret.encode("utf-8", "surrogatepass")
+        start, end = (before * 8 + 5) // 6, len(held) * 8 // 6
+        part = base64.b64encode(held).decode()[start:end]
+        yield from {part, part.translate(_URL_SAFE)}
+
+
+def _unescaped(text: str) -> str:
+    """The text with all of ASCII as it is, but for quotes and backslashes.
+
+    >>> _unescaped("k%65y, &#107;ey, &#x6b;ey, %22")
+    'key, key, key, %22'
+    """
+
+    def plain(found: re.Match[str]) -> str:
+        decimal = found[3]
+        return chr(int(decimal) if decimal else int(found[found.lastindex or 0], 16))
+
+    return _ESCAPED.sub(plain, text)
 
 
 def _longest_word(secret: str) -> str:
