@@ -531,3 +531,14 @@ def test_the_ones_that_come_with_revkit_hear_a_run(
     assert types[0] == "parallel.start"
     assert types[-1] == "parallel.complete"
     assert types.count("row.settled") == 2
+
+
+@pytest.mark.parametrize(
+    "unseen", ["\x1b[31m", "\x7f", "\x9b31m", "\u202e", "\u2066", "\u200f", "\u2028", "\U000e0041"]
+)
+def test_a_line_of_json_holds_nothing_that_a_terminal_obeys(unseen: str) -> None:
+    data = {"model": f"a{unseen}b", "text": "é 日本 \U0001f469\u200d\U0001f4bb"}
+    line = revkit.Event("row.settled", "2026", "revkit", "7c", data).to_json()
+    assert line.replace("\u200d", "").isprintable()
+    assert "é 日本 \U0001f469\u200d\U0001f4bb" in line
+    assert json.loads(line)["data"] == data

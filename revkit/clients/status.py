@@ -28,6 +28,13 @@ def status_error(
     quoted = f': "{message}"' if message else ""
     if 300 <= status < 400:
         target = _redirect_target(client, response)
+        if target is None:
+            location = client.quote(response.headers["location"].rpartition("@")[2])
+            return ServerError(
+                f'{where} redirects to "{location}" ({status}), which is no address of a server; '
+                f"is {client.parameter}= right? If it is, see what stands before the server",
+                status=status,
+            )
         return ServerError(
             f"{where} redirects to {target} ({status}), and redirects are not followed, so "
             "that no key travels to another server; if that is the right address, pass it as "
@@ -87,13 +94,22 @@ def _denied(
     return error
 
 
-def _redirect_target(client: HttpClient, response: Response) -> str:
-    """Where a redirect points, as what the user would have to pass instead."""
+def _redirect_target(client: HttpClient, response: Response) -> str | None:
+    """Where a redirect points, as what the user would have to pass instead.
+
+    None: it names no address that could be passed.
+    """
     location = response.headers.get("location", "")
     if not location:
         return "nowhere"
-    target = display_url(urllib.parse.urljoin(client.url(client.path), location))
-    return client.quote(target.removesuffix(client.path))
+    try:
+        target = urllib.parse.urljoin(client.url(client.path), location)
+        parts = urllib.parse.urlsplit(target)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            return None
+    except ValueError:  # a broken IPv6 address, a port that is no number
+        return None
+    return client.quote(display_url(target).removesuffix(client.path))
 
 
 def _advice(status: int) -> str:

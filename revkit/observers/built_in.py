@@ -34,7 +34,9 @@ class JsonLines:
         self._lines: list[str] = []
 
     def on_event(self, event: Event) -> None:
-        line = event.to_json() if self._takes_all else json.dumps(event.to_dict())
+        line = event.to_json()
+        if not self._takes_all:
+            line = json.dumps(json.loads(line)).replace("\x7f", "\\u007f")
         self._lines.append(line)
         if len(self._lines) >= _AT_ONCE:
             self._write()

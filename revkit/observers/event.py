@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,6 +11,8 @@ from typing import Any, Protocol
 import orjson
 
 __all__ = ["Event", "Observer"]
+
+_UNSEEN = re.compile(r"[^ -~]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,18 @@ class Event:
         }
 
     def to_json(self) -> str:
-        """The event as one JSON object on one line."""
-        return orjson.dumps(self.to_dict()).decode()
+        """The event as one JSON object on one line.
+
+        What a terminal would obey, such as control characters and marks of direction, is escaped.
+        """
+        line = orjson.dumps(self.to_dict()).decode()
+        return line if line.isprintable() else _UNSEEN.sub(_escaped, line)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """A character that is not printable, as JSON writes it; joiners, which scripts need, stay."""
+    char = found[0]
+    return char if char.isprintable() or char in "\u200c\u200d" else json.dumps(char)[1:-1]
 
 
 class Observer(Protocol):
