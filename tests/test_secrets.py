@@ -33,7 +33,7 @@ from servers import RESET, Status, serve
 
 import revkit
 from revkit import Retry, RunFailed, Signature
-from revkit.clients.contract import Client, Request
+from revkit.clients.contract import Client, Request, Response
 from revkit.clients.redact import Redactor
 
 #: With characters that JSON and URLs may spell in other ways, around a part that all spell alike.
@@ -245,6 +245,67 @@ def test_a_request_does_not_show_itself() -> None:
     assert pickle.loads(pickle.dumps(Request("http://box"))) == Request("http://box")
 
 
+def test_a_response_does_not_show_itself() -> None:
+    response = Response(500, {"x": KEY}, KEY.encode())
+    assert repr(response) == "Response(status=500)"
+    assert not isinstance(response, tuple)
+
+
+def variables_in(error: BaseException) -> str:
+    """All variables of all frames of an error and what led to it, as reporters of errors see them.
+
+    Those of this file are left out: the tests have the key.
+    """
+    shown = []
+    found: list[BaseException | None] = [error]
+    while found:
+        link = found.pop()
+        if link is None:
+            continue
+        found += [link.__cause__, link.__context__]
+        extracted = traceback.TracebackException.from_exception(link, capture_locals=True)
+        for frame in extracted.stack:
+            if frame.filename != __file__:
+                shown += [f"{frame.name}: {each}" for each in (frame.locals or {}).items()]
+    return "\n".join(shown)
+
+
+@pytest.mark.parametrize(
+    "way", ["api_key", "query", "path", "field of the body", "option of Ollama"]
+)
+@pytest.mark.parametrize("engine", ["thread", "async"])
+def test_no_variable_of_a_traceback_shows_a_key(
+    engine: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve() as server:
+        rule = repeats(server)
+        huge = Status(200, b" " * 17_000_000, {"X-You-Sent": KEY})
+        server.rule = lambda messages, body: (
+            huge if messages[-1]["content"] == "huge" else rule(messages, body)
+        )
+        client = WAYS[way](server.url, monkeypatch)
+        for question in [*QUESTIONS[:-1], "huge", "denied"]:
+            with pytest.raises(RunFailed) as failed:
+                frame(question).llm.parallel_map(
+                    ANSWER, model=client, engine=engine, max_workers=1, retry=ONCE
+                )
+            causes = [f.cause for f in failed.value.result._record.attempt_failures.values()]
+            assert all(causes)
+            for error in filter(None, [failed.value, *causes]):
+                assert_hushed({f"a variable ({question})": variables_in(error)})
+    with pytest.raises(RunFailed) as failed:  # the server is gone
+        frame("?").llm.parallel_map(ANSWER, model=client, engine=engine, retry=ONCE)
+    for error in [f.cause for f in failed.value.result._record.attempt_failures.values()]:
+        assert error is not None
+        assert_hushed({"a variable": variables_in(error)})
+
+
+def test_no_variable_shows_a_key_where_a_client_is_not_pickled() -> None:
+    with pytest.raises(revkit.UsageError) as refused:
+        pickle.dumps(openai("http://box", api_key=KEY))
+    assert_hushed({"a variable": variables_in(refused.value)})
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -372,6 +433,7 @@ def test_what_the_user_sends_is_not_touched() -> None:
 
 
 CELLS = """
+%xmode Verbose
 import pandas as pd
 import revkit
 client = revkit.OpenAICompatible("m")

@@ -85,17 +85,12 @@ class AiohttpTransport:
 
     async def send(self, request: Request) -> Response:
         """Send one request and wait for the whole response. Raises ``ModelError`` kinds."""
-        url = self._urls.get(request.url)
-        if url is None:
-            import yarl
-
-            url = self._urls[request.url] = yarl.URL(request.url)
         task = asyncio.current_task()
         assert task is not None
         self._deadline.set(task)
         try:
             while True:
-                response, verdict = await self._exchange(url, request)
+                response, verdict = await self._exchange(request)
                 if verdict != "ask again":
                     return response
         except asyncio.CancelledError:
@@ -107,11 +102,19 @@ class AiohttpTransport:
         finally:
             self._deadline.lift(task)
 
-    async def _exchange(self, url: Any, request: Request) -> tuple[Response, Verdict | None]:
+    def _url(self, url: str) -> Any:
+        found = self._urls.get(url)
+        if found is None:
+            import yarl
+
+            found = self._urls[url] = yarl.URL(url)
+        return found
+
+    async def _exchange(self, request: Request) -> tuple[Response, Verdict | None]:
         """The next response, and what :class:`DoubledResponses` says of it."""
         response: Any = await self._session.request(
             "GET" if request.body is None else "POST",
-            url,
+            self._url(request.url),
             data=_payload(request.body),
             headers=request.headers,
             allow_redirects=False,

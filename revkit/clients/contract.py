@@ -53,12 +53,16 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-class Response(NamedTuple):
-    """One whole HTTP response. Header names are lower-case."""
+@dataclass(slots=True)
+class Response:
+    """One whole HTTP response. Header names are lower-case.
+
+    Its repr is the status alone, for a server may repeat the key: see :class:`Request`.
+    """
 
     status: int
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 Exchange = Generator[Request, Response, Reply]

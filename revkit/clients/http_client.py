@@ -14,6 +14,7 @@ import inspect
 import re
 import urllib.parse
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ..errors import BadReply, ModelError, UsageError
@@ -77,6 +78,10 @@ class HttpClient(Client):
     #: Where the server lists its models: path, field of the list, field of a name. None: nowhere.
     model_list: tuple[str, str, str] | None = None
     timeout: float
+    #: Its address as it may be shown, and the argument it came from; a traceback may ask for its
+    #: repr before it is made.
+    endpoint = ""
+    parameter = "base_url"
     #: The arguments as they were given: a client is pickled as these.
     _given: tuple[tuple[Any, ...], dict[str, Any]]
     #: Arguments that are pickled in another form, such as one that the environment decided.
@@ -174,20 +179,21 @@ class HttpClient(Client):
         Raises:
             UsageError: an argument holds a key in the clear, or connections of this process.
         """
-        arguments = self.arguments()
-        if arguments.pop("http", None) is not None:
+        if self._http is not None:
             raise UsageError(
                 f"{self!r} was given http=, which holds connections of this process and cannot be "
                 "sent to another one; leave http= out"
             )
-        for name, value in arguments.items():
-            if _holds_key(name, value):
-                raise UsageError(
-                    f"{self!r} was given a key in {name}=, and keys are not sent to other "
-                    'processes: say where each finds it, with revkit.Secret(env="…") or '
-                    'revkit.Secret(file="…") in api_key= or headers=; OPENAI_API_KEY is read '
-                    "where it is used anyway"
-                )
+        # Not in variables of this function, which tracebacks may show.
+        for name in [name for name, value in self.arguments().items() if _holds_key(name, value)]:
+            raise UsageError(
+                f"{self!r} was given a key in {name}=, and keys are not sent to other "
+                'processes: say where each finds it, with revkit.Secret(env="…") or '
+                'revkit.Secret(file="…") in api_key= or headers=; OPENAI_API_KEY is read '
+                "where it is used anyway"
+            )
+        arguments = self.arguments()
+        arguments.pop("http", None)
         return _with_arguments, (type(self), arguments)
 
     def __copy__(self) -> HttpClient:
@@ -292,7 +298,7 @@ class HttpClient(Client):
     def received(self, response: Response) -> Response:
         """The response without the keys that were sent (:meth:`Redactor.body`)."""
         body = self._redactor.body(response.body)
-        return response if body is response.body else response._replace(body=body)
+        return response if body is response.body else replace(response, body=body)
 
     def quote(self, text: str) -> str:
         """A server's words as they may be shown (:meth:`Redactor.quote`)."""

@@ -43,8 +43,10 @@ class HttpSession:
         Raises:
             BadReply: what came back is not valid HTTP.
         """
+        request = self._http.request(self._http.path, body)
+        del body  # tracebacks may show variables, and a key may stand in it
         try:
-            response = yield self._http.request(self._http.path, body)
+            response = yield request
         except BadReply as error:
             raise self.bad_reply(str(error), transient=error.transient) from None
         return self._http.received(response)

@@ -167,11 +167,13 @@ class OllamaSession(HttpSession):
     def exchange(self, messages: Sequence[Message]) -> Exchange:
         """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
         body = encode(self._static, messages)
-        response = yield from self.send(body)
+        size = len(body) - len(self._static)
+        sending = self.send(body)
+        del body  # as in send()
+        response = yield from sending
         self._check.saw(response)
         reply = self._read(self.json(response), response)
         self.worked = True
-        size = len(body) - len(self._static)
         if self._check.passes(size, reply):
             return reply
         return (yield from self._check.checked(messages, size, reply))

@@ -12,6 +12,7 @@ import os
 import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
@@ -275,8 +276,7 @@ class OpenAISession(HttpSession):
         """Ask for one reply. Raises :class:`~revkit.errors.RowFailure` kinds."""
         dialect = self._dialect
         while True:
-            body = encode(self._static_body(dialect), messages)
-            response = yield from self.send(body)
+            response = yield from self.send(encode(self._static_body(dialect), messages))
             if 200 <= response.status < 300:
                 break
             failure = self.failure(response)
@@ -370,7 +370,7 @@ class OpenAISession(HttpSession):
         if error:
             body = orjson.dumps({"error": error})
             status = error_body(body).status or _BAD_GATEWAY
-            failure = self.failure(response._replace(body=body), status)
+            failure = self.failure(replace(response, body=body), status)
         else:
             where = self._client.endpoint
             failure = ServerError(

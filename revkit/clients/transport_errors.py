@@ -154,6 +154,29 @@ def _reason(error: BaseException, *, otherwise: str = "") -> tuple[str, str]:
 
 def from_httpx(error: Exception, errors: TransportErrors) -> Exception:
     """One of our errors for one of httpx, or of httpcore where a transport lets it through."""
+    return _without_frames(error, _from_httpx(error, errors))
+
+
+def from_aiohttp(error: Exception, errors: TransportErrors) -> Exception:
+    """One of our errors for one of aiohttp."""
+    return _without_frames(error, _from_aiohttp(error, errors))
+
+
+def _without_frames(error: Exception, made: Exception) -> Exception:
+    """The error that was made of another one, without the library's frames.
+
+    Requests, URLs and headers stand in their variables, and so does the key: tools that show a
+    traceback with its variables would show it.
+    """
+    if isinstance(made, RevkitError):
+        link: BaseException | None = error
+        while link is not None and link.__traceback__ is not None:
+            link.__traceback__ = None
+            link = link.__cause__ or link.__context__
+    return made
+
+
+def _from_httpx(error: Exception, errors: TransportErrors) -> Exception:
     names = {cls.__name__ for cls in type(error).__mro__}
     if _is_out_of_descriptors(error):
         return errors.no_descriptor()
@@ -179,8 +202,7 @@ def from_httpx(error: Exception, errors: TransportErrors) -> Exception:
     return _from_any(error, errors)
 
 
-def from_aiohttp(error: Exception, errors: TransportErrors) -> Exception:
-    """One of our errors for one of aiohttp."""
+def _from_aiohttp(error: Exception, errors: TransportErrors) -> Exception:
     import aiohttp
 
     if _is_out_of_descriptors(error):
