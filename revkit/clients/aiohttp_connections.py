@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections.abc import Callable
 from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import aiohttp
 
@@ -28,7 +29,8 @@ class CleanConnector(aiohttp.TCPConnector):
 
     def __init__(self, *args: object, **kwargs: object):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self._used: WeakSet[ResponseHandler] = WeakSet()
+        #: how to see whether bytes have arrived, for connections that were used before
+        self._used: WeakKeyDictionary[ResponseHandler, Callable[[], bool]] = WeakKeyDictionary()
 
     async def connect(
         self,
@@ -41,10 +43,11 @@ class CleanConnector(aiohttp.TCPConnector):
             connection = await super().connect(req, traces, timeout)
             carrier = connection.protocol
             assert carrier is not None
-            if carrier not in self._used:  # TLS may have sent tickets over a new one
-                self._used.add(carrier)
+            has_more = self._used.get(carrier)
+            if has_more is None:  # TLS may have sent tickets over a new one
+                self._used[carrier] = _readable(carrier.transport)
                 return connection
-            if not carrier.should_close and not _is_readable(carrier.transport):
+            if not carrier.should_close and not has_more():
                 return connection
             connection.close()
 
@@ -65,14 +68,14 @@ class CarriedResponse(aiohttp.ClientResponse):
         return await super().start(connection)
 
 
-def _is_readable(transport: asyncio.BaseTransport | None) -> bool:
-    """Whether bytes, or the end, have arrived that the loop has not read yet.
+def _readable(transport: asyncio.BaseTransport | None) -> Callable[[], bool]:
+    """A function that says whether bytes, or the end, have arrived that the loop has not read yet.
 
     Without ``poll``, on Windows, the loop has a read under way at any time.
     """
     found = None if transport is None else transport.get_extra_info("socket")
     if found is None or found.fileno() < 0 or not hasattr(select, "poll"):
-        return False
+        return lambda: False
     poll = select.poll()
     poll.register(found.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+    return lambda: bool(poll.poll(0))

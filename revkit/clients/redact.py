@@ -181,9 +181,10 @@ class Redactor:
         given = {secret for secret in secrets if secret}
         self._all = given.union(map(_unescaped, given))
         long = [secret for secret in self._all if len(secret) >= MIN_KEY]
-        self._long = [*long, *(part for secret in long for part in _within_base64(secret))]
+        bare = [secret for secret in long if " " not in secret]  # without a scheme before it
+        self._long = [*long, *(part for secret in bare for part in _within_base64(secret))]
         #: Without any of these words in it, a response holds no key.
-        self._words = [_longest_word(key) for key in self._long]
+        self._words = list({_longest_word(key) for key in self._long})
         self._as_bytes = [word.encode() for word in self._words]
 
     # Compiled where they are needed: most runs never see a key come back, and some keys are long.
