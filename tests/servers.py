@@ -35,7 +35,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -399,10 +399,12 @@ class Server(Listener):
         found = self.rule(body["messages"], body)
         if isinstance(found, str):
             found = reply(found, body)
-        if not isinstance(found, dict):
+        if isinstance(found, dict):
+            found = Status(200, found)
+        if isinstance(found, Raw) or found.status >= 300:
             return found
         # As real servers do; a response that is like the one before looks like a copy of it.
-        return Status(200, found, {"x-request-id": f"{next(_NUMBERS)}"})
+        return replace(found, headers={"x-request-id": f"{next(_NUMBERS)}", **found.headers})
 
 
 def _hangs_up(connection: int) -> bool:
