@@ -81,4 +81,4 @@ def test_a_row_of_a_model_takes_few_calls(tmp_path: Path) -> None:
             store = tmp_path / f"{next(stores)}.sqlite"
             return asyncio.run(df.llm.aparallel_map(model=model, max_workers=16, store=store))
 
-        assert calls_per_row(run) < 104  # with claims: others' runs do not pay for its rows
+        assert calls_per_row(run) < 110  # with claims, and a look for doubled responses

@@ -26,7 +26,7 @@ httpcore_stream    the bounds on a response in threads
 aiohttp_protocol   the bound on a response on the event loop
 aiohttp_transport  requests of the event loop
 descriptors        how many connections this process may have open
-aiohttp_connections connections with unread bytes are not used again
+aiohttp_connections  connections with unread bytes are not used again
 doubled            responses that a proxy wrote twice
 transport_errors   faults of a connection, in the same words for both transports
 prices             what models cost

@@ -103,18 +103,16 @@ class AiohttpTransport:
             self._deadline.lift(task)
 
     def _url(self, url: str) -> Any:
-        found = self._urls.get(url)
-        if found is None:
-            import yarl
+        import yarl
 
-            found = self._urls[url] = yarl.URL(url)
+        found = self._urls[url] = yarl.URL(url)
         return found
 
     async def _exchange(self, request: Request) -> tuple[Response, Verdict | None]:
         """The next response, and what :class:`DoubledResponses` says of it."""
         response: Any = await self._session.request(
             "GET" if request.body is None else "POST",
-            self._url(request.url),
+            self._urls.get(request.url) or self._url(request.url),
             data=_payload(request.body),
             headers=request.headers,
             allow_redirects=False,
