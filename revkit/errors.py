@@ -382,8 +382,11 @@ def plural(count: int, what: str, then: str = "") -> str:
     ('1 row', '1,200 rows')
     >>> plural(1, "row", "are done"), plural(2, "row", "are done")
     ('1 row is done', '2 rows are done')
+    >>> plural(1, "reply"), plural(3, "reply")
+    ('1 reply', '3 replies')
     """
-    words = f"{count:,} {what}" + ("" if count == 1 else "s")
+    many = f"{what[:-1]}ies" if what.endswith("ply") else f"{what}s"
+    words = f"{count:,} {what if count == 1 else many}"
     if not then:
         return words
     verb, _, rest = then.partition(" ")

@@ -154,6 +154,29 @@ def test_a_chunk_that_begins_while_it_is_away_waits(fault: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_rows_that_wait_for_others_get_them_from_the_store(engine: str, tmp_path: Path) -> None:
+    """Two rows fail for good: only other rows can show whether the server is away."""
+
+    def rule(messages: list[dict[str, str]], body: dict[str, Any]) -> Any:
+        said = messages[-1]["content"]
+        return RESET if said in ("r5", "r6") else said + "!"
+
+    df = reviews(300)
+    with serve(rule) as server:
+        run = df.llm.parallel_map(
+            "{review}",
+            model=ollama(server.url),
+            engine=engine,
+            max_workers=1,
+            retry=SOON,
+            store=tmp_path / "replies.sqlite",
+            timeout=60,
+        )
+    assert run.errors["row"].tolist() == [5, 6]
+    assert run.metrics.succeeded == 298
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_server_that_was_never_started_fails_as_ever(engine: str) -> None:
     with serve(echo) as server:
         url = server.url

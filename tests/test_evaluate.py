@@ -214,7 +214,7 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (["cat"], "there are 1 labels for 2 rows"),
+        (["cat"], "1 label was given for 2 rows"),
         (7, "a column of run.frame, a Series, an array or a list; got 7"),
         ({"cat", "dog"}, "a column of run.frame"),
         (pd.Series(["cat", "dog"], index=[1, 0]), "in another order or number.*tolist"),
@@ -349,7 +349,7 @@ else:
 def test_bad_labels_are_told_before_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     run = run_of(["cat"])
-    with pytest.raises(UsageError, match="there are 2 labels"):
+    with pytest.raises(UsageError, match="2 labels were given"):
         run.evaluate(["cat", "cat"])
     with pytest.raises(MissingExtra):
         run.evaluate(["cat"])

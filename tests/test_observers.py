@@ -550,7 +550,7 @@ def test_logging_says_each_event_on_a_line(caplog: pytest.LogCaptureFixture) -> 
                   "BadOutput: not a label"),
         ("WARNING", "[7c9e] row.settled: row 1 error (model), attempts: 2: BadOutput: not a label"),
         ("DEBUG", "[7c9e] row.settled: row 0 ok (store), attempts: 0"),
-        ("DEBUG", "[7c9e] store.write: 1 replies in 0.2 ms"),
+        ("DEBUG", "[7c9e] store.write: 1 reply in 0.2 ms"),
         ("INFO", "[7c9e] parallel.complete: 1 ok, 1 failed, 0 cancelled, 0 not started in 1.50 s"),
     ]  # fmt: skip
     assert [record.__dict__["revkit_event"] for record in caplog.records] == [

@@ -97,7 +97,7 @@ def test_what_is_written_to_a_store_that_is_removed_is_put_again(
         part.write_bytes(b"")
         (place / module.MARK).write_text('{"version": 1}')
     assert store.get([b"1"]) == {b"1": Reply("good")}  # nobody asks for it again
-    with pytest.warns(StoreWarning, match=f"{REMOVED}.* 1 replies that this process"):
+    with pytest.warns(StoreWarning, match=f"{REMOVED}.* 1 reply that this process"):
         assert put(store, b"2")
     shutil.rmtree(place)
     assert put(store, b"3")  # which is not said again

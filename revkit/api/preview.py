@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..clients.prices import price_finder
 from ..clients.too_long import context_for
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from ..record import columns, metrics
 from ..runtime.options import ItemOptions, RunOptions
 from ..runtime.plan import Plan
@@ -382,7 +382,7 @@ def _expected(
         used = ((estimate.expected(size), each or 0.0) for size in sizes)
         cost = math.fsum(price.cost(*tokens) for tokens in used) * scale
     if completions:
-        basis = f"estimated from {len(completions)} row" + ("" if len(completions) == 1 else "s")
+        basis = f"estimated from {plural(len(completions), 'row')}"
     elif most is not None:
         basis = "prompt tokens at 3 bytes each, completion tokens at most, by max_tokens"
     else:

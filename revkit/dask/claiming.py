@@ -118,9 +118,8 @@ class ClaimingLookahead(Lookahead):
         )
         self._session = session
 
-    @property
-    def ready(self) -> bool:
-        return self._session.stop is not None or super().ready
+    def is_ready(self, tried: int) -> bool:
+        return self._session.stop is not None or super().is_ready(tried)
 
     def look(self) -> Seen:
         if self._session.stop is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..api.finish import finish
+from ..errors import plural
 from ..results.result import ParallelResult
 from ..runtime.draws import PartitionDraws
 from ..runtime.interrupt import noted_interrupts
@@ -91,8 +92,8 @@ def _result(job: Job, gathered: Gathered, warnings: Sequence[str]) -> ParallelRe
     record.warnings += warnings
     if gathered.missing:
         record.warnings.append(
-            f"{gathered.missing} of {gathered.missing + len(parts)} partitions had not arrived "
-            "when the run was ended; their rows are not in the result"
+            f"{gathered.missing} of {plural(gathered.missing + len(parts), 'partition')} had not "
+            "arrived when the run was ended; the rows of those are not in the result"
         )
     record.ended_by = KeyboardInterrupt() if gathered.interrupted else gathered.error
     return finish(call, record)

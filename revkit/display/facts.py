@@ -114,7 +114,7 @@ def counts(metrics: Metrics) -> list[str]:
         rows_of(metrics.total, metrics.samples),
         f"{metrics.succeeded:,} ok",
         *(f"{count:,} {name}" for name, count in optional.items() if count),
-        *([f"{metrics.attempts:,} attempts"] if metrics.retries else []),
+        *([plural(metrics.attempts, "attempt")] if metrics.retries else []),
     ]
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 
-from ..errors import UsageError, one_line
+from ..errors import UsageError, one_line, plural
 from .event import Event
 
 __all__ = ["JsonLines", "Logging"]
@@ -118,7 +118,7 @@ def _in_words(event: Event) -> str:
                 f"attempts: {data['attempts']}"
             )
         case "store.write":
-            words = f"{data['replies']:,} replies in {data['duration_ms']:,.1f} ms"
+            words = f"{plural(data['replies'], 'reply')} in {data['duration_ms']:,.1f} ms"
         case "parallel.complete":
             words = (
                 f"{data['items_processed']:,} ok, {data['items_failed']:,} failed, "

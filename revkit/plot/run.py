@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..errors import plural
 from ..record import frames
 from ..record.record import Record
-from .timeline import counted
 
 __all__ = ["timeline_of"]
 
@@ -30,13 +30,13 @@ def timeline_of(record: Record, index: pd.Index) -> dict[str, Any]:
     tried = len(set(record.row))
     attempted = "" if tried == record.total else f", {tried:,} attempted,"
     samples = "" if record.samples == 1 else f" x {record.samples} samples"
-    rows = counted(record.total // record.samples, "row") + samples
+    rows = plural(record.total // record.samples, "row") + samples
     stopped_at = ended if record.stopped_at is None else record.stopped_at
     return {
         "attempts": frames.attempts(record),
         "row_labels": _row_labels(index, record.samples),
         "worker_names": None if record.places is None else _worker_names(record.places),
-        "title": f"{rows}{attempted} on {counted(workers, 'worker')}",
+        "title": f"{rows}{attempted} on {plural(workers, 'worker')}",
         "workers": workers,
         "wall_s": ended - began,
         "limits": limits,

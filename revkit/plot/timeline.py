@@ -13,6 +13,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from ..errors import plural
 from . import lanes as draw
 from . import raster
 from .figure import DPI, NotebookAxes, NotebookFigure, figure_of, new_figure, png
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TimelineAxes",
-    "counted",
     "draw_timeline",
     "height_of",
     "lanes_of",
@@ -112,8 +112,8 @@ def draw_timeline(
     strip = None
     if isinstance(ax, tuple):
         ax, strip = ax
-        rows = counted(attempts["row"].nunique(), "row")
-        title = title or f"{rows} on {counted(lanes, 'worker')}"
+        rows = plural(attempts["row"].nunique(), "row")
+        title = title or f"{rows} on {plural(lanes, 'worker')}"
 
     start, end = attempts["start_s"].to_numpy(), attempts["end_s"].to_numpy()
     span = max(float(wall_s), float(end.max(initial=0.0)))
@@ -304,8 +304,3 @@ def _tidy(ax: Axes) -> None:
     ax.set_axisbelow(True)
     for side in ("top", "left", "right"):
         ax.spines[side].set_visible(False)
-
-
-def counted(n: int, what: str) -> str:
-    """So many of what is counted: 1 row, 1,200 rows."""
-    return f"{n:,} {what}" + ("" if n == 1 else "s")

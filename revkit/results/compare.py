@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .. import display
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from ..tables.dtypes import ATTRS, STRING
 
 if TYPE_CHECKING:
@@ -188,8 +188,9 @@ def _check_rows(before: ParallelResult, after: ParallelResult) -> None:
         if differ:
             raise UsageError(
                 "the runs are not on the same rows: the input "
-                f'"{display.harmless(name, 60)}" differs in {len(differ):,} of {total:,} rows, '
-                f"first in row {differ[0]}; run both on the same frame, in the same order"
+                f'"{display.harmless(name, 60)}" differs in {len(differ):,} of '
+                f"{plural(total, 'row')}, first in row {differ[0]}; run both on the same frame, in "
+                "the same order"
             )
 
 

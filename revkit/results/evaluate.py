@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .. import display
-from ..errors import MissingColumn, MissingExtra, UsageError, nearest
+from ..errors import MissingColumn, MissingExtra, UsageError, nearest, plural
 from ..tables.dtypes import same_rows
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Evaluation:
         """
         from ..plot import draw_confusion
 
-        title = f"{self.output}: accuracy {self.accuracy:.1%} of {self.evaluated:,} rows"
+        title = f"{self.output}: accuracy {self.accuracy:.1%} of {plural(self.evaluated, 'row')}"
         return draw_confusion(self.confusion, ax=ax, title=title)
 
     def report(self) -> str:
@@ -205,7 +205,8 @@ def _labels(result: ParallelResult, label: Any) -> list[Any]:
     if isinstance(given, pd.DataFrame):
         raise UsageError(f'run.frame has several columns "{label}"; rename them first')
     if len(given) != total:
-        raise UsageError(f"there are {len(given):,} labels for {total:,} rows; give one for each")
+        labels = plural(len(given), "label", "were given")
+        raise UsageError(f"{labels} for {plural(total, 'row')}; give one for each")
     return [None if no else x for x, no in zip(given.tolist(), given.isna(), strict=True)]
 
 

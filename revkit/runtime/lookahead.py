@@ -112,7 +112,9 @@ class Lookahead:
         self._claims = claims
         # What a run claims, no other one can do meanwhile.
         at_once = _BATCH if claims is None else claims.at_once
-        self._window = 2 * workers + (_AHEAD if at_once else 0)
+        self._window = 2 * workers + _AHEAD
+        #: most rows that may run and were not tried yet, or are running
+        self._untried = self._window if at_once else 2 * workers
         self._at_once = at_once or workers
         #: rows are left that were not looked at
         self._left = True
@@ -122,10 +124,15 @@ class Lookahead:
         #: the claims' version when the first of these was looked up
         self._looked_at: object = None
 
-    @property
-    def ready(self) -> bool:
-        """Whether it is time to look at the next rows."""
-        if len(self._key) >= self._window:
+    def is_ready(self, tried: int) -> bool:
+        """Whether it is time to look at the next rows.
+
+        Args:
+            tried: rows that have failed, and are not running: they keep no worker busy. Where they
+                wait for others to show whether the server is away, there must be others.
+        """
+        rows = len(self._key)
+        if rows >= self._window or rows - tried >= self._untried:
             return False
         if self._left or self._missing:
             return True

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from ..task.chat import Reply
 
 __all__ = [
     "CANCELLED",
+    "DONE",
     "OVERLOADED",
+    "WAIT",
     "Attempt",
     "Attempted",
     "Away",
@@ -32,6 +34,7 @@ __all__ = [
     "Source",
     "Started",
     "Status",
+    "Step",
     "Stop",
     "StopKind",
     "Success",
@@ -82,6 +85,20 @@ class Attempt(NamedTuple):
     worker: int
     previous: Failure | None = None  #: shown to the model, else the last failure
     due: float | None = None  #: when it might start; None: as soon as the run did
+
+
+class _Word(Enum):
+    WAIT = "wait"
+    DONE = "done"
+
+
+#: Nothing to take now; something may come when a running attempt is settled.
+WAIT: Final = _Word.WAIT
+#: Nothing to take any more.
+DONE: Final = _Word.DONE
+
+#: What a worker gets that asks for an attempt: one, the time to ask again, or a word.
+Step = Attempt | float | Literal[_Word.WAIT, _Word.DONE]
 
 
 class Success(NamedTuple):

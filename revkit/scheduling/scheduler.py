@@ -25,13 +25,14 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING
 
 from .access import Access
 from .crowding import Crowding
 from .events import (
     CANCELLED,
+    DONE,
+    WAIT,
     Attempt,
     Attempted,
     Away,
@@ -43,6 +44,7 @@ from .events import (
     HoldKind,
     Outcome,
     Started,
+    Step,
     Stop,
     StopKind,
 )
@@ -57,19 +59,6 @@ if TYPE_CHECKING:
     from .throttle import Throttle
 
 __all__ = ["DONE", "WAIT", "Scheduler"]
-
-
-class _Word(Enum):
-    WAIT = "wait"
-    DONE = "done"
-
-
-#: Nothing to take now; something may come when a running attempt is settled.
-WAIT: Final = _Word.WAIT
-#: Nothing to take any more.
-DONE: Final = _Word.DONE
-
-Step = Attempt | float | Literal[_Word.WAIT, _Word.DONE]
 
 
 class Scheduler:
@@ -337,6 +326,11 @@ class Scheduler:
     def running(self) -> list[Started]:
         """What is running, in the order in which it was started."""
         return [Started(attempt, start) for attempt, start in list(self._running.values())]
+
+    @property
+    def tried(self) -> int:
+        """How many rows have failed so far, and are not running."""
+        return len(self._again) + len(self._parked)
 
     @property
     def holds(self) -> list[Hold]:

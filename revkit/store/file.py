@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UsageError
+from ..errors import UsageError, plural
 from .lock import locked
 from .recover import Remains
 from .rows import CLAIMS, COLUMNS, FIRST, LATER, TABLE, Row, copy, transaction
@@ -120,8 +120,10 @@ class _Aside:
         if self.found is None:
             return message
         lost = len(self.found.known - self.found.read)
-        message += f" with the {self.copied:,} replies that can still be read"
-        return message + (f"; {lost:,} are lost, and are asked for again" if lost else "")
+        message += f" with {plural(self.copied, 'reply')} that can still be read"
+        return message + (
+            f"; {plural(lost, 'reply', 'are lost')}, to be asked for again" if lost else ""
+        )
 
 
 def open_file(
@@ -218,8 +220,8 @@ def _fill(
             copied += aside.copied
         warn(
             "removed",
-            f"the store {path} {was}; the {copied:,} replies that were still there are copied to "
-            "the new file",
+            f"the store {path} {was}; {plural(copied, 'reply')} that it still held "
+            f"{'is' if copied == 1 else 'are'} copied to the new file",
         )
     elif aside is not None:
         warn(aside.kind, f"the store {path} {aside}")

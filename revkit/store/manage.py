@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
-from ..errors import RevkitError, UsageError
+from ..errors import RevkitError, UsageError, plural
 from .beside import FIELDS, read_facts
 from .file import SQLITE_ERRORS, network_file_system
 from .files import replacing
@@ -104,7 +104,7 @@ class StoreInfo:
     network: str | None = None
 
     def __repr__(self) -> str:
-        lines = [f"{self.replies:,} replies in {self.path} ({self.bytes / 1e6:.1f} MB)"]
+        lines = [f"{plural(self.replies, 'reply')} in {self.path} ({self.bytes / 1e6:.1f} MB)"]
         width = max(map(len, self.by_model), default=0)
         digits = len(f"{max(self.by_model.values(), default=0):,}")
         lines += [f"  {name:{width}}  {n:{digits},}" for name, n in self.by_model.items()]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError, warn
+from ..errors import UsageError, plural, warn
 from ..task.chat import Reply
 from .beside import contradict, read_facts, write_facts
 from .claims import FileClaims
@@ -198,8 +198,8 @@ class Store:
                 self._troubles.pop("unwritten", None)
                 self._warn(
                     "lost",
-                    f"{self._lost:,} replies could not be written to {self.path}, and are not "
-                    "kept: the next run asks for them again",
+                    f"{plural(self._lost, 'reply')} could not be written to {self.path}: the next "
+                    "run asks again for what is not kept",
                 )
             self._wrote, self._lost = False, 0
             self._close_file()

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import UsageError, warn
+from ..errors import UsageError, plural, warn
 from ..task.chat import Reply
 from .beside import FIELDS, contradict, fields_of, read_facts, read_fields, write_facts
 from .contract import NO_FACTS, Claims, Facts
@@ -272,7 +272,8 @@ class SharedStore:
             self._warn(
                 "removed",
                 f"the store {self.path} was removed or replaced while it was in use. It was begun "
-                f"anew with {copied} replies that this process still had; others may be lost",
+                f"anew with {plural(copied, 'reply')} that this process still had; others may be "
+                "lost",
             )
         return part
 

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ...errors import message_of, type_of
-from ...scheduling.events import CANCELLED, Attempt, Failure, Outcome, Stop, StopKind
-from ...scheduling.scheduler import DONE, WAIT, Scheduler, Step
+from ...scheduling.events import CANCELLED, Attempt, Failure, Outcome, Step, Stop, StopKind
+from ...scheduling.scheduler import DONE, WAIT, Scheduler
 from ..cancel import is_done_to
 from ..work import AsyncAttempts, Work
 from . import OFTEN, Emit, Ended, overran

@@ -155,8 +155,9 @@ class ThreadEngine:
         self._replaced += 1
         if self._replaced > self._workers:
             reason = (
-                f"{self._replaced} attempts overran attempt_timeout={self._attempt_timeout:g}; "
-                "their threads cannot be cancelled and live on, so no more are started"
+                f"{plural(self._replaced, 'attempt')} overran "
+                f"attempt_timeout={self._attempt_timeout:g}; their threads cannot be cancelled "
+                "and live on, so no more are started"
             )
             self._scheduler.stop(Stop(StopKind.FATAL, reason, cancels=True))
         try:

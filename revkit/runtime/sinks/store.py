@@ -64,7 +64,7 @@ class StoreSink:
     @property
     def wants_rows(self) -> bool:
         """Whether it is time to look up more rows."""
-        return self.has_rows and self._lookahead.ready
+        return self.has_rows and self._lookahead.is_ready(self._scheduler.tried)
 
     def visit(self) -> None:
         """Put good replies away, in one commit, and look up the next rows. May block."""
