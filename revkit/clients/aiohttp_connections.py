@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -30,7 +30,9 @@ class CleanConnector(aiohttp.TCPConnector):
     def __init__(self, *args: object, **kwargs: object):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         #: how to see whether bytes have arrived, for connections that were used before
-        self._used: WeakKeyDictionary[ResponseHandler, Callable[[], bool]] = WeakKeyDictionary()
+        self._used: WeakKeyDictionary[ResponseHandler, Callable[[int], object]] = (
+            WeakKeyDictionary()
+        )
 
     async def connect(
         self,
@@ -47,7 +49,7 @@ class CleanConnector(aiohttp.TCPConnector):
             if has_more is None:  # TLS may have sent tickets over a new one
                 self._used[carrier] = _readable(carrier.transport)
                 return connection
-            if not carrier.should_close and not has_more():
+            if not carrier.should_close and not has_more(0):
                 return connection
             connection.close()
 
@@ -61,21 +63,22 @@ class CarriedResponse(aiohttp.ClientResponse):
 
     carrier: ResponseHandler
 
-    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+    def start(self, connection: Connection) -> Coroutine[Any, Any, aiohttp.ClientResponse]:
         """Read the head; called by aiohttp."""
         assert connection.protocol is not None
         self.carrier = connection.protocol
-        return await super().start(connection)
+        return super().start(connection)
 
 
-def _readable(transport: asyncio.BaseTransport | None) -> Callable[[], bool]:
+def _readable(transport: asyncio.BaseTransport | None) -> Callable[[int], object]:
     """A function that says whether bytes, or the end, have arrived that the loop has not read yet.
 
-    Without ``poll``, on Windows, the loop has a read under way at any time.
+    It takes the milliseconds to wait, 0. Without ``poll``, on Windows, the loop has a read under
+    way at any time.
     """
     found = None if transport is None else transport.get_extra_info("socket")
     if found is None or found.fileno() < 0 or not hasattr(select, "poll"):
-        return lambda: False
+        return lambda wait: False
     poll = select.poll()
     poll.register(found.fileno(), select.POLLIN)
-    return lambda: bool(poll.poll(0))
+    return poll.poll

@@ -102,7 +102,7 @@ class AiohttpTransport:
         finally:
             self._deadline.lift(task)
 
-    def _url(self, url: str) -> Any:
+    def _parsed(self, url: str) -> Any:
         import yarl
 
         found = self._urls[url] = yarl.URL(url)
@@ -112,7 +112,7 @@ class AiohttpTransport:
         """The next response, and what :class:`DoubledResponses` says of it."""
         response: Any = await self._session.request(
             "GET" if request.body is None else "POST",
-            self._urls.get(request.url) or self._url(request.url),
+            self._urls.get(request.url) or self._parsed(request.url),
             data=_payload(request.body),
             headers=request.headers,
             allow_redirects=False,
