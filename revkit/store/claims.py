@@ -241,7 +241,11 @@ def _connected(path: Path, patience: float) -> sqlite3.Connection:
         check_same_thread=False,
         timeout=patience,
     )
-    db.execute("PRAGMA journal_mode=MEMORY")  # nothing is written to it: no file beside it
+    try:
+        db.execute("PRAGMA journal_mode=MEMORY")  # nothing is written to it: no file beside it
+    except BaseException:  # another one has the lock
+        db.close()
+        raise
     return db
 
 
