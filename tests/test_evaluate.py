@@ -20,7 +20,7 @@ from pages import Page
 from sklearn import metrics
 
 import revkit
-from revkit import BadReply, MissingColumn, MissingExtra, ParallelResult, Signature, UsageError
+from revkit import MissingColumn, MissingExtra, ModelRefused, ParallelResult, Signature, UsageError
 from revkit.plot import NotebookAxes, draw_confusion
 from revkit.testing import FakeModel
 
@@ -35,7 +35,7 @@ def run_of(
     frame = pd.DataFrame({"sound": [f"s{i}" for i in range(len(predicted))]}, index=index)
     if labels is not None:
         frame["label"] = pd.Series(labels, dtype=object, index=index)
-    answers = [BadReply("no") if p is None else {"animal": p} for p in predicted]
+    answers = [ModelRefused("no") if p is None else {"animal": p} for p in predicted]
     result: ParallelResult = frame.llm.parallel_map(task, model=FakeModel(answers))
     return result
 
