@@ -134,7 +134,10 @@ CELLS: dict[str, tuple[Any, str]] = {
     "an Interval": (pd.Interval(0, 1), "(0, 1]"),
     "a decimal": (Decimal("12.50"), "12.50"),
     "a decimal with an exponent": (Decimal("1E+3"), "1000"),
-    "decimals in a list": ([Decimal("12.50"), Decimal("NaN")], "[12.5, null]"),
+    "decimals in a list": (
+        [Decimal("12.50"), Decimal("1.5"), Decimal("NaN")],
+        '["12.50", 1.5, null]',
+    ),
     "a decimal of many digits": ([Decimal("0.12345678901234567890")], '["0.12345678901234567890"]'),
     "numpy's numbers in a list": ([np.float64(0.1), np.int64(3), np.bool_(True)], "[0.1, 3, true]"),
     "numpy's float": (np.float64(0.1), "0.1"),

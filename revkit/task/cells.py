@@ -47,7 +47,7 @@ def text_of(value: Any, name: str) -> str:
     >>> text_of(["turn-0", None, 2.5], "turns")
     '["turn-0", null, 2.5]'
     >>> text_of({"price": Decimal("12.50")}, "offer"), text_of(Decimal("12.50"), "price")
-    ('{"price": 12.5}', '12.50')
+    ('{"price": "12.50"}', '12.50')
     """
     kind = type(value)
     if kind is str:  # nearly always
@@ -227,7 +227,8 @@ def _number(value: Decimal) -> float | str | None:
     """A decimal as a number where that has its very digits, else as text."""
     if value.is_nan():
         return None
-    return float(value) if Decimal(str(float(value))) == value else _digits(value)
+    digits = _digits(value)
+    return float(value) if str(float(value)) == digits else digits
 
 
 def _digits(value: Decimal) -> str:
