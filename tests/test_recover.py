@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revkit import Reply
+from revkit.errors import plural
 from revkit.store import Store, StoreWarning
 from revkit.store.recover import Remains
 from revkit.store.rows import COLUMNS
@@ -77,9 +78,9 @@ def test_a_damaged_page_costs_its_own_replies_only(tmp_path: Path, kind: int) ->
     lost = len(replies) - len(found)
     assert (0 < lost < 60) if kind == 13 else lost == 0
     (message,) = {str(one.message) for one in told}
-    saved = int(re.findall(r"the ([\d,]+) replies", message)[0].replace(",", ""))
+    saved = int(re.findall(r"with ([\d,]+) replies", message)[0].replace(",", ""))
     assert saved - len(found) in (0, 1)  # the new one may have been written before
-    assert (f"; {lost:,} are lost" in message) == (lost > 0)
+    assert (f"; {plural(lost, 'reply', 'are lost')}" in message) == (lost > 0)
 
 
 def test_a_damaged_head_costs_no_reply(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_every_column_is_kept_and_a_damaged_value_is_not(tmp_path: Path) -> None
         before = db.execute(f"SELECT {', '.join(COLUMNS)} FROM replies WHERE key != ?", (b"bad",))
         rows = before.fetchall()
     garble(path, 0)
-    with pytest.warns(StoreWarning, match="the 2 replies.*1 are lost"):
+    with pytest.warns(StoreWarning, match="with 2 replies.*1 reply is lost"):
         Store.open(path).close()
     with contextlib.closing(sqlite3.connect(path)) as db:
         assert sorted(db.execute(f"SELECT {', '.join(COLUMNS)} FROM replies")) == sorted(rows)
